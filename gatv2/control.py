@@ -1,0 +1,118 @@
+"""GraphAttentionLayer: the original, static GAT, the control of every claim about GATv2."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gatv2.adjacency import Backend
+from gatv2.functional import gat_attention, gat_scores
+from gatv2.graph import Flow
+from gatv2.layer import GraphAttention
+
+
+class GraphAttentionLayer(GraphAttention):
+    r"""The original Graph Attention layer, whose ranking of keys is the same for every query.
+
+    .. math::
+
+        e_{ij} = \mathrm{LeakyReLU}(a_1 \cdot W h_i + a_2 \cdot W h_j), \qquad
+        \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
+        h'_i = \sum_{j \in N_i} \alpha_{ij} W h_j
+
+    LeakyReLU is monotone and :math:`a_1 \cdot W h_i` is the same for all keys of a query, so the
+    order of the scores is that of :math:`a_2 \cdot W h_j`: attention is static.
+
+    Arguments, methods and errors are those of :class:`gatv2.GraphAttentionV2Layer`, but for
+    `share_weights`, which is True by default, as GAT has one matrix W; with False queries and keys
+    have one each, and attention is as static. `kernel` is "torch" or "auto".
+
+    Attributes:
+        linear_l: projects queries.
+        linear_r: projects keys and values; `linear_l` itself with `share_weights`.
+        attn_query: :math:`a_1`, `[n_heads, n_hidden]`.
+        attn_key: :math:`a_2`, `[n_heads, n_hidden]`.
+
+    Example:
+        >>> layer = GraphAttentionLayer(16, 8, n_heads=2)
+        >>> layer(torch.randn(4, 16), torch.tensor([[0, 0, 3], [1, 2, 3]])).shape
+        torch.Size([4, 8])
+
+    Source: Velickovic et al., "Graph Attention Networks", ICLR 2018; shown to be static in Brody,
+    Alon, Yahav, "How Attentive are Graph Attention Networks?", ICLR 2022, theorem 1.
+    """
+
+    attention_vectors = ("attn_query", "attn_key")
+    attn_query: nn.Parameter
+    attn_key: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        n_heads: int,
+        is_concat: bool = True,
+        dropout: float = 0.6,
+        leaky_relu_negative_slope: float = 0.2,
+        share_weights: bool = True,
+        *,
+        backend: Backend = "auto",
+        kernel: str = "auto",
+        flow: Flow = "target_to_source",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            n_heads,
+            is_concat,
+            dropout,
+            leaky_relu_negative_slope,
+            share_weights,
+            backend=backend,
+            kernel=kernel,
+            flow=flow,
+            device=device,
+            dtype=dtype,
+        )
+        if kernel not in ("auto", "torch"):
+            raise ValueError(
+                f"the static control has only kernel='torch' (or 'auto'); got {kernel!r}"
+            )
+
+    def attention_scores(self, h: Tensor, adj_mat: object) -> Tensor:  # noqa: D102
+        query, key = self._project(h)
+        return gat_scores(
+            query,
+            key,
+            self.attn_query.to(query.dtype),
+            self.attn_key.to(query.dtype),
+            adj_mat,
+            negative_slope=self.leaky_relu_negative_slope,
+            flow=self.flow,
+            backend=self.backend,
+        )
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        adj_mat: object,
+        *,
+        return_attention: bool,
+        seed: int | Tensor | None,
+    ) -> Any:
+        return gat_attention(
+            query,
+            key,
+            self.attn_query.to(query.dtype),
+            self.attn_key.to(query.dtype),
+            adj_mat,
+            negative_slope=self.leaky_relu_negative_slope,
+            dropout=self._active_dropout(),
+            seed=seed,
+            flow=self.flow,
+            backend=self.backend,
+            return_attention=return_attention,
+        )

@@ -1,0 +1,104 @@
+"""Which kernel does the work: an ordered tuple of kernels, each of which says why it can't."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from gatv2.adjacency import Adjacency
+from gatv2.dense import reference as dense_reference
+from gatv2.graph import Graph
+from gatv2.sparse import reference as sparse_reference
+
+
+class Attention(Protocol):
+    """The signature of every kernel; `adjacency` is a `Graph` or a mask, by the kernel's backend."""
+
+    def __call__(  # noqa: D102
+        self,
+        query: Tensor,
+        key: Tensor,
+        attn: Tensor,
+        adjacency: Any,
+        /,
+        *,
+        negative_slope: float,
+        dropout: float,
+        seed: Tensor | None,
+        return_attention: bool,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to compute GATv2 attention.
+
+    Attributes:
+        name: what a user passes as `kernel`.
+        backend: "dense" if it reads a mask, "sparse" if it reads a `Graph`.
+        attention: the function that does it.
+        unsupported: given query, key and attn, the reasons why it can't; empty if it can.
+    """
+
+    name: str
+    backend: Literal["dense", "sparse"]
+    attention: Attention
+    unsupported: Callable[[Tensor, Tensor, Tensor], list[str]]
+
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel("torch", "sparse", sparse_reference.gatv2_attention, lambda *_: []),
+    Kernel("torch", "dense", dense_reference.gatv2_attention, lambda *_: []),
+)
+"""In order of preference: "auto" takes the first kernel of a backend that has nothing against it."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A selected kernel, and for each kernel of its backend that comes before it, why it can't."""
+
+    kernel: Kernel
+    rejected: dict[str, list[str]]
+
+
+def select_kernel(
+    query: Tensor, key: Tensor, attn: Tensor, adjacency: Adjacency, *, kernel: str = "auto"
+) -> Selection:
+    """Tell which kernel serves these inputs, and why not another.
+
+    Args:
+        query: `[*B, N, H, F]`.
+        key: `[*B, M, H, F]`.
+        attn: `[H, F]`.
+        adjacency: a `Graph` for the sparse backend, a bool mask for the dense one.
+        kernel: "auto", or the name of a kernel, which is then taken or an error.
+
+    Raises:
+        ValueError: no kernel of that name, or it can't serve these inputs.
+
+    Example:
+        >>> import torch
+        >>> graph = Graph.from_edge_index(torch.tensor([[0], [1]]), n_nodes=2)
+        >>> query, key, attn = torch.randn(2, 4, 8), torch.randn(2, 4, 8), torch.randn(4, 8)
+        >>> select_kernel(query, key, attn, graph, kernel="torch").kernel.name
+        'torch'
+    """
+    backend = "sparse" if isinstance(adjacency, Graph) else "dense"
+    candidates = [candidate for candidate in KERNELS if candidate.backend == backend]
+    names = tuple(candidate.name for candidate in candidates)
+    if kernel != "auto" and kernel not in names:
+        raise ValueError(
+            f"`kernel` must be 'auto' or, for the {backend} backend, one of {names}; got {kernel!r}"
+        )
+    rejected: dict[str, list[str]] = {}
+    for candidate in candidates:
+        if kernel in ("auto", candidate.name):
+            reasons = candidate.unsupported(query, key, attn)
+            if not reasons:
+                return Selection(candidate, rejected)
+            rejected[candidate.name] = reasons
+    raise ValueError(
+        f"kernel={kernel!r} can't serve this call: {'; '.join(rejected[kernel])}. "
+        "kernel='torch' serves every call, kernel='auto' picks what can"
+    )

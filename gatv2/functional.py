@@ -1,0 +1,385 @@
+"""Attention as pure functions: check the inputs, bring the graph to a backend's form, call a kernel."""
+
+import math
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+
+import torch
+from torch import Tensor
+
+from gatv2.adjacency import Adjacency, Backend, Sizes, as_adjacency, common_batch_shape
+from gatv2.dense import reference as dense_reference
+from gatv2.dispatch import select_kernel
+from gatv2.graph import Flow, Graph
+from gatv2.sparse import reference as sparse_reference
+
+
+class Options(TypedDict, total=False):
+    """Options of attention; see :func:`gatv2_attention`."""
+
+    negative_slope: float
+    dropout: float
+    seed: int | Tensor | None
+    flow: Flow
+    backend: Backend
+
+
+@overload
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    *,
+    kernel: str = ...,
+    return_attention: Literal[False] = ...,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    *,
+    kernel: str = ...,
+    return_attention: bool,
+    **options: Unpack[Options],
+) -> Any: ...
+
+
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    *,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
+    flow: Flow = "target_to_source",
+    backend: Backend = "auto",
+    kernel: str = "auto",
+    return_attention: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Graph Attention v2: each query attends to the keys of its edges.
+
+    .. math::
+
+        e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j), \qquad
+        \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
+        \mathrm{out}_i = \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
+
+    A query without keys gives zeros, with zero gradients.
+
+    Args:
+        query: :math:`g^l`, `[*batch, n_queries, n_heads, n_hidden]`, floating point.
+        key: :math:`g^r`, `[*batch, n_keys, n_heads, n_hidden]`, also the values.
+        attn: :math:`a`, one vector a head, `[n_heads, n_hidden]`.
+        graph: who attends to whom, in any form that :func:`gatv2.adjacency.as_adjacency` reads;
+            `graph[i][j]` lets query i attend to key j.
+        negative_slope: slope of LeakyReLU below zero.
+        dropout: probability, in [0, 1), that a coefficient is dropped. It acts whenever it is not
+            zero; a module passes zero outside of training.
+        seed: what the dropout mask is a function of, with the position; drawn from PyTorch's
+            generator if None.
+        flow: "source_to_target", PyTorch Geometric's default, turns `graph` round.
+        backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
+        kernel: "torch", or "auto": the first that serves the call.
+        return_attention: whether to return :math:`\alpha` too, before dropout.
+
+    Returns:
+        `[*batch, n_queries, n_heads, n_hidden]`; with `return_attention` the pair of it and the
+        coefficients: `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
+        `[*batch, n_queries, n_keys, n_heads]` (dense).
+
+    Raises:
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: shapes, devices or options do not fit.
+        IndexError: an index of an edge is out of range.
+
+    Example:
+        >>> query, key = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+        >>> edge_index = torch.tensor([[0, 0, 1], [1, 2, 2]])
+        >>> out, alpha = gatv2_attention(
+        ...     query, key, torch.randn(2, 4), edge_index, return_attention=True
+        ... )
+        >>> out.shape, alpha.shape
+        (torch.Size([3, 2, 4]), torch.Size([3, 2]))
+        >>> out[2].abs().sum()  # query 2 has no keys
+        tensor(0.)
+
+    Source: Brody, Alon, Yahav, "How Attentive are Graph Attention Networks?", ICLR 2022, equation 7.
+    """
+    _check_projections(query, key, attn=attn)
+    check_slope(negative_slope)
+    check_dropout(dropout)
+    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
+    selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel)
+    out, alpha = selected.kernel.attention(
+        call.query,
+        call.key,
+        attn,
+        call.adjacency,
+        negative_slope=negative_slope,
+        dropout=dropout,
+        seed=_as_seed(seed, query.device) if dropout > 0 else None,
+        return_attention=return_attention,
+    )
+    out = out.reshape(call.out_shape)
+    return out if alpha is None else (out, alpha)
+
+
+def gatv2_scores(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    *,
+    negative_slope: float = 0.2,
+    flow: Flow = "target_to_source",
+    backend: Backend = "auto",
+) -> Tensor:
+    """The scores :math:`e_{ij}` of :func:`gatv2_attention`, before the softmax.
+
+    Returns:
+        `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
+        `[*batch, n_queries, n_keys, n_heads]` (dense); -inf where a head has no edge.
+
+    Example:
+        >>> query, key = torch.tensor([[[1.0]], [[-3.0]]]), torch.tensor([[[2.0]], [[-1.0]]])
+        >>> gatv2_scores(query, key, torch.ones(1, 1), torch.tensor([[0, 1, 0], [0, 0, 1]])).squeeze()
+        tensor([ 3.0000, -0.2000,  0.0000])
+    """
+    _check_projections(query, key, attn=attn)
+    check_slope(negative_slope)
+    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
+    if isinstance(call.adjacency, Graph):
+        scores = sparse_reference.gatv2_scores(
+            call.query, call.key, attn, call.adjacency, negative_slope=negative_slope
+        )
+    else:
+        scores = dense_reference.gatv2_scores(
+            call.query, call.key, attn, negative_slope=negative_slope
+        )
+    return _as_caller_sees(scores, call.adjacency)
+
+
+@overload
+def gat_attention(
+    query: Tensor,
+    key: Tensor,
+    attn_query: Tensor,
+    attn_key: Tensor,
+    graph: object,
+    *,
+    return_attention: Literal[False] = ...,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def gat_attention(
+    query: Tensor,
+    key: Tensor,
+    attn_query: Tensor,
+    attn_key: Tensor,
+    graph: object,
+    *,
+    return_attention: bool,
+    **options: Unpack[Options],
+) -> Any: ...
+
+
+def gat_attention(
+    query: Tensor,
+    key: Tensor,
+    attn_query: Tensor,
+    attn_key: Tensor,
+    graph: object,
+    *,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
+    flow: Flow = "target_to_source",
+    backend: Backend = "auto",
+    return_attention: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Static attention of the original GAT, the control of :func:`gatv2_attention`.
+
+    .. math:: e_{ij} = \mathrm{LeakyReLU}(a_1 \cdot g^l_i + a_2 \cdot g^r_j)
+
+    The rest, arguments and results alike, is as in :func:`gatv2_attention`; `attn_query` and
+    `attn_key` are :math:`a_1` and :math:`a_2`, each `[n_heads, n_hidden]`. Computed with plain
+    PyTorch operations.
+
+    Example:
+        >>> query, key, a = torch.randn(3, 2, 4), torch.randn(3, 2, 4), torch.randn(2, 4)
+        >>> gat_attention(query, key, a, a, torch.tensor([[0, 0, 1], [1, 2, 2]])).shape
+        torch.Size([3, 2, 4])
+
+    Source: Velickovic et al., "Graph Attention Networks", ICLR 2018, equations 1 to 6.
+    """
+    check_slope(negative_slope)
+    check_dropout(dropout)
+    call, scores = _gat_scores(
+        query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
+    )
+    seed = _as_seed(seed, query.device) if dropout > 0 else None
+    if isinstance(call.adjacency, Graph):
+        out, alpha = sparse_reference.attend(
+            scores, call.key, call.adjacency, dropout=dropout, seed=seed
+        )
+        alpha = call.adjacency.in_callers_order(alpha, dim=-2)
+    else:
+        out, alpha = dense_reference.attend(
+            scores, call.key, call.adjacency, dropout=dropout, seed=seed
+        )
+    out = out.reshape(call.out_shape)
+    return (out, alpha) if return_attention else out
+
+
+def gat_scores(
+    query: Tensor,
+    key: Tensor,
+    attn_query: Tensor,
+    attn_key: Tensor,
+    graph: object,
+    *,
+    negative_slope: float = 0.2,
+    flow: Flow = "target_to_source",
+    backend: Backend = "auto",
+) -> Tensor:
+    """The scores :math:`e_{ij}` of :func:`gat_attention`, as :func:`gatv2_scores` returns them.
+
+    Example:
+        >>> query, key = torch.tensor([[[1.0]], [[-3.0]]]), torch.tensor([[[2.0]], [[-1.0]]])
+        >>> one = torch.ones(1, 1)
+        >>> gat_scores(query, key, one, one, torch.tensor([[0, 1, 0], [0, 0, 1]])).squeeze()
+        tensor([ 3.0000, -0.2000,  0.0000])
+    """
+    check_slope(negative_slope)
+    call, scores = _gat_scores(
+        query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
+    )
+    return _as_caller_sees(scores, call.adjacency)
+
+
+def check_slope(negative_slope: float, name: str = "negative_slope") -> None:
+    """Raise a ValueError for a slope that is not finite."""
+    if not math.isfinite(negative_slope):
+        raise ValueError(f"`{name}` must be a finite number; got {negative_slope}")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise a ValueError for a probability outside [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must lie in [0, 1); got {dropout}")
+
+
+class _Call(NamedTuple):
+    """Features and a graph, in the form that kernels read."""
+
+    query: Tensor
+    key: Tensor
+    adjacency: Adjacency
+    out_shape: torch.Size
+
+    @classmethod
+    def prepare(
+        cls, query: Tensor, key: Tensor, graph: object, *, flow: Flow, backend: Backend
+    ) -> "_Call":
+        batch_shape = common_batch_shape(graph, query.shape[:-3])
+        n_queries, n_heads, n_hidden = query.shape[-3:]
+        sizes = Sizes(n_queries, key.shape[-3], n_heads, batch_shape, query.device)
+        adjacency = as_adjacency(graph, sizes, flow=flow, backend=backend)
+        query = query.expand(*batch_shape, *query.shape[-3:])
+        key = key.expand(*batch_shape, *key.shape[-3:])
+        out_shape = query.shape
+        if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
+            query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))
+        return cls(query, key, adjacency, out_shape)
+
+
+def _gat_scores(
+    query: Tensor,
+    key: Tensor,
+    attn_query: Tensor,
+    attn_key: Tensor,
+    graph: object,
+    negative_slope: float,
+    *,
+    flow: Flow,
+    backend: Backend,
+) -> tuple[_Call, Tensor]:
+    _check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
+    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
+    if isinstance(call.adjacency, Graph):
+        scores = sparse_reference.gat_scores(
+            call.query,
+            call.key,
+            attn_query,
+            attn_key,
+            call.adjacency,
+            negative_slope=negative_slope,
+        )
+    else:
+        scores = dense_reference.gat_scores(
+            call.query, call.key, attn_query, attn_key, negative_slope=negative_slope
+        )
+    return call, scores
+
+
+def _as_caller_sees(scores: Tensor, adjacency: Adjacency) -> Tensor:
+    """Scores in the order of the caller's edges, -inf where a head has no edge."""
+    if not isinstance(adjacency, Graph):
+        return scores.masked_fill(~adjacency, -math.inf)
+    if adjacency.head_mask is not None:
+        scores = scores.masked_fill(~adjacency.head_mask, -math.inf)
+    return adjacency.in_callers_order(scores, dim=-2)
+
+
+def _as_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    if seed is None:
+        return torch.randint(2**63 - 1, (), device=device)
+    if isinstance(seed, int):
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"`seed` must lie in [-2**63, 2**63); got {seed}")
+        return torch.tensor(seed, dtype=torch.int64, device=device)
+    if seed.dtype != torch.int64 or seed.ndim != 0:
+        raise ValueError(
+            f"`seed` must be an int or a 0-d int64 tensor; got {seed.dtype} with shape "
+            f"{tuple(seed.shape)}"
+        )
+    return seed.to(device)
+
+
+def _check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -> None:
+    tensors = {"query": query, "key": key, **attention_vectors}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")
+        if not tensor.dtype.is_floating_point or tensor.dtype != query.dtype:
+            dtypes = ", ".join(f"{name}: {tensor.dtype}" for name, tensor in tensors.items())
+            raise TypeError(
+                f"{', '.join(tensors)} must have one floating-point dtype; got {dtypes}"
+            )
+        if tensor.device != query.device:
+            devices = ", ".join(f"{name}: {tensor.device}" for name, tensor in tensors.items())
+            raise ValueError(f"{', '.join(tensors)} must be on one device; got {devices}")
+    if query.ndim < 3:
+        raise ValueError(
+            "`query` must have shape (*batch, n_queries, n_heads, n_hidden); "
+            f"got {tuple(query.shape)}"
+        )
+    if key.ndim != query.ndim or (key.shape[:-3], key.shape[-2:]) != (
+        query.shape[:-3],
+        query.shape[-2:],
+    ):
+        raise ValueError(
+            "`key` must have the shape of `query` but for the number of nodes; "
+            f"got {tuple(key.shape)} and {tuple(query.shape)}"
+        )
+    for name, vector in attention_vectors.items():
+        if vector.shape != query.shape[-2:]:
+            raise ValueError(
+                f"`{name}` must have shape (n_heads, n_hidden)={tuple(query.shape[-2:])}; "
+                f"got {tuple(vector.shape)}"
+            )

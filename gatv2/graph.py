@@ -1,0 +1,280 @@
+"""Graph: the prepared form of a graph, sorted once and used by every layer and every epoch."""
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gatv2.inspection import is_inspectable
+
+Flow = Literal["target_to_source", "source_to_target"]
+FLOWS: tuple[Flow, ...] = ("target_to_source", "source_to_target")
+
+
+class KeyOrder(NamedTuple):
+    """The edges of a graph in the order (key, query): CSC, which the backward pass reads."""
+
+    ptr: Tensor
+    """`[n_keys + 1]`: the edges of key j are `ptr[j]:ptr[j + 1]`."""
+    edge: Tensor
+    """`[n_edges]`: position of the edge in the graph's own order, by query."""
+    query: Tensor
+    """`[n_edges]`: query of the edge."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph:
+    """A graph's edges, sorted by query: query i attends to the keys of its edges.
+
+    Build it with `from_edge_index` or `from_mask`. Preparation takes O(edges), once; a layer that is
+    given a raw edge index prepares a `Graph` for itself. Edges are sorted by (query, key), so the
+    order in which they came does not change the result, but what belongs to an edge (attention
+    weights) still comes out in the caller's order. Parallel edges are kept and count separately.
+
+    All index tensors have one dtype: int32 where every index and count fits, else int64.
+
+    Attributes:
+        query_ptr: `[n_queries + 1]`, CSR: the edges of query i are `query_ptr[i]:query_ptr[i + 1]`.
+        key_index: `[n_edges]`, key of each edge.
+        query_index: `[n_edges]`, query of each edge, ascending.
+        edge_id: `[n_edges]`, the caller's number of each edge.
+        n_keys: number of keys.
+        head_mask: `[n_edges, n_heads]` bool, the heads that use an edge; None if all do.
+        n_blocks: B if the graph is the block-diagonal union of B graphs of one size, else 1.
+
+    Example:
+        Query 0 attends to keys 2 and 1, and query 2 to key 0; query 1 has no keys.
+
+        >>> graph = Graph.from_edge_index(torch.tensor([[0, 2, 0], [2, 0, 1]]), n_nodes=3)
+        >>> graph
+        Graph(n_queries=3, n_keys=3, n_edges=3, dtype=torch.int32, device=cpu)
+        >>> graph.key_index
+        tensor([1, 2, 0], dtype=torch.int32)
+        >>> graph.edge_index
+        tensor([[0, 2, 0],
+                [2, 0, 1]])
+    """
+
+    query_ptr: Tensor
+    key_index: Tensor
+    query_index: Tensor
+    edge_id: Tensor
+    n_keys: int
+    head_mask: Tensor | None = None
+    n_blocks: int = 1
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Tensor,
+        n_nodes: int | tuple[int, int],
+        *,
+        flow: Flow = "target_to_source",
+    ) -> "Graph":
+        """Prepare an edge index.
+
+        Args:
+            edge_index: `[2, n_edges]`, integer. Row 0 holds queries, row 1 holds keys: an edge (i, j)
+                lets i attend to j.
+            n_nodes: number of nodes, or the pair (number of queries, number of keys).
+            flow: "source_to_target", PyTorch Geometric's default, reads row 0 as keys and row 1
+                as queries.
+
+        Raises:
+            TypeError: `edge_index` is not an integer tensor.
+            ValueError: `edge_index` is not `[2, n_edges]`, or `flow` is unknown.
+            IndexError: an index is negative or past the end.
+        """
+        check_flow(flow)
+        if not _is_integer(edge_index.dtype):
+            raise TypeError(
+                f"an edge index must hold integers; got {edge_index.dtype}: "
+                "convert it with `edge_index.long()`"
+            )
+        if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+            raise ValueError(
+                f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}"
+            )
+        query, key = edge_index if flow == "target_to_source" else edge_index.flip(0)
+        n_queries, n_keys = (n_nodes, n_nodes) if isinstance(n_nodes, int) else n_nodes
+        if n_queries < 0 or n_keys < 0:
+            raise ValueError(f"numbers of nodes must not be negative; got {(n_queries, n_keys)}")
+        if is_inspectable(edge_index):
+            _check_range(query, n_queries, "query")
+            _check_range(key, n_keys, "key")
+        return cls(*_sort_edges(query, key, n_queries, n_keys), n_keys=n_keys)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> "Graph":
+        """Prepare a mask; edges are numbered as in `mask.any(-1).nonzero()`.
+
+        Args:
+            mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool. Batches become one
+                block-diagonal graph.
+
+        Raises:
+            ValueError: `mask` is not bool or has fewer than three dimensions.
+        """
+        if mask.dtype != torch.bool or mask.ndim < 3:
+            raise ValueError(
+                "`mask` must be bool with shape (*batch, n_queries, n_keys, 1 or n_heads); "
+                f"got {mask.dtype} with shape {tuple(mask.shape)}"
+            )
+        batch_shape, (n_queries, n_keys, n_heads) = mask.shape[:-3], mask.shape[-3:]
+        n_blocks = batch_shape.numel()
+        blocks = mask.reshape(n_blocks, n_queries, n_keys, n_heads)
+        block, query, key = blocks.any(-1).nonzero().unbind(1)
+        graph = cls.from_edge_index(
+            torch.stack((query + block * n_queries, key + block * n_keys)),
+            (n_blocks * n_queries, n_blocks * n_keys),
+        )
+        head_mask = blocks[block, query, key] if n_heads > 1 else None
+        return replace(graph, head_mask=head_mask, n_blocks=n_blocks)
+
+    @property
+    def n_queries(self) -> int:
+        """Number of queries."""
+        return self.query_ptr.shape[0] - 1
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges."""
+        return self.key_index.shape[0]
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Number of queries and of keys in one block; the whole graph's if there is one block."""
+        n_blocks = max(self.n_blocks, 1)
+        return self.n_queries // n_blocks, self.n_keys // n_blocks
+
+    @property
+    def device(self) -> torch.device:
+        """Where the graph's tensors are."""
+        return self.key_index.device
+
+    @property
+    def edge_index(self) -> Tensor:
+        """`[2, n_edges]`, int64: queries and keys in the caller's order."""
+        return self.in_callers_order(
+            torch.stack((self.query_index, self.key_index), dim=1).long(), dim=0
+        ).T
+
+    @cached_property
+    def by_key(self) -> KeyOrder:
+        """The edges sorted by (key, query)."""
+        return _transpose(self.query_index, self.key_index, self.n_keys)
+
+    @cached_property
+    def multiplicity(self) -> Tensor:
+        """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
+        position = torch.arange(self.n_edges, device=self.device)
+        is_first = torch.ones_like(position, dtype=torch.bool)
+        is_first[1:] = (self.query_index[1:] != self.query_index[:-1]) | (
+            self.key_index[1:] != self.key_index[:-1]
+        )
+        first: Tensor = torch.cummax(torch.where(is_first, position, 0), dim=0).values
+        return position - first
+
+    def in_callers_order(self, values: Tensor, dim: int) -> Tensor:
+        """Bring values of the sorted edges, along `dim`, to the order in which the caller gave them."""
+        position = torch.empty_like(self.edge_id)
+        position[self.edge_id.long()] = torch.arange(
+            self.n_edges, dtype=position.dtype, device=self.device
+        )
+        return values.index_select(dim, position)
+
+    def coalesce(self) -> "Graph":
+        """The graph with each set of parallel edges replaced by one edge, numbered by (query, key)."""
+        is_first = self.multiplicity == 0
+        head_mask = None if self.head_mask is None else self.head_mask[is_first]
+        edge_index = torch.stack((self.query_index[is_first], self.key_index[is_first]))
+        graph = Graph.from_edge_index(edge_index, (self.n_queries, self.n_keys))
+        return replace(graph, head_mask=head_mask, n_blocks=self.n_blocks)
+
+    def to_mask(self) -> Tensor:
+        """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
+
+        Raises:
+            ValueError: the graph has parallel edges, which a mask cannot hold.
+        """
+        if bool((self.multiplicity > 0).any()):
+            raise ValueError(
+                "the graph has parallel edges, which a dense mask cannot hold: use backend='sparse', "
+                "or merge them with `graph.coalesce()`"
+            )
+        block_queries, block_keys = self.block_shape
+        n_heads = 1 if self.head_mask is None else self.head_mask.shape[1]
+        mask = torch.zeros(
+            self.n_blocks, block_queries, block_keys, n_heads, dtype=torch.bool, device=self.device
+        )
+        if self.n_edges:
+            query, key = self.query_index.long(), self.key_index.long()
+            heads = True if self.head_mask is None else self.head_mask
+            mask[query // block_queries, query % block_queries, key % block_keys] = heads
+        return mask if self.n_blocks > 1 else mask.squeeze(0)
+
+    def to(self, device: torch.device | str) -> "Graph":
+        """The graph on another device."""
+        tensors: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+    def __repr__(self) -> str:
+        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""
+        return (
+            f"Graph(n_queries={self.n_queries}, n_keys={self.n_keys}, n_edges={self.n_edges}{blocks}, "
+            f"dtype={self.key_index.dtype}, device={self.device})"
+        )
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def check_flow(flow: str) -> None:
+    """Raise a ValueError unless `flow` is one of the two directions."""
+    if flow not in FLOWS:
+        raise ValueError(f"`flow` must be one of {FLOWS}; got {flow!r}")
+
+
+def _check_range(index: Tensor, n_nodes: int, role: str) -> None:
+    if index.numel() == 0:
+        return
+    smallest, largest = index.aminmax()
+    if smallest < 0 or largest >= n_nodes:
+        edge = int(((index < 0) | (index >= n_nodes)).nonzero()[0])
+        raise IndexError(
+            f"edge {edge} has {role} {int(index[edge])}, but there are {n_nodes} {role} nodes: "
+            f"indices must lie in [0, {n_nodes})"
+        )
+
+
+def _sort_edges(
+    query: Tensor, key: Tensor, n_queries: int, n_keys: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sort by (query, key), stably: query_ptr, key_index, query_index, edge_id."""
+    n_edges = query.shape[0]
+    fits = max(n_edges, n_queries, n_keys) < 2**31
+    dtype = torch.int32 if fits else torch.int64
+    query, key = query.to(dtype), key.to(dtype)
+    by_key = torch.argsort(key, stable=True)
+    query_index, by_query = torch.sort(query[by_key], stable=True)
+    edge_id = by_key[by_query]
+    ptr = torch.searchsorted(
+        query_index, torch.arange(n_queries + 1, dtype=dtype, device=query.device)
+    )
+    return ptr.to(dtype), key[edge_id], query_index, edge_id.to(dtype)
+
+
+def _transpose(query_index: Tensor, key_index: Tensor, n_keys: int) -> KeyOrder:
+    dtype = key_index.dtype
+    sorted_keys, edge = torch.sort(key_index, stable=True)
+    ptr = torch.searchsorted(
+        sorted_keys, torch.arange(n_keys + 1, dtype=dtype, device=key_index.device)
+    )
+    return KeyOrder(ptr.to(dtype), edge.to(dtype), query_index[edge])

@@ -1,0 +1,93 @@
+"""Philox4x32-10: random numbers that are a pure function of a seed and a position.
+
+Dropout on attention needs one random number for each (query, key, head). A counter-based generator
+computes it from the position itself, so that every backend drops the same edges for one seed, in any
+order of edges and on any number of threads, and nothing is stored for the backward pass.
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+"""
+
+import torch
+from torch import Tensor
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+_MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+_WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
+_LOW_32_BITS = 0xFFFFFFFF
+WORDS_PER_COUNTER = 4
+
+
+def philox_4x32_10(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+    """Ten rounds of Philox on four 32-bit counter words, keyed by two 32-bit words.
+
+    Args:
+        counter: four int64 tensors that broadcast together, values in [0, 2**32).
+        key: two int64 tensors that broadcast with them, values in [0, 2**32).
+
+    Returns:
+        Four int64 tensors of random words in [0, 2**32).
+
+    Example:
+        The known answer that the authors publish for an all-zero counter and key:
+
+        >>> zero = torch.tensor(0)
+        >>> [hex(word) for word in philox_4x32_10((zero, zero, zero, zero), (zero, zero))]
+        ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap modulo 2**64; masking the arithmetic shift gives the unsigned high word
+        product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
+        c0, c1, c2, c3 = (
+            (product_1 >> 32 & _LOW_32_BITS) ^ c1 ^ k0,
+            product_1 & _LOW_32_BITS,
+            (product_0 >> 32 & _LOW_32_BITS) ^ c3 ^ k1,
+            product_0 & _LOW_32_BITS,
+        )
+        k0, k1 = k0 + _WEYL_0 & _LOW_32_BITS, k1 + _WEYL_1 & _LOW_32_BITS
+    return c0, c1, c2, c3
+
+
+def keep_mask(
+    seed: Tensor,
+    dropout: float,
+    query: Tensor,
+    key: Tensor,
+    n_heads: int,
+    *,
+    multiplicity: Tensor,
+    batch: Tensor,
+) -> Tensor:
+    """Which attention coefficients survive dropout, as a function of seed and position alone.
+
+    The counter is (query, key, multiplicity, batch * ceil(n_heads / 4) + head // 4), and head % 4
+    picks one of the four words that a counter gives. A coefficient is dropped if its word is less
+    than floor(dropout * 2**32).
+
+    Args:
+        seed: int64 scalar; its low and high 32 bits are the key.
+        dropout: probability of a drop, in [0, 1).
+        query: int64, index of each edge's query in its own graph.
+        key: int64, index of each edge's key in its own graph.
+        n_heads: number of heads.
+        multiplicity: int64, 0 for the first of parallel edges, 1 for the second, and so on.
+        batch: int64, index of the batch element.
+
+    Returns:
+        bool, the broadcast shape of `query`, `key`, `multiplicity` and `batch`, with `n_heads` behind.
+
+    Example:
+        >>> zero = torch.tensor(0)
+        >>> keep_mask(torch.tensor(7), 0.5, torch.arange(3), zero, 2, multiplicity=zero, batch=zero)
+        tensor([[ True,  True],
+                [False,  True],
+                [False, False]])
+    """
+    n_groups = -(-n_heads // WORDS_PER_COUNTER)
+    group = batch.unsqueeze(-1) * n_groups + torch.arange(n_groups, device=query.device)
+    counter = (query.unsqueeze(-1), key.unsqueeze(-1), multiplicity.unsqueeze(-1), group)
+    seed_words = (seed & _LOW_32_BITS, seed >> 32 & _LOW_32_BITS)
+    words = torch.stack(torch.broadcast_tensors(*philox_4x32_10(counter, seed_words)), dim=-1)
+    return words.flatten(-2)[..., :n_heads] >= int(dropout * 2**32)

@@ -1,0 +1,64 @@
+"""A batch is its elements, one by one."""
+
+from typing import Any
+
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from gatv2 import Graph, gatv2_attention
+from gatv2.dispatch import Kernel
+from gatv2.testing import AttentionInputs, assert_agrees, attention_inputs, value_and_gradients
+
+
+@given(inputs=attention_inputs())
+def test_one_by_one(kernel: Kernel, dtype: torch.dtype, inputs: AttentionInputs) -> None:
+    data = inputs.to(dtype)
+    batch_shape = data.query.shape[:-3]
+    mask = data.mask.expand(*batch_shape, *data.mask.shape[-3:])
+    masks = mask.reshape(-1, *mask.shape[-3:])
+    options: dict[str, Any] = {"backend": kernel.backend, "kernel": kernel.name}
+
+    def together(query: Tensor, key: Tensor, attn: Tensor) -> Any:
+        return gatv2_attention(query, key, attn, data.mask, **options)
+
+    def apart(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
+        queries, keys = (x.reshape(-1, *x.shape[-3:]) for x in (query, key))
+        outs = [
+            gatv2_attention(*element, backend="dense", kernel="torch")
+            for element in zip(queries, keys, [attn] * len(masks), masks, strict=True)
+        ]
+        return torch.stack(outs).reshape(query.shape)
+
+    features = (data.query, data.key, data.attn)
+    actual = value_and_gradients(together, features, data.cotangent)
+    reference = value_and_gradients(apart, features, data.cotangent)
+    exact = value_and_gradients(apart, [x.double() for x in features], data.cotangent.double())
+    for a, e, r in zip(actual, exact, reference, strict=True):
+        assert_agrees(a, e, r)
+
+
+@given(inputs=attention_inputs(mask_has_batch=True))
+def test_a_batch_of_masks_is_one_graph(inputs: AttentionInputs) -> None:
+    graph = Graph.from_mask(inputs.mask)
+    held = graph.to_mask().reshape(*inputs.mask.shape[:-1], -1)
+    assert torch.equal(held.expand_as(inputs.mask), inputs.mask)
+    out = gatv2_attention(inputs.query, inputs.key, inputs.attn, graph, dropout=0.5, seed=1)
+    exact = gatv2_attention(
+        inputs.query, inputs.key, inputs.attn, inputs.mask, dropout=0.5, seed=1, backend="dense"
+    )
+    assert_agrees(out, exact)
+
+
+@given(inputs=attention_inputs(mask_has_batch=False))
+def test_features_without_a_batch_meet_a_batch_of_masks(
+    kernel: Kernel, inputs: AttentionInputs
+) -> None:
+    query, key = (x.reshape(-1, *x.shape[-3:])[0] for x in (inputs.query, inputs.key))
+    batch = torch.stack((inputs.mask, ~inputs.mask))
+    out = gatv2_attention(
+        query, key, inputs.attn, batch, backend=kernel.backend, kernel=kernel.name
+    )
+    for element, mask in zip(out, batch, strict=True):
+        exact = gatv2_attention(query, key, inputs.attn, mask, backend="dense", kernel="torch")
+        assert_agrees(element, exact)

@@ -1,0 +1,349 @@
+"""Bad input is an error where the user stands, and its text says what to do."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer, gatv2_attention, select_kernel
+
+H = torch.zeros(5, 3)
+QUERY = torch.zeros(5, 2, 4)
+ATTN = torch.zeros(2, 4)
+EDGE_INDEX = torch.tensor([[0, 1, 2], [1, 2, 4]])
+PARALLEL = torch.tensor([[0, 0, 1], [1, 1, 4]])
+
+
+def layer(**options: Any) -> GraphAttentionV2Layer:
+    return GraphAttentionV2Layer(3, 8, 2, **options)
+
+
+def wrong(value: Any) -> Any:
+    """What a type checker would not let pass."""
+    return value
+
+
+def edges(*columns: tuple[int, int]) -> torch.Tensor:
+    return torch.tensor(columns).T
+
+
+Case = tuple[Callable[[], object], type[Exception], str]
+
+CONSTRUCTORS: dict[str, Case] = {
+    "not divisible": (
+        lambda: GraphAttentionV2Layer(3, 7, 2),
+        ValueError,
+        "with is_concat=True, `out_features`=7 must be divisible by `n_heads`=2",
+    ),
+    "no heads": (
+        lambda: GraphAttentionV2Layer(3, 8, 0),
+        ValueError,
+        "`n_heads` must be positive; got 0",
+    ),
+    "negative features": (
+        lambda: GraphAttentionV2Layer(-3, 8, 2),
+        ValueError,
+        "`in_features` must be positive; got -3",
+    ),
+    "fractional features": (
+        lambda: GraphAttentionV2Layer(3, wrong(8.0), 2),
+        TypeError,
+        "`out_features` must be an int; got float",
+    ),
+    "boolean heads": (
+        lambda: GraphAttentionV2Layer(3, 8, True),
+        TypeError,
+        "`n_heads` must be an int; got bool",
+    ),
+    "dropout of one": (
+        lambda: layer(dropout=1.0),
+        ValueError,
+        "`dropout` must lie in [0, 1); got 1.0",
+    ),
+    "negative dropout": (
+        lambda: layer(dropout=-0.1),
+        ValueError,
+        "`dropout` must lie in [0, 1); got -0.1",
+    ),
+    "dropout NaN": (
+        lambda: layer(dropout=float("nan")),
+        ValueError,
+        "`dropout` must lie in [0, 1); got nan",
+    ),
+    "slope NaN": (
+        lambda: layer(leaky_relu_negative_slope=float("nan")),
+        ValueError,
+        "`leaky_relu_negative_slope` must be a finite number; got nan",
+    ),
+    "slope infinite": (
+        lambda: layer(leaky_relu_negative_slope=float("inf")),
+        ValueError,
+        "`leaky_relu_negative_slope` must be a finite number; got inf",
+    ),
+    "unknown backend": (
+        lambda: layer(backend="csr"),
+        ValueError,
+        "`backend` must be one of ('auto', 'dense', 'sparse'); got 'csr'",
+    ),
+    "unknown kernel": (
+        lambda: layer(kernel="cuda"),
+        ValueError,
+        "`kernel` must be one of ('auto', ",
+    ),
+    "unknown flow": (
+        lambda: layer(flow="backwards"),
+        ValueError,
+        "`flow` must be one of ('target_to_source', 'source_to_target'); got 'backwards'",
+    ),
+    "control has one kernel": (
+        lambda: GraphAttentionLayer(3, 8, 2, kernel="numba"),
+        ValueError,
+        "the static control has only kernel='torch' (or 'auto'); got 'numba'",
+    ),
+}
+
+CALLS: dict[str, Case] = {
+    "features of another width": (
+        lambda: layer()(torch.zeros(5, 4), EDGE_INDEX),
+        ValueError,
+        "`h` must have shape (*batch, n_nodes, in_features=3); got (5, 4)",
+    ),
+    "one-dimensional features": (
+        lambda: layer()(torch.zeros(3), EDGE_INDEX),
+        ValueError,
+        "`h` must have shape (*batch, n_nodes, in_features=3); got (3,)",
+    ),
+    "features of another dtype": (
+        lambda: layer()(H.double(), EDGE_INDEX),
+        TypeError,
+        "`h` must have the layer's dtype torch.float32; got torch.float64: "
+        "convert one of them with `.to(dtype)`",
+    ),
+    "features elsewhere": (
+        lambda: layer()(H.to("meta"), EDGE_INDEX),
+        ValueError,
+        "`h` is on meta and the layer is on cpu",
+    ),
+    "features of NumPy": (
+        lambda: layer()(H.numpy(), EDGE_INDEX),
+        TypeError,
+        "`h` must be a torch.Tensor; got ndarray",
+    ),
+    "mask of another size": (
+        lambda: layer()(H, torch.ones(5, 4, 1)),
+        ValueError,
+        "`adj_mat` must have shape (5, 5, 1) or (5, 5, 2) with n=5 and 2 heads",
+    ),
+    "mask for other heads": (
+        lambda: layer()(H, torch.ones(5, 5, 3)),
+        ValueError,
+        "got torch.float32 with shape (5, 5, 3)",
+    ),
+    "bool mask of another size": (
+        lambda: layer()(H, torch.ones(2, 5, dtype=torch.bool)),
+        ValueError,
+        "or an integer edge index of shape (2, n_edges); got torch.bool with shape (2, 5)",
+    ),
+    "batches that do not broadcast": (
+        lambda: layer()(torch.zeros(4, 5, 3), torch.ones(2, 5, 5, 1)),
+        ValueError,
+        "the batch dimensions of `adj_mat`, (2,), do not broadcast with those of the features, (4,)",
+    ),
+    "additive mask": (
+        lambda: layer()(H, torch.full((5, 5, 1), -torch.inf)),
+        ValueError,
+        "for an additive mask of 0 and -inf pass `adj_mat == 0`",
+    ),
+    "two-dimensional integer mask": (
+        lambda: layer()(H, torch.ones(5, 5, dtype=torch.int64)),
+        ValueError,
+        "must be an integer edge index of shape (2, n_edges) or a bool mask of shape (5, 5); "
+        "got torch.int64 with shape (5, 5), which is neither",
+    ),
+    "two-dimensional float mask": (
+        lambda: layer()(H, torch.ones(5, 5)),
+        ValueError,
+        "`(adj_mat != 0).unsqueeze(-1)` for a mask",
+    ),
+    "edge index or mask": (
+        lambda: layer()(torch.zeros(2, 3), torch.tensor([[0, 1], [1, 0]])),
+        ValueError,
+        "got torch.int64 with shape (2, 2), which could be an edge index or a mask: "
+        "pass `Graph.from_edge_index(adj_mat, n_nodes)` for an edge index",
+    ),
+    "edge index of floats": (
+        lambda: layer()(H, EDGE_INDEX.float()),
+        ValueError,
+        "got torch.float32 with shape (2, 3), which is neither",
+    ),
+    "edge index transposed": (
+        lambda: layer()(H, EDGE_INDEX.T.repeat(2, 1)),
+        ValueError,
+        "got torch.int64 with shape (6, 2), which is neither",
+    ),
+    "key past the end": (
+        lambda: layer()(H, edges((0, 1), (2, 5), (9, 0))),
+        IndexError,
+        "edge 2 has query 9, but there are 5 query nodes: indices must lie in [0, 5)",
+    ),
+    "negative key": (
+        lambda: layer()(H, edges((0, 1), (2, -1))),
+        IndexError,
+        "edge 1 has key -1, but there are 5 key nodes: indices must lie in [0, 5)",
+    ),
+    "edge index elsewhere": (
+        lambda: layer()(H, EDGE_INDEX.to("meta")),
+        ValueError,
+        "the graph is on meta and the features are on cpu: move one of them with `.to(device)`",
+    ),
+    "graph of another size": (
+        lambda: layer()(H, Graph.from_edge_index(EDGE_INDEX, 6)),
+        ValueError,
+        "the graph has 6 queries and 6 keys, but the features have 5 queries and 5 keys",
+    ),
+    "graph of a batch": (
+        lambda: layer()(torch.zeros(4, 5, 3), Graph.from_mask(torch.ones(3, 5, 5, 1) > 0)),
+        ValueError,
+        "the graph is a batch of 3 graphs, but the features have batch dimensions (4,)",
+    ),
+    "graph for other heads": (
+        lambda: layer()(H, Graph.from_mask(torch.ones(5, 5, 4) > 0)),
+        ValueError,
+        "the graph's mask is for 4 heads, but there are 2 heads",
+    ),
+    "parallel edges in a dense mask": (
+        lambda: layer(backend="dense")(H, PARALLEL),
+        ValueError,
+        "the graph has parallel edges, which a dense mask cannot hold: use backend='sparse', "
+        "or merge them with `graph.coalesce()`",
+    ),
+    "sparse matrix of another size": (
+        lambda: layer()(H, scipy.sparse.csr_array((4, 5))),
+        ValueError,
+        "a sparse `adj_mat` must have shape (5, 5); got (4, 5)",
+    ),
+    "torch.sparse of another size": (
+        lambda: layer()(H, torch.eye(4).to_sparse_coo()),
+        ValueError,
+        "a sparse `adj_mat` must have shape (5, 5); got (4, 4)",
+    ),
+    "mask of NumPy": (
+        lambda: layer()(H, np.ones((5, 5, 1), dtype=bool)),
+        TypeError,
+        "`adj_mat` must be a torch.Tensor (mask or edge index), a gatv2.Graph, a torch.sparse or "
+        "scipy.sparse matrix, or a torch_sparse.SparseTensor; got ndarray",
+    ),
+    "no graph": (lambda: layer()(H, None), TypeError, "got NoneType"),
+    "seed of floats": (
+        lambda: layer()(H, EDGE_INDEX, seed=torch.tensor(0.5)),
+        ValueError,
+        "`seed` must be an int or a 0-d int64 tensor; got torch.float32 with shape ()",
+    ),
+    "seed too large": (
+        lambda: layer()(H, EDGE_INDEX, seed=2**64),
+        ValueError,
+        "`seed` must lie in [-2**63, 2**63); got 18446744073709551616",
+    ),
+}
+
+FUNCTIONS: dict[str, Case] = {
+    "query without heads": (
+        lambda: gatv2_attention(QUERY[:, 0], QUERY, ATTN, EDGE_INDEX),
+        ValueError,
+        "`query` must have shape (*batch, n_queries, n_heads, n_hidden); got (5, 4)",
+    ),
+    "key of another width": (
+        lambda: gatv2_attention(QUERY, QUERY[..., 1:], ATTN, EDGE_INDEX),
+        ValueError,
+        "`key` must have the shape of `query` but for the number of nodes; "
+        "got (5, 2, 3) and (5, 2, 4)",
+    ),
+    "attn of another shape": (
+        lambda: gatv2_attention(QUERY, QUERY, ATTN.T, EDGE_INDEX),
+        ValueError,
+        "`attn` must have shape (n_heads, n_hidden)=(2, 4); got (4, 2)",
+    ),
+    "integer query": (
+        lambda: gatv2_attention(QUERY.long(), QUERY, ATTN, EDGE_INDEX),
+        TypeError,
+        "query, key, attn must have one floating-point dtype; "
+        "got query: torch.int64, key: torch.float32, attn: torch.float32",
+    ),
+    "key elsewhere": (
+        lambda: gatv2_attention(QUERY, QUERY.to("meta"), ATTN, EDGE_INDEX),
+        ValueError,
+        "query, key, attn must be on one device; got query: cpu, key: meta, attn: cpu",
+    ),
+    "unknown kernel": (
+        lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, kernel="fast"),
+        ValueError,
+        "for the sparse backend, one of (",
+    ),
+    "unknown backend": (
+        lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, backend=wrong("fast")),
+        ValueError,
+        "`backend` must be one of ('auto', 'dense', 'sparse'); got 'fast'",
+    ),
+    "unknown kernel, selected": (
+        lambda: select_kernel(QUERY, QUERY, ATTN, Graph.from_edge_index(EDGE_INDEX, 5), kernel="x"),
+        ValueError,
+        "`kernel` must be 'auto' or, for the sparse backend, one of (",
+    ),
+    "dropout": (
+        lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, dropout=1.5),
+        ValueError,
+        "`dropout` must lie in [0, 1); got 1.5",
+    ),
+    "slope": (
+        lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, negative_slope=float("nan")),
+        ValueError,
+        "`negative_slope` must be a finite number; got nan",
+    ),
+    "graph of floats": (
+        lambda: Graph.from_edge_index(EDGE_INDEX.float(), 5),
+        TypeError,
+        "an edge index must hold integers; got torch.float32: convert it with `edge_index.long()`",
+    ),
+    "graph of three rows": (
+        lambda: Graph.from_edge_index(torch.zeros(3, 4, dtype=torch.int64), 5),
+        ValueError,
+        "an edge index must have shape (2, n_edges); got (3, 4)",
+    ),
+    "graph without nodes": (
+        lambda: Graph.from_edge_index(EDGE_INDEX, -1),
+        ValueError,
+        "numbers of nodes must not be negative; got (-1, -1)",
+    ),
+    "graph of a two-dimensional mask": (
+        lambda: Graph.from_mask(torch.ones(5, 5, dtype=torch.bool)),
+        ValueError,
+        "`mask` must be bool with shape (*batch, n_queries, n_keys, 1 or n_heads); "
+        "got torch.bool with shape (5, 5)",
+    ),
+    "graph with an unknown flow": (
+        lambda: Graph.from_edge_index(EDGE_INDEX, 5, flow=wrong("up")),
+        ValueError,
+        "`flow` must be one of ('target_to_source', 'source_to_target'); got 'up'",
+    ),
+}
+
+CASES = {
+    f"{group}: {name}": case
+    for group, cases in {"layer": CONSTRUCTORS, "call": CALLS, "function": FUNCTIONS}.items()
+    for name, case in cases.items()
+}
+
+
+@pytest.mark.parametrize(("call", "error", "text"), CASES.values(), ids=CASES.keys())
+def test_text(call: Callable[[], object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=re.escape(text)):
+        call()
+
+
+def test_two_dimensional_bool_mask_is_not_ambiguous() -> None:
+    mask = torch.eye(2, dtype=torch.bool)
+    layer()(torch.zeros(2, 3), mask)

@@ -1,0 +1,93 @@
+"""What a prepared graph holds."""
+
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gatv2 import Graph
+from gatv2.testing import SIZES, edge_indices
+
+
+@st.composite
+def graphs_and_edges(draw: st.DrawFn) -> tuple[Graph, Tensor]:
+    sizes = draw(st.sampled_from((0, *SIZES))), draw(st.sampled_from((0, *SIZES)))
+    edge_index = draw(edge_indices(*sizes))
+    return Graph.from_edge_index(edge_index, sizes), edge_index.long()
+
+
+def tensors(graph: Graph) -> list[Tensor]:
+    fields = (graph.query_ptr, graph.key_index, graph.query_index, graph.edge_id)
+    return [*fields, *graph.by_key, graph.multiplicity]
+
+
+@given(drawn=graphs_and_edges())
+def test_edges_are_sorted_by_query_and_key_and_stay_the_same_edges(
+    drawn: tuple[Graph, Tensor],
+) -> None:
+    graph, edge_index = drawn
+    pairs = list(zip(graph.query_index.tolist(), graph.key_index.tolist(), strict=True))
+    assert pairs == sorted(pairs)
+    assert torch.equal(edge_index[:, graph.edge_id.long()].T, torch.tensor(pairs).view(-1, 2))
+    assert sorted(graph.edge_id.tolist()) == list(range(graph.n_edges))
+    assert torch.equal(graph.edge_index, edge_index)
+
+
+@given(drawn=graphs_and_edges())
+def test_pointers_delimit_queries_and_keys(drawn: tuple[Graph, Tensor]) -> None:
+    graph, edge_index = drawn
+    query_degree = torch.bincount(edge_index[0], minlength=graph.n_queries)
+    key_degree = torch.bincount(edge_index[1], minlength=graph.n_keys)
+    assert torch.equal(graph.query_ptr.long().diff(), query_degree)
+    assert torch.equal(graph.by_key.ptr.long().diff(), key_degree)
+    assert graph.query_ptr[0] == graph.by_key.ptr[0] == 0
+
+
+@given(drawn=graphs_and_edges())
+def test_key_order_is_the_transpose(drawn: tuple[Graph, Tensor]) -> None:
+    graph, _ = drawn
+    edge = graph.by_key.edge.long()
+    assert torch.equal(graph.by_key.query, graph.query_index[edge])
+    pairs = list(zip(graph.key_index[edge].tolist(), edge.tolist(), strict=True))
+    assert pairs == sorted(pairs)
+
+
+@given(drawn=graphs_and_edges())
+def test_multiplicity_counts_parallel_edges(drawn: tuple[Graph, Tensor]) -> None:
+    graph, _ = drawn
+    seen: dict[tuple[int, int], int] = {}
+    for query, key, multiplicity in zip(
+        graph.query_index.tolist(),
+        graph.key_index.tolist(),
+        graph.multiplicity.tolist(),
+        strict=True,
+    ):
+        assert multiplicity == seen.get((query, key), 0)
+        seen[query, key] = multiplicity + 1
+    assert graph.coalesce().n_edges == len(seen)
+
+
+@given(drawn=graphs_and_edges())
+def test_index_dtype_is_int32_and_one(drawn: tuple[Graph, Tensor]) -> None:
+    graph, _ = drawn
+    assert {x.dtype for x in tensors(graph)[:-1]} == {torch.int32}
+
+
+@given(drawn=graphs_and_edges())
+def test_copies_hold_the_same(drawn: tuple[Graph, Tensor]) -> None:
+    graph, _ = drawn
+    for copy in (pickle.loads(pickle.dumps(graph)), graph.to("cpu")):
+        for mine, its in zip(tensors(graph), tensors(copy), strict=True):
+            assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize("n_edges", [10, 100_000])
+def test_large_graphs_are_sorted_alike(n_edges: int) -> None:
+    """PyTorch and our kernels change algorithms with the size."""
+    edge_index = torch.randint(300, (2, n_edges))
+    graph = Graph.from_edge_index(edge_index, 300)
+    order = (edge_index[0] * 300 + edge_index[1]).argsort(stable=True)
+    assert torch.equal(graph.edge_id.long(), order)

@@ -1,0 +1,149 @@
+"""A layer is an `nn.Module` like any other."""
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer
+from gatv2.testing import assert_agrees, masks
+
+LAYERS = [GraphAttentionV2Layer, GraphAttentionLayer]
+EDGE_INDEX = torch.tensor([[0, 0, 1, 3], [1, 2, 2, 3]])
+
+
+@pytest.fixture(params=LAYERS, ids=lambda layer: layer.__name__)
+def layer_class(request: pytest.FixtureRequest) -> Any:
+    """Both layers in turn."""
+    return request.param
+
+
+def test_state_dict_names(layer_class: Any) -> None:
+    vectors = list(layer_class.attention_vectors)
+    names = [*vectors, "linear_l.weight", "linear_r.weight"]
+    for share_weights in (False, True):
+        layer = layer_class(3, 8, 2, share_weights=share_weights)
+        assert list(layer.state_dict()) == names
+        assert (layer.linear_l is layer.linear_r) == share_weights
+        n_matrices = 1 if share_weights else 2
+        assert len(list(layer.parameters())) == n_matrices + len(vectors)
+
+
+@pytest.mark.parametrize("share_weights", [False, True])
+@pytest.mark.parametrize("is_concat", [False, True])
+def test_copies_compute_the_same(layer_class: Any, is_concat: bool, share_weights: bool) -> None:
+    layer = layer_class(3, 8, 2, is_concat, share_weights=share_weights, backend="sparse")
+    h = torch.randn(4, 3)
+    expected = layer(h, EDGE_INDEX, seed=1)
+    fresh = layer_class(3, 8, 2, is_concat, share_weights=share_weights, backend="sparse")
+    assert not torch.equal(fresh(h, EDGE_INDEX, seed=1), expected)
+    fresh.load_state_dict(layer.state_dict())
+    saved = io.BytesIO()
+    torch.save(layer.state_dict(), saved)
+    saved.seek(0)
+    loaded = layer_class(3, 8, 2, is_concat, share_weights=share_weights, backend="sparse")
+    loaded.load_state_dict(torch.load(saved, weights_only=True))
+    copies = (fresh, loaded, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)))
+    for other in copies:
+        assert (other.linear_l is other.linear_r) == share_weights
+        assert repr(other) == repr(layer)
+        assert torch.equal(other(h, EDGE_INDEX, seed=1), expected)
+
+
+@torch.no_grad()
+def test_conversion_of_dtype(layer_class: Any) -> None:
+    layer = layer_class(3, 8, 2)
+    h = torch.randn(4, 3)
+    exact = copy.deepcopy(layer).double()(h.double(), EDGE_INDEX, seed=1)
+    assert exact.dtype == torch.float64
+    for dtype, allowed in ((torch.float32, 1e-6), (torch.bfloat16, 0.05), (torch.float16, 0.01)):
+        converted = copy.deepcopy(layer).to(dtype)
+        assert {p.dtype for p in converted.parameters()} == {dtype}
+        out = converted(h.to(dtype), EDGE_INDEX, seed=1)
+        assert out.dtype == dtype
+        assert float((out.double() - exact).abs().max()) < allowed * float(exact.abs().max())
+    made = layer_class(3, 8, 2, dtype=torch.float64, device="cpu")
+    assert {p.dtype for p in made.parameters()} == {torch.float64}
+
+
+def test_meta_device(layer_class: Any) -> None:
+    layer = layer_class(3, 8, 2, device="meta")
+    assert all(p.is_meta for p in layer.parameters())
+    layer.to_empty(device="cpu").reset_parameters()
+    assert layer(torch.randn(4, 3), EDGE_INDEX).isfinite().all()
+
+
+def test_reset_parameters_draws_glorot(layer_class: Any) -> None:
+    layer = layer_class(30, 80, 2)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    torch.manual_seed(1)
+    layer.reset_parameters()
+    first = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    for name, parameter in first.items():
+        assert not torch.equal(parameter, before[name])
+        bound = (6 / sum(parameter.shape)) ** 0.5
+        assert 0.9 * bound < float(parameter.abs().max()) <= bound
+    torch.manual_seed(1)
+    layer.reset_parameters()
+    assert all(torch.equal(p, first[name]) for name, p in layer.named_parameters())
+
+
+def test_extra_repr_names_every_option() -> None:
+    layer = GraphAttentionV2Layer(3, 8, 2, False, 0.5, 0.1, True, backend="dense", kernel="torch")
+    assert repr(layer).startswith(
+        "GraphAttentionV2Layer(\n  3, 8, n_heads=2, is_concat=False, dropout=0.5, "
+        "leaky_relu_negative_slope=0.1, share_weights=True, backend='dense', kernel='torch', "
+        "flow='target_to_source'"
+    )
+
+
+def train(layer_class: Any, backend: Any) -> list[Tensor]:
+    torch.manual_seed(7)
+    layer = layer_class(3, 8, 2, backend=backend)
+    h, target = torch.randn(4, 3), torch.randn(4, 8)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for _ in range(10):
+        optimizer.zero_grad()
+        (layer(h, EDGE_INDEX) - target).square().mean().backward()
+        optimizer.step()
+    return [p.detach() for p in layer.parameters()]
+
+
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+def test_manual_seed_makes_training_repeatable_to_the_bit(layer_class: Any, backend: Any) -> None:
+    first, second = train(layer_class, backend), train(layer_class, backend)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@given(mask=masks(5, 5))
+def test_shared_weights_are_equal_weights(dtype: torch.dtype, mask: Tensor) -> None:
+    """The output is that of two equal matrices; the one gradient is the sum of their two."""
+    shared = GraphAttentionV2Layer(3, 8, 2, share_weights=True, dtype=dtype).eval()
+    apart = GraphAttentionV2Layer(3, 8, 2, dtype=dtype).eval()
+    apart.load_state_dict(shared.state_dict())
+    h, cotangent = torch.randn(5, 3, dtype=dtype), torch.randn(5, 8, dtype=dtype)
+    outs = [layer(h, mask) for layer in (shared, apart)]
+    assert torch.equal(*outs)
+    for out in outs:
+        out.backward(cotangent)
+    matrices = (shared.linear_l, apart.linear_l, apart.linear_r)
+    total, left, right = (matrix.weight.grad for matrix in matrices)
+    assert left is not None
+    assert right is not None
+    torch.testing.assert_close(total, left + right)
+
+
+@given(mask=masks(5, 5), n_heads=st.sampled_from((1, 2, 3)))
+def test_heads_are_concatenated_or_averaged(mask: Tensor, n_heads: int) -> None:
+    averaged = GraphAttentionV2Layer(3, 4, n_heads, is_concat=False, dtype=torch.float64).eval()
+    concatenated = GraphAttentionV2Layer(3, 4 * n_heads, n_heads, dtype=torch.float64).eval()
+    concatenated.load_state_dict(averaged.state_dict())
+    h = torch.randn(5, 3, dtype=torch.float64)
+    heads = concatenated(h, mask).unflatten(-1, (n_heads, 4))
+    assert_agrees(averaged(h, mask), heads.mean(-2))
