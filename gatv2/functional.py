@@ -264,7 +264,8 @@ def gat_scores(
 
 def check_slope(negative_slope: float, name: str = "negative_slope") -> None:
     """Raise a ValueError for a slope that is not finite."""
-    if not math.isfinite(negative_slope):
+    # a comparison, which torch.compile can trace with a symbolic slope; false for NaN
+    if not -math.inf < negative_slope < math.inf:
         raise ValueError(f"`{name}` must be a finite number; got {negative_slope}")
 
 

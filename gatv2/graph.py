@@ -1,7 +1,6 @@
 """Graph: the prepared form of a graph, sorted once and used by every layer and every epoch."""
 
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -161,12 +160,16 @@ class Graph:
             torch.stack((self.query_index, self.key_index), dim=1).long(), dim=0
         ).T
 
-    @cached_property
+    @property
     def by_key(self) -> KeyOrder:
-        """The edges sorted by (key, query)."""
-        return _transpose(self.query_index, self.key_index, self.n_keys)
+        """The edges sorted by (key, query); made when first asked for."""
+        # functools.cached_property takes a lock, which torch.compile can't trace
+        if "_by_key" not in self.__dict__:
+            self.__dict__["_by_key"] = _transpose(self.query_index, self.key_index, self.n_keys)
+        by_key: KeyOrder = self.__dict__["_by_key"]
+        return by_key
 
-    @cached_property
+    @property
     def multiplicity(self) -> Tensor:
         """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
         position = torch.arange(self.n_edges, device=self.device)
