@@ -38,16 +38,22 @@ def philox_4x32_10(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap modulo 2**64; masking the arithmetic shift gives the unsigned high word
-        product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-        c0, c1, c2, c3 = (
-            (product_1 >> 32 & _LOW_32_BITS) ^ c1 ^ k0,
-            product_1 & _LOW_32_BITS,
-            (product_0 >> 32 & _LOW_32_BITS) ^ c3 ^ k1,
-            product_0 & _LOW_32_BITS,
-        )
+        high_0, low_0 = _multiply(c0, _MULTIPLIER_0)
+        high_1, low_1 = _multiply(c2, _MULTIPLIER_1)
+        c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
         k0, k1 = k0 + _WEYL_0 & _LOW_32_BITS, k1 + _WEYL_1 & _LOW_32_BITS
     return c0, c1, c2, c3
+
+
+def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """High and low word of the product of a 32-bit word and an odd 32-bit multiplier.
+
+    The product may exceed int64, and compiled code may assume that none does. With the word moved by
+    2**31 it fits: word * multiplier = shifted + (multiplier - 1) * 2**31, whose second term is a
+    multiple of 2**32.
+    """
+    shifted = (word - 2**31) * multiplier + 2**31
+    return (shifted >> 32) + (multiplier >> 1), shifted & _LOW_32_BITS
 
 
 def keep_mask(

@@ -31,6 +31,18 @@ def test_known_answers(counter: str, key: str, answer: str) -> None:
     assert " ".join(f"{int(word):08x}" for word in result) == answer
 
 
+def test_compiled_code_draws_the_same() -> None:
+    """Sizes above the width of vectors, and a scalar word, which compilers treat in different ways."""
+    zero, seed = torch.tensor(0), torch.tensor(1)
+    query, key = torch.arange(50).unsqueeze(-1), torch.arange(50)
+
+    def draw(query: Tensor, key: Tensor, seed: Tensor) -> Tensor:
+        return keep_mask(seed, 0.5, query, key, 5, multiplicity=zero, batch=zero)
+
+    compiled = torch.compile(draw, fullgraph=True)
+    assert torch.equal(compiled(query, key, seed), draw(query, key, seed))
+
+
 def kept(kernel: Kernel, graph: Graph, n_heads: int, dropout: float, seed: int) -> Tensor:
     """Which edges a kernel keeps, read off its gradients: `[n_edges, n_heads]`.
 
