@@ -3,22 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 RESULTS ?= results
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
 
-test: $(VENV)/installed
+test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -n auto
 
-check: $(VENV)/installed
+check: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
+docs: $(VENV)/docs
+	$(VENV)/bin/python -m sphinx -n -W --keep-going docs build/docs
+
+# the package with one of its extras; an empty file marks what is installed
+$(VENV)/%: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
 clean:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gatv2.inspection import is_inspectable
+from gatv2.inspection import is_inspectable, numba_import_failure
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = ("target_to_source", "source_to_target")
@@ -165,7 +165,7 @@ class Graph:
         """The edges sorted by (key, query); made when first asked for."""
         # functools.cached_property takes a lock, which torch.compile can't trace
         if "_by_key" not in self.__dict__:
-            self.__dict__["_by_key"] = _transpose(self.query_index, self.key_index, self.n_keys)
+            self.__dict__["_by_key"] = _sort_by_key(self)
         by_key: KeyOrder = self.__dict__["_by_key"]
         return by_key
 
@@ -261,23 +261,34 @@ def _sort_edges(
     query: Tensor, key: Tensor, n_queries: int, n_keys: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sort by (query, key), stably: query_ptr, key_index, query_index, edge_id."""
-    n_edges = query.shape[0]
-    fits = max(n_edges, n_queries, n_keys) < 2**31
+    if _has_counting_sort(query):
+        from gatv2.counting_sort import sort_edges
+
+        return sort_edges(query, key, n_queries, n_keys)
+    fits = max(query.shape[0], n_queries, n_keys) < 2**31
     dtype = torch.int32 if fits else torch.int64
     query, key = query.to(dtype), key.to(dtype)
     by_key = torch.argsort(key, stable=True)
     query_index, by_query = torch.sort(query[by_key], stable=True)
     edge_id = by_key[by_query]
-    ptr = torch.searchsorted(
-        query_index, torch.arange(n_queries + 1, dtype=dtype, device=query.device)
-    )
-    return ptr.to(dtype), key[edge_id], query_index, edge_id.to(dtype)
+    return _pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
 
 
-def _transpose(query_index: Tensor, key_index: Tensor, n_keys: int) -> KeyOrder:
-    dtype = key_index.dtype
-    sorted_keys, edge = torch.sort(key_index, stable=True)
-    ptr = torch.searchsorted(
-        sorted_keys, torch.arange(n_keys + 1, dtype=dtype, device=key_index.device)
-    )
-    return KeyOrder(ptr.to(dtype), edge.to(dtype), query_index[edge])
+def _sort_by_key(graph: Graph) -> KeyOrder:
+    if _has_counting_sort(graph.key_index):
+        from gatv2.counting_sort import transpose
+
+        return KeyOrder(*transpose(graph.query_ptr, graph.key_index, graph.n_keys))
+    sorted_keys, edge = torch.sort(graph.key_index, stable=True)
+    ptr = _pointers(sorted_keys, graph.n_keys)
+    return KeyOrder(ptr, edge.to(ptr.dtype), graph.query_index[edge])
+
+
+def _pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
+    nodes = torch.arange(n_nodes + 1, dtype=sorted_index.dtype, device=sorted_index.device)
+    return torch.searchsorted(sorted_index, nodes).to(sorted_index.dtype)
+
+
+def _has_counting_sort(index: Tensor) -> bool:
+    """Ours is compiled for the CPU; elsewhere, and under a transform, PyTorch sorts."""
+    return index.device.type == "cpu" and is_inspectable(index) and numba_import_failure() is None

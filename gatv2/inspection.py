@@ -1,4 +1,7 @@
-"""Whether a tensor's values can be looked at: not while a program is traced or transformed."""
+"""What this process and this moment allow: Numba, and looking at a tensor's values."""
+
+import importlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,3 +18,14 @@ def is_inspectable(tensor: Tensor) -> bool:
         or tensor.is_meta
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@lru_cache
+def numba_import_failure() -> str | None:
+    """Why Numba can't be imported; None if it can, and then it has been."""
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:
+        return str(error)
+    return None

@@ -28,6 +28,7 @@ class GraphAttention(nn.Module, ABC):
         leaky_relu_negative_slope: float = 0.2,
         share_weights: bool = False,
         *,
+        bias: bool = False,
         backend: Backend = "auto",
         kernel: str = "auto",
         flow: Flow = "target_to_source",
@@ -67,21 +68,27 @@ class GraphAttention(nn.Module, ABC):
         self.flow = flow
 
         width = n_heads * self.n_hidden
-        self.linear_l = nn.Linear(in_features, width, bias=False, device=device, dtype=dtype)
+        self.linear_l = nn.Linear(in_features, width, bias=bias, device=device, dtype=dtype)
         self.linear_r = (
             self.linear_l
             if share_weights
-            else nn.Linear(in_features, width, bias=False, device=device, dtype=dtype)
+            else nn.Linear(in_features, width, bias=bias, device=device, dtype=dtype)
         )
         for name in self.attention_vectors:
             vector = torch.empty(n_heads, self.n_hidden, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(vector))
+        self.bias = (
+            nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew: Glorot uniform, as the paper's code."""
+        """Draw all parameters anew: Glorot uniform, as the paper's code; biases are zero."""
         for parameter in self.parameters():
-            nn.init.xavier_uniform_(parameter)
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -111,6 +118,8 @@ class GraphAttention(nn.Module, ABC):
         result = self._attend(query, key, adj_mat, return_attention=return_attention, seed=seed)
         out, alpha = result if isinstance(result, tuple) else (result, None)
         out = out.flatten(-2) if self.is_concat else out.mean(-2)
+        if self.bias is not None:
+            out = out + self.bias.to(out.dtype)
         return out if alpha is None else (out, alpha)
 
     @abstractmethod
@@ -162,8 +171,8 @@ class GraphAttention(nn.Module, ABC):
             f"{self.in_features}, {self.out_features}, n_heads={self.n_heads}, "
             f"is_concat={self.is_concat}, dropout={self.dropout}, "
             f"leaky_relu_negative_slope={self.leaky_relu_negative_slope}, "
-            f"share_weights={self.share_weights}, backend={self.backend!r}, kernel={self.kernel!r}, "
-            f"flow={self.flow!r}"
+            f"share_weights={self.share_weights}, bias={self.bias is not None}, "
+            f"backend={self.backend!r}, kernel={self.kernel!r}, flow={self.flow!r}"
         )
 
 
@@ -177,7 +186,7 @@ class GraphAttentionV2Layer(GraphAttention):
         h'_i = \sum_{j \in N_i} \alpha_{ij} W_r h_j
 
     for each head; :math:`N_i` are the j with `adj_mat[i][j]`. Heads are concatenated or averaged. A
-    node without neighbours gives zeros; self-loops are not added. There is no bias.
+    node without neighbours gives zeros; self-loops are not added.
 
     Args:
         in_features: features of a node.
@@ -188,6 +197,8 @@ class GraphAttentionV2Layer(GraphAttention):
         dropout: probability, in [0, 1), that a coefficient is dropped in training.
         leaky_relu_negative_slope: slope of LeakyReLU below zero.
         share_weights: whether :math:`W_l = W_r`.
+        bias: whether the projections and the output have a bias, as in PyTorch Geometric. The
+            formula has none.
         backend: "dense" (masked attention), "sparse" (edges), or "auto": by the form of `adj_mat`.
         kernel: "torch", or "auto": the first that serves a call.
         flow: what row 0 of an edge index holds. "target_to_source": the nodes that attend;
@@ -199,6 +210,7 @@ class GraphAttentionV2Layer(GraphAttention):
         linear_l: :math:`W_l`, projects queries.
         linear_r: :math:`W_r`, projects keys and values; `linear_l` itself with `share_weights`.
         attn: :math:`a`, `[n_heads, n_hidden]`.
+        bias: `[out_features]`, added to the result, or None.
 
     Raises:
         TypeError: a size is not an int.

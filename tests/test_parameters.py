@@ -98,8 +98,8 @@ def test_extra_repr_names_every_option() -> None:
     layer = GraphAttentionV2Layer(3, 8, 2, False, 0.5, 0.1, True, backend="dense", kernel="torch")
     assert repr(layer).startswith(
         "GraphAttentionV2Layer(\n  3, 8, n_heads=2, is_concat=False, dropout=0.5, "
-        "leaky_relu_negative_slope=0.1, share_weights=True, backend='dense', kernel='torch', "
-        "flow='target_to_source'"
+        "leaky_relu_negative_slope=0.1, share_weights=True, bias=False, "
+        "backend='dense', kernel='torch', flow='target_to_source'"
     )
 
 
@@ -113,6 +113,30 @@ def train(layer_class: Any, backend: Any) -> list[Tensor]:
         (layer(h, EDGE_INDEX) - target).square().mean().backward()
         optimizer.step()
     return [p.detach() for p in layer.parameters()]
+
+
+@pytest.mark.parametrize("is_concat", [False, True])
+def test_bias_of_projections_and_output(layer_class: Any, is_concat: bool) -> None:
+    layer = layer_class(3, 8, 2, is_concat, dropout=0.0, bias=True, dtype=torch.float64)
+    assert {"bias", "linear_l.bias", "linear_r.bias"} <= set(layer.state_dict())
+    assert layer.bias.shape == (8,)
+    biases = [p for name, p in layer.named_parameters() if name.endswith("bias")]
+    assert all((bias == 0).all() for bias in biases)
+    with torch.no_grad():
+        for bias in biases:
+            bias.normal_()
+    # a constant feature and no biases: the same layer
+    plain = layer_class(4, 8, 2, is_concat, dropout=0.0, dtype=torch.float64)
+    state = layer.state_dict()
+    for name in ("linear_l", "linear_r"):
+        columns = (state[f"{name}.weight"], state[f"{name}.bias"].unsqueeze(1))
+        state[f"{name}.weight"] = torch.cat(columns, dim=1)
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    h = torch.randn(4, 3, dtype=torch.float64)
+    with_one = torch.cat((h, torch.ones(4, 1, dtype=torch.float64)), dim=1)
+    expected = plain(with_one, EDGE_INDEX) + layer.bias
+    assert_agrees(layer(h, EDGE_INDEX), expected)
+    assert torch.equal(layer(h, EDGE_INDEX)[2], layer.bias)  # node 2 has no neighbours
 
 
 @pytest.mark.parametrize("backend", ["dense", "sparse"])

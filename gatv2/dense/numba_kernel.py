@@ -1,0 +1,66 @@
+"""The fused CPU kernel over a dense mask: same function as `gatv2.dense.reference`."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gatv2.dense import reference
+from gatv2.operator import Launcher, define, unsupported
+
+__all__ = ["gatv2_attention", "unsupported"]
+
+
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    mask: Tensor,
+    *,
+    negative_slope: float,
+    dropout: float,
+    seed: Tensor | None,
+    return_attention: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """GATv2 attention without anything of `[N, M]` beside the mask; see `gatv2.dense.reference`."""
+    n_mapped = 0
+    out, _, alpha = _attention(
+        query, key, attn, mask, seed, 1, n_mapped, negative_slope, dropout, return_attention
+    )
+    return out, alpha if return_attention else None
+
+
+def _launcher() -> Launcher:
+    from gatv2.dense import numba_loops
+
+    return numba_loops
+
+
+def _reference(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    adjacency: Sequence[Tensor],
+    seed: Tensor | None,
+    _n_blocks: int,
+    negative_slope: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    out, alpha = reference.gatv2_attention(
+        query,
+        key,
+        attn,
+        adjacency[0],
+        negative_slope=negative_slope,
+        dropout=dropout,
+        seed=seed,
+        return_attention=True,
+    )
+    assert alpha is not None
+    return out, alpha
+
+
+def _alpha_shape(query: Tensor, key: Tensor, _mask: Tensor) -> tuple[int, ...]:
+    return (*query.shape[:-2], key.shape[-3], query.shape[-2])
+
+
+_attention = define("dense_attention", "Tensor mask", _launcher, _reference, _alpha_shape)

@@ -1,0 +1,251 @@
+"""A fused kernel as PyTorch operators: fake tensors, autograd, double backward, vmap, compilation.
+
+The kernel and its gradient are two operators, so first-order differentiation stays fused under every
+transform. The gradient's own derivative goes through the reference.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+from gatv2.inspection import numba_import_failure
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_OPTIONS = (
+    "Tensor? seed, int n_blocks, int n_mapped, float negative_slope, float dropout, bool with_alpha"
+)
+_N_OPTIONS = 6
+_library = torch.library.Library("gatv2", "DEF")
+
+
+class Launcher(Protocol):
+    """The compiled kernels: a module that is imported when it is first needed."""
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """(out, log-sum-exp, alpha) of the operator's arguments."""
+
+    def backward(
+        self, d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of query, key and attn."""
+
+
+Reference = Callable[..., tuple[Tensor, Tensor]]
+"""(query, key, attn, adjacency, seed, n_blocks, negative_slope, dropout) -> (out, alpha)."""
+
+
+def define(
+    name: str,
+    adjacency: str,
+    launcher: Callable[[], Launcher],
+    reference: Reference,
+    alpha_shape: Callable[..., tuple[int, ...]],
+) -> Any:
+    """Define the operator `gatv2::name` and its gradient, `gatv2::name_backward`.
+
+    The operator is (query, key, attn, *adjacency, seed, n_blocks, n_mapped, negative_slope, dropout,
+    with_alpha) -> (out, log-sum-exp, alpha). `n_mapped` is the number of leading batch dimensions
+    that dropout does not tell apart, and for which the gradient of attn is not summed: those that
+    `torch.vmap` added. Without `with_alpha`, alpha is empty.
+
+    Args:
+        name: name of the operator.
+        adjacency: schema of the tensors that make up the graph.
+        launcher: returns the compiled kernels.
+        reference: the same function by plain PyTorch operations.
+        alpha_shape: shape of alpha, given query, key and the adjacency's tensors.
+    """
+    features = f"Tensor query, Tensor key, Tensor attn, {adjacency}, {_OPTIONS}"
+    _library.define(f"{name}({features}) -> (Tensor, Tensor, Tensor)")
+    _library.define(
+        f"{name}_backward(Tensor d_out, Tensor d_alpha, Tensor lse, {features}) "
+        "-> (Tensor, Tensor, Tensor)"
+    )
+    operator = getattr(torch.ops.gatv2, name).default
+    gradient = getattr(torch.ops.gatv2, f"{name}_backward").default
+    _library.impl(name, lambda *arguments: launcher().forward(*arguments), "CPU")
+    _library.impl(f"{name}_backward", lambda *arguments: launcher().backward(*arguments), "CPU")
+
+    def forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, _, *tensors = arguments[:-_N_OPTIONS]
+        with_alpha = arguments[-1]
+        return (
+            query.new_empty(query.shape),
+            query.new_empty(query.shape[:-1], dtype=computed_in(query.dtype)),
+            query.new_empty(alpha_shape(query, key, *tensors) if with_alpha else (0,)),
+        )
+
+    def backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, attn = arguments[3:6]
+        mapped = query.shape[: arguments[-4]]
+        return (
+            query.new_empty(query.shape),
+            key.new_empty(key.shape),
+            attn.new_empty((*mapped, *attn.shape)),
+        )
+
+    torch.library.register_fake(operator, forward_fake, lib=_library)
+    torch.library.register_fake(gradient, backward_fake, lib=_library)
+
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.options = inputs[-_N_OPTIONS + 1 :]
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], *inputs[: -_N_OPTIONS + 1])
+
+    def backward(ctx: Any, d_out: Tensor, _: Tensor, d_alpha: Tensor) -> tuple[Any, ...]:
+        lse, *tensors = ctx.saved_tensors
+        query, _, attn, *others = tensors
+        d_out = torch.zeros_like(query) if d_out is None else d_out
+        d_alpha = query.new_empty(0) if d_alpha is None else d_alpha
+        d_query, d_key, d_attn = gradient(d_out, d_alpha, lse, *tensors, *ctx.options)
+        d_attn = d_attn.reshape(-1, *attn.shape).sum(0)
+        return d_query, d_key, d_attn, *[None] * (len(others) + len(ctx.options))
+
+    def save_gradient_inputs(ctx: Any, inputs: tuple[Any, ...], _output: object) -> None:
+        ctx.options = inputs[-_N_OPTIONS + 1 :]
+        ctx.save_for_backward(*inputs[: -_N_OPTIONS + 1])
+
+    def double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        d_out, d_alpha, _, query, key, attn, *tensors, seed = ctx.saved_tensors
+        n_blocks, n_mapped, negative_slope, dropout, _ = ctx.options
+        has_alpha = d_alpha.numel() > 0
+
+        def gradients(d_out: Tensor, d_alpha: Tensor, *features: Tensor) -> Any:
+            def attend(query: Tensor, key: Tensor, attn: Tensor) -> Any:
+                out, alpha = reference(
+                    query, key, attn, tensors, seed, n_blocks, negative_slope, dropout
+                )
+                return (out, alpha) if has_alpha else out
+
+            pullback: Any = torch.func.vjp(attend, *features)[1]
+            return pullback((d_out, d_alpha) if has_alpha else d_out)
+
+        mapped = gradients
+        for _level in range(n_mapped):
+            mapped = torch.vmap(mapped, (0, 0 if has_alpha else None, 0, 0, None))
+        pullback: Any = torch.func.vjp(mapped, d_out, d_alpha, query, key, attn)[1]
+        to_d_out, to_d_alpha, *to_features = pullback(cotangents)
+        others = [None] * (len(tensors) + 1 + len(ctx.options))
+        return to_d_out, to_d_alpha, None, *to_features, *others
+
+    _differentiate(operator, save_inputs, backward, _batching_rule(operator, mappable=2))
+    _differentiate(
+        gradient, save_gradient_inputs, double_backward, _batching_rule(gradient, mappable=5)
+    )
+    return operator
+
+
+def unsupported(query: Tensor, key: Tensor, attn: Tensor) -> list[str]:
+    """The reasons why a fused CPU kernel can't serve these inputs; empty if it can."""
+    reasons = []
+    if query.device.type != "cpu":
+        reasons.append(f"it runs on the CPU only, and the features are on {query.device}")
+    if query.dtype not in _DTYPES:
+        known = ", ".join(str(dtype) for dtype in _DTYPES)
+        reasons.append(f"it computes in {known}, and the features are {query.dtype}")
+    if _is_forward_mode(query, key, attn):
+        reasons.append("it has no forward-mode derivative (jvp, jacfwd, dual tensors)")
+    if failure := _numba_failure():
+        reasons.append(f"Numba can't be imported: {failure}")
+    return reasons
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a kernel computes in: half precision is brought to float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _numba_failure() -> str | None:
+    failure: str | None = numba_import_failure()  # through whose cache Dynamo would trace
+    return failure
+
+
+def _is_forward_mode(*tensors: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    if any(level.key() == torch._C._functorch.TransformType.Jvp for level in levels):
+        return True
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
+
+
+def _differentiate(
+    operator: Any,
+    save: Callable[..., None],
+    backward: Callable[..., tuple[Any, ...]],
+    batching_rule: Callable[..., Any],
+) -> None:
+    """Register an operator's autograd and vmap.
+
+    Not `torch.library.register_autograd`, whose function the `torch.func` transforms refuse.
+    """
+
+    def forward(*arguments: Any) -> Any:
+        # under a transform, the next level below differentiates by itself, so its modes stay on
+        with (
+            torch._C._AutoDispatchBelowAutograd(),
+            torch.enable_grad(),
+            forward_ad._set_fwd_grad_enabled(True),
+        ):
+            return operator(*arguments)
+
+    name = operator._schema.name.split("::")[1]
+    members = {"forward": forward, "setup_context": save, "backward": backward}
+    function: Any = type(
+        f"{name}_function",
+        (_SingleLevelFunction,),
+        {member: staticmethod(value) for member, value in members.items()},
+    )
+
+    def differentiable(*arguments: Any) -> Any:
+        tracks = torch.is_grad_enabled() and any(
+            isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+        )
+        if tracks or forward_ad._current_level >= 0:  # the function refuses forward mode
+            with enable_single_level_autograd_function():
+                return function.apply(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    _library.impl(name, differentiable, "Autograd")
+    torch.library.register_vmap(operator, batching_rule, lib=_library)
+
+
+def _batching_rule(operator: Any, mappable: int) -> Callable[..., Any]:
+    """The rule of vmap: over the first `mappable` tensors at once, over anything else one by one."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
+        if any(dim is not None for dim in in_dims[mappable:]):
+            results = [
+                operator(
+                    *(
+                        argument if dim is None else argument.select(dim, i)
+                        for argument, dim in zip(arguments, in_dims, strict=True)
+                    )
+                )
+                for i in range(info.batch_size)
+            ]
+            return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0, 0)
+        mapped = list(arguments)
+        mapped[-4] += 1
+        for i in range(mappable):
+            tensor, dim = arguments[i], in_dims[i]
+            if tensor.ndim - (dim is not None) == 1:  # no cotangent of alpha
+                mapped[i] = tensor.new_empty(0)
+            elif dim is None:
+                mapped[i] = tensor.expand(info.batch_size, *tensor.shape)
+            else:
+                mapped[i] = tensor.movedim(dim, 0)
+        results = operator(*mapped)
+        return results, tuple(0 if result.ndim > 1 else None for result in results)
+
+    return rule

@@ -1,0 +1,107 @@
+"""The fused CPU kernel over a list of edges: same function as `gatv2.sparse.reference`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gatv2.graph import Graph
+from gatv2.operator import Launcher, define, unsupported
+from gatv2.sparse import reference
+
+__all__ = ["gatv2_attention", "unsupported"]
+
+
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: Graph,
+    *,
+    negative_slope: float,
+    dropout: float,
+    seed: Tensor | None,
+    return_attention: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """GATv2 attention without anything of `[E, H, F]`; see `gatv2.sparse.reference`.
+
+    Forward keeps one log-sum-exp for each query and head, and backward recomputes the coefficients.
+    Its scratch is two numbers for each edge and head, and one bit for each edge and feature.
+    """
+    by_key: Sequence[Tensor | None] = (None, None, None)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, attn)):
+        by_key = graph.by_key
+    out, _, alpha = _attention(
+        query,
+        key,
+        attn,
+        graph.query_ptr,
+        graph.key_index,
+        *by_key,
+        graph.head_mask,
+        seed,
+        graph.n_blocks,
+        0,
+        negative_slope,
+        dropout,
+        return_attention,
+    )
+    return out, graph.in_callers_order(alpha, dim=-2) if return_attention else None
+
+
+def _launcher() -> Launcher:
+    from gatv2.sparse import numba_loops
+
+    return numba_loops
+
+
+def _reference(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    adjacency: Sequence[Tensor | None],
+    seed: Tensor | None,
+    n_blocks: int,
+    negative_slope: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    query_ptr, key_index, *_, head_mask = adjacency
+    assert query_ptr is not None
+    assert key_index is not None
+    n_queries, n_edges = query_ptr.shape[0] - 1, key_index.shape[0]
+    position = torch.arange(max(n_queries, n_edges), dtype=key_index.dtype)
+    graph = Graph(
+        query_ptr,
+        key_index,
+        query_index=position[:n_queries].repeat_interleave(query_ptr.diff(), output_size=n_edges),
+        edge_id=position[:n_edges],
+        n_keys=key.shape[-3],
+        head_mask=head_mask,
+        n_blocks=n_blocks,
+    )
+    out, alpha = reference.gatv2_attention(
+        query,
+        key,
+        attn,
+        graph,
+        negative_slope=negative_slope,
+        dropout=dropout,
+        seed=seed,
+        return_attention=True,
+    )
+    assert alpha is not None
+    return out, alpha
+
+
+def _alpha_shape(query: Tensor, _key: Tensor, *adjacency: Tensor) -> tuple[int, ...]:
+    return (*query.shape[:-3], adjacency[1].shape[0], query.shape[-2])
+
+
+_attention = define(
+    "sparse_attention",
+    "Tensor query_ptr, Tensor key_index, Tensor? key_ptr, Tensor? edges_by_key, "
+    "Tensor? queries_by_key, Tensor? head_mask",
+    _launcher,
+    _reference,
+    _alpha_shape,
+)

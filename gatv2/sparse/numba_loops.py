@@ -1,0 +1,277 @@
+"""The fused kernels over a graph's edges: chunks of queries (CSR) and of keys (CSC)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gatv2.counting_sort import transpose
+from gatv2.numba_call import Call
+from gatv2.numba_rows import backward_key_row, backward_query_row, forward_row, scratch
+from gatv2.parallel import count_chunks, first_row, next_chunk, run_chunks
+from gatv2.simd import inline, kernel
+from gatv2.tiles import Array, as_array, empty
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, log-sum-exp, alpha); for the arguments see `gatv2.operator.define`."""
+    call = Call(*arguments)
+    tiles, csr = call.tiles, _csr(call)
+    *batch, n_queries, _, _ = call.query.shape
+    n_edges = call.adjacency[1].shape[0]
+    out = tiles.empty(*batch, n_queries)
+    largest, total = tiles.empty_heads(*batch, n_queries), tiles.empty_heads(*batch, n_queries)
+    alpha = tiles.empty_heads(*batch, n_edges) if call.with_alpha else tiles.empty_heads(0)
+    n_chunks = count_chunks((n_edges + n_queries) * tiles.length)
+    results = (out, largest, total, alpha)
+    run_chunks(
+        _forward, n_chunks * call.n_copies, n_chunks, *call.arguments, *csr, *map(as_array, results)
+    )
+    return call.results(*results)
+
+
+def backward(
+    d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and attn; for the arguments see `gatv2.operator.define`."""
+    call = Call(*arguments)
+    gradients = Gradients(call, d_out, lse, call.adjacency[1].shape[0])
+    gradients.add(_csr(call), _csc(call), call.tiles.pad_heads(d_alpha))
+    return gradients.results()
+
+
+class Gradients:
+    """Gradients of query, key and attn, of one block of queries after another."""
+
+    def __init__(self, call: Call, d_out: Tensor, lse: Tensor, n_edges: int) -> None:
+        self.call, tiles = call, call.tiles
+        self.d_out, self.lse = tiles.pad(d_out), tiles.pad_heads(lse)
+        self.d_query = tiles.empty(*call.query.shape[:-2])
+        self.d_key = tiles.empty(*call.key.shape[:-2])
+        n_rows = max(call.n_queries, call.n_keys)
+        self.n_chunks = count_chunks((n_edges + n_rows) * tiles.length)
+        self.d_attn = np.zeros((call.n_copies, self.n_chunks, tiles.length), self.d_out.dtype)
+        self.first_query = 0
+
+    def add(self, csr: tuple[Any, ...], csc: tuple[Any, ...], d_alpha: Array) -> None:
+        """Add the next queries, and their share of the gradients of keys and attn.
+
+        Args:
+            csr: pointers of the queries, key of each edge, head mask or None.
+            csc: pointers of the keys, edges and queries by key; None if there is no head mask.
+            d_alpha: cotangent of alpha, padded; empty if there is none.
+        """
+        call, tiles = self.call, self.call.tiles
+        n_edges = csr[1].size
+        weights = tiles.empty_heads(call.n_copies, n_edges, 2)
+        signs = empty((call.n_copies * n_edges * tiles.length // 8,), torch.uint8)
+        left, d_attn = [as_array(x) for x in (weights, signs)], self.d_attn.reshape(-1)
+        common = (call.n_copies * self.n_chunks, self.n_chunks, *call.arguments, self.first_query)
+        run_chunks(
+            _backward_queries,
+            *common,
+            *csr,
+            self.lse,
+            self.d_out,
+            d_alpha,
+            *left,
+            as_array(self.d_query),
+            d_attn,
+        )
+        is_first = self.first_query == 0
+        run_chunks(
+            _backward_keys,
+            *common,
+            *csc,
+            self.d_out,
+            *left,
+            as_array(self.d_key),
+            not is_first,
+            d_attn,
+        )
+        self.first_query += csr[0].size - 1
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of query, key and attn."""
+        return self.call.gradients(self.d_query, self.d_key, self.d_attn)
+
+
+def _csr(call: Call) -> tuple[Any, ...]:
+    query_ptr, key_index, *_, head_mask = call.adjacency
+    if head_mask is not None:
+        head_mask = call.tiles.pad_heads(head_mask)
+    return as_array(query_ptr), as_array(key_index), head_mask
+
+
+def _csc(call: Call) -> tuple[Any, ...]:
+    query_ptr, key_index, *by_key, head_mask = call.adjacency
+    has_none = by_key[0] is None  # made for an inference that was then differentiated
+    csc = transpose(query_ptr, key_index, call.n_keys) if has_none else by_key
+    return *map(as_array, csc), None if head_mask is None else True
+
+
+@kernel
+def _forward(
+    chunks: Any,
+    n_chunks: Any,
+    vectors: Any,
+    shape: Any,
+    sizes: Any,
+    features: Any,
+    slope: Any,
+    dropout: Any,
+    query_ptr: Any,
+    key_index: Any,
+    head_mask: Any,
+    out: Any,
+    largest: Any,
+    total: Any,
+    alpha: Any,
+) -> None:
+    buffers = scratch(vectors.heads, out)
+    chunk = next_chunk(chunks)
+    while chunk < chunks[1]:
+        for i in _rows(query_ptr, chunk, n_chunks):
+            forward_row(
+                vectors,
+                shape,
+                features,
+                slope,
+                dropout,
+                place(sizes, key_index.size, chunk // n_chunks, i),
+                key_index,
+                head_mask,
+                query_ptr[i],
+                query_ptr[i + 1],
+                buffers,
+                out,
+                largest,
+                total,
+                alpha,
+            )
+        chunk = next_chunk(chunks)
+
+
+@kernel
+def _backward_queries(
+    chunks: Any,
+    n_chunks: Any,
+    vectors: Any,
+    shape: Any,
+    sizes: Any,
+    features: Any,
+    slope: Any,
+    dropout: Any,
+    first_query: Any,
+    query_ptr: Any,
+    key_index: Any,
+    head_mask: Any,
+    lse: Any,
+    d_out: Any,
+    d_alpha: Any,
+    weights: Any,
+    signs: Any,
+    d_query: Any,
+    d_attn: Any,
+) -> None:
+    buffers = scratch(vectors.heads, d_out)
+    chunk = next_chunk(chunks)
+    while chunk < chunks[1]:
+        for i in _rows(query_ptr, chunk, n_chunks):
+            backward_query_row(
+                vectors,
+                shape,
+                features,
+                slope,
+                dropout,
+                place(sizes, key_index.size, chunk // n_chunks, first_query + i),
+                key_index,
+                head_mask,
+                query_ptr[i],
+                query_ptr[i + 1],
+                buffers,
+                lse,
+                d_out,
+                d_alpha,
+                weights,
+                signs,
+                d_query,
+                d_attn,
+                chunk,
+            )
+        chunk = next_chunk(chunks)
+
+
+@kernel
+def _backward_keys(
+    chunks: Any,
+    n_chunks: Any,
+    vectors: Any,
+    shape: Any,
+    sizes: Any,
+    features: Any,
+    slope: Any,
+    _dropout: Any,
+    first_query: Any,
+    key_ptr: Any,
+    edges: Any,
+    queries: Any,
+    head_mask: Any,
+    d_out: Any,
+    weights: Any,
+    signs: Any,
+    d_key: Any,
+    adds: Any,
+    d_attn: Any,
+) -> None:
+    n_queries, n_keys = sizes[:2]
+    chunk = next_chunk(chunks)
+    while chunk < chunks[1]:
+        copy = chunk // n_chunks
+        for j in _rows(key_ptr, chunk, n_chunks):
+            backward_key_row(
+                vectors,
+                shape,
+                features,
+                slope,
+                copy * n_keys + j,
+                copy * n_queries + first_query,
+                copy * edges.size,
+                edges,
+                queries,
+                head_mask,
+                key_ptr[j],
+                key_ptr[j + 1],
+                d_out,
+                weights,
+                signs,
+                d_key,
+                adds,
+                d_attn,
+                chunk,
+            )
+        chunk = next_chunk(chunks)
+
+
+@inline
+def _rows(ptr: Any, chunk: Any, n_chunks: Any) -> Any:
+    """The rows of a chunk."""
+    part = chunk % n_chunks
+    return range(first_row(ptr, part, n_chunks), first_row(ptr, part + 1, n_chunks))
+
+
+@inline
+def place(sizes: Any, n_edges: Any, copy: Any, i: Any) -> Any:
+    """Where query i of a copy stands; see `forward_row`."""
+    n_queries, n_keys, n_batches, block_queries, block_keys, n_words = sizes
+    block = i // block_queries if block_queries < n_queries else 0
+    batch = copy % n_batches + block  # one of the two is zero
+    return (
+        copy * n_queries + i,
+        copy * n_keys,
+        i - block * block_queries,
+        block * block_keys,
+        batch * n_words,
+        copy * n_edges,
+    )

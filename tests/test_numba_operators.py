@@ -1,0 +1,240 @@
+"""The fused kernels are PyTorch operators: checked, differentiated twice, transformed, exported."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention, select_kernel
+from gatv2.testing import assert_agrees
+
+pytest.importorskip("numba")
+
+N_QUERIES, N_KEYS, N_HEADS, N_HIDDEN = 5, 7, 3, 2
+MASK = torch.rand(N_QUERIES, N_KEYS, 1, generator=torch.Generator().manual_seed(1)) < 0.5
+HEAD_MASK = torch.rand(N_QUERIES, N_KEYS, 3, generator=torch.Generator().manual_seed(2)) < 0.5
+
+
+@pytest.fixture(params=["dense", "sparse"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    """Both backends in turn."""
+    return request.param
+
+
+def random_features(*batch_shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Query, key and attn."""
+    query = torch.randn(*batch_shape, N_QUERIES, N_HEADS, N_HIDDEN, dtype=dtype)
+    key = torch.randn(*batch_shape, N_KEYS, N_HEADS, N_HIDDEN, dtype=dtype)
+    return [query, key, torch.randn(N_HEADS, N_HIDDEN, dtype=dtype)]
+
+
+def adjacency_of(backend: str, mask: Tensor) -> list[Tensor | None]:
+    """The operator's tensors of a mask."""
+    if backend == "dense":
+        return [mask]
+    graph = Graph.from_mask(mask)
+    return [graph.query_ptr, graph.key_index, *graph.by_key, graph.head_mask]
+
+
+@pytest.mark.parametrize("mask", [MASK, HEAD_MASK], ids=["one mask", "head mask"])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("with_alpha", [False, True])
+def test_opcheck(backend: str, mask: Tensor, dropout: float, with_alpha: bool) -> None:
+    features = [x.requires_grad_() for x in random_features(2)]
+    adjacency = adjacency_of(backend, mask)
+    seed = torch.tensor(3) if dropout else None
+    options = (seed, 1, 0, 0.2, dropout, with_alpha)
+    operator = getattr(torch.ops.gatv2, f"{backend}_attention").default
+    torch.library.opcheck(operator, (*features, *adjacency, *options))
+    out, lse, alpha = operator(*features, *adjacency, *options)
+    d_out, d_alpha = torch.randn_like(out), torch.randn_like(alpha)
+    gradient = getattr(torch.ops.gatv2, f"{backend}_attention_backward").default
+    arguments = (d_out.requires_grad_(), d_alpha, lse.detach(), *features, *adjacency, *options)
+    torch.library.opcheck(gradient, arguments)
+
+
+def function_of(backend: Any, kernel: str, mask: Tensor = HEAD_MASK) -> Any:
+    """Attention as a function of the features, with coefficients and dropout, as one vector."""
+
+    def function(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
+        out, alpha = gatv2_attention(
+            query,
+            key,
+            attn,
+            mask,
+            dropout=0.3,
+            seed=9,
+            backend=backend,
+            kernel=kernel,
+            return_attention=True,
+        )
+        return torch.cat((out.flatten(), alpha.flatten()))
+
+    return function
+
+
+def test_gradgradcheck(backend: str) -> None:
+    features = [x.requires_grad_() for x in random_features(2)]
+    function = function_of(backend, "numba", MASK)
+    assert torch.autograd.gradcheck(function, features, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, features, fast_mode=True)
+
+
+def test_second_order_equals_the_reference(backend: str) -> None:
+    features = random_features(2)
+    weights = torch.randn(function_of(backend, "torch")(*features).shape, dtype=torch.float64)
+
+    def second_order(kernel: str) -> Any:
+        def penalty(*features: Tensor) -> Tensor:
+            loss = lambda *x: (function_of(backend, kernel)(*x) * weights).sum()  # noqa: E731
+            gradients = grad(loss, argnums=(0, 1, 2))(*features)
+            return torch.stack([g.square().sum() for g in gradients]).sum()
+
+        return grad(penalty, argnums=(0, 1, 2))(*features)
+
+    for actual, exact in zip(second_order("numba"), second_order("torch"), strict=True):
+        assert_agrees(actual, exact)
+
+
+def test_jacobians(backend: str) -> None:
+    features = random_features()
+    jacobians = [
+        jacrev(function_of(backend, kernel), argnums=(0, 1, 2))(*features)
+        for kernel in ("numba", "torch")
+    ]
+    for actual, exact in zip(*jacobians, strict=True):
+        assert_agrees(actual, exact)
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0, None), (0, None, None), (None, 1, 0), (None, None, 0)])
+def test_vmap(backend: str, in_dims: Any) -> None:
+    """Of values, and of gradients sample by sample, which do not mix."""
+    features = [
+        x if dim is None else torch.randn(*x.shape[:dim], 4, *x.shape[dim:], dtype=x.dtype)
+        for x, dim in zip(random_features(2), in_dims, strict=True)
+    ]
+    for kernel in ("numba", "torch"):
+        function = function_of(backend, kernel)
+        loss = lambda *x: function(*x).square().sum()  # noqa: B023, E731
+        results = [
+            vmap(function, in_dims)(*features),
+            *vmap(grad(loss, argnums=(0, 1, 2)), in_dims)(*features),
+            *grad(lambda *x: vmap(function, in_dims)(*x).square().sum(), argnums=(0, 2))(*features),  # noqa: B023
+        ]
+        if kernel == "numba":
+            fused = results
+    for actual, exact in zip(fused, results, strict=True):
+        assert_agrees(actual, exact)
+
+
+def test_nested_vmap(backend: str) -> None:
+    features = random_features(2, 3)
+    in_dims = (0, 0, None)
+    results = [
+        vmap(vmap(grad(lambda *x: f(*x).sin().sum(), argnums=(0, 2)), in_dims), in_dims)(*features)  # noqa: B023
+        for f in (function_of(backend, "numba"), function_of(backend, "torch"))
+    ]
+    for actual, exact in zip(*results, strict=True):
+        assert_agrees(actual, exact)
+
+
+class _Record(TorchDispatchMode):
+    """The names of the operators of ours that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "gatv2":
+            self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_first_order_is_fused_under_every_transform(backend: str) -> None:
+    """`torch.func.grad` always asks for a graph of the gradient, and still gets the fused one."""
+    features = random_features()
+    loss: Callable[..., Tensor] = lambda *x: function_of(backend, "auto")(*x).sum()  # noqa: E731
+    leaves = [x.clone().requires_grad_() for x in features]
+    ways: tuple[Callable[[], Any], ...] = (
+        lambda: grad(loss)(*features),
+        lambda: torch.autograd.grad(loss(*leaves), leaves),
+        lambda: torch.autograd.grad(loss(*leaves), leaves, create_graph=True),
+        lambda: vmap(grad(loss), (0, None, None))(features[0][None], *features[1:]),
+    )
+    for way in ways:
+        with _Record() as record:
+            way()
+        name = f"gatv2::{backend}_attention"
+        assert record.names == {name, f"{name}_backward"}
+
+
+def test_forward_mode_goes_to_the_reference(backend: str) -> None:
+    features = random_features()
+    tangents = tuple(torch.randn_like(x) for x in features)
+    actual = jvp(function_of(backend, "auto"), tuple(features), tangents)
+    exact = jvp(function_of(backend, "torch"), tuple(features), tangents)
+    for a, e in zip(actual, exact, strict=True):
+        assert torch.equal(a, e)
+    with pytest.raises(ValueError, match=r"forward-mode.*kernel='torch' serves every call"):
+        jvp(function_of(backend, "numba"), tuple(features), tangents)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(features[0], tangents[0])
+        adjacency = MASK if backend == "dense" else Graph.from_mask(MASK)
+        selection = select_kernel(dual, features[1], features[2], adjacency)
+        assert selection.kernel.name == "torch"
+        assert "forward-mode" in selection.rejected["numba"][0]
+        options = (None, 1, 0, 0.2, 0.0, False)
+        operator = getattr(torch.ops.gatv2, f"{backend}_attention")
+        with pytest.raises(NotImplementedError, match="forward mode AD"):
+            operator(dual, *features[1:], *adjacency_of(backend, MASK), *options)
+
+
+def test_unsupported_inputs_are_told(backend: str) -> None:
+    adjacency: Any = MASK if backend == "dense" else Graph.from_mask(MASK)
+    query, key, attn = (x.to("meta") for x in random_features())
+    selection = select_kernel(query, key, attn, adjacency)
+    assert selection.kernel.name == "torch"
+    assert "runs on the CPU only, and the features are on meta" in selection.rejected["numba"][0]
+
+
+def layer_and_inputs(backend: Any) -> tuple[GraphAttentionV2Layer, Tensor, Tensor]:
+    """A layer, features, and the form of a graph that it can be traced with."""
+    layer = GraphAttentionV2Layer(4, 6, 3, dropout=0.0, backend=backend)
+    mask = torch.rand(5, 5, 1) < 0.6
+    return layer, torch.randn(5, 4), mask if backend == "dense" else mask[..., 0].nonzero().T
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_training_step_is_fused(backend: str, dynamic: bool) -> None:
+    layer, h, adj_mat = layer_and_inputs(backend)
+    cotangent = torch.randn(5, 6)
+    expected = torch.autograd.grad(layer(h, adj_mat), list(layer.parameters()), cotangent)
+    torch._dynamo.reset()
+    step = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    actual = torch.autograd.grad(step(h, adj_mat), list(layer.parameters()), cotangent)
+    for a, e in zip(actual, expected, strict=True):
+        assert_agrees(a, e.double(), e)
+
+
+def test_exported_program_runs_in_a_fresh_process(backend: str, tmp_path: Path) -> None:
+    layer, h, adj_mat = layer_and_inputs(backend)
+    program = torch.export.export(layer, (h, adj_mat))
+    names = {str(node.target) for node in program.graph.nodes}
+    assert f"gatv2.{backend}_attention.default" in names
+    torch.export.save(program, tmp_path / "program.pt2")
+    torch.save((h, adj_mat, layer(h, adj_mat)), tmp_path / "data.pt")
+    code = (
+        "import gatv2, torch\n"
+        f"h, adj_mat, expected = torch.load({str(tmp_path / 'data.pt')!r})\n"
+        f"program = torch.export.load({str(tmp_path / 'program.pt2')!r}).module()\n"
+        "torch.testing.assert_close(program(h, adj_mat), expected)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
