@@ -80,7 +80,7 @@ def train(network: nn.Module, data: Data, graph: Graph, *, n_epochs: int) -> flo
 
 def main(arguments: Sequence[str] | None = None) -> float:
     """Train for each seed; returns the mean test accuracy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="folder of the data sets")
     parser.add_argument("--name", default="Cora", choices=("Cora", "CiteSeer", "PubMed"))
     parser.add_argument("--seeds", type=int, default=5, help="train for seeds 0 to SEEDS - 1")

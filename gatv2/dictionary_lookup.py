@@ -2,11 +2,14 @@
 
 A complete bipartite graph of 2k nodes. Key node j carries an attribute and a value, query node i
 carries an attribute only, and is to predict the value of the key node that has its attribute: it
-must attend to that key and to no other, so each query needs a ranking of the keys of its own. The
-values are a permutation, another one in each instance:
+must tell that key from all others, so each query needs a ranking of the keys of its own. The values
+are a permutation, another one in each instance:
 
     query nodes 0..k-1:     (attribute i, no value)         attends to every key node
     key nodes   k..2k-1:    (attribute j, values[j])        label of query i: values[i]
+
+A query may attend to its key and to no other, or just as well to all others and not to its key: the
+sum over all keys is the same in every instance. Both are learned, depending on the seed.
 
 Training instances avoid a held-out set of pairs: with each attribute one value is held out, and each
 value with one attribute. Test accuracy counts the queries whose pair is held out, that is, pairs of

@@ -50,9 +50,7 @@ class Kernel:
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel(
-        "numba", "sparse", sparse_numba_kernel.gatv2_attention, sparse_numba_kernel.unsupported
-    ),
+    Kernel("numba", "sparse", sparse_numba_kernel.gatv2_attention, sparse_numba_kernel.unsupported),
     Kernel("torch", "sparse", sparse_reference.gatv2_attention, lambda *_: []),
     Kernel("numba", "dense", dense_numba_kernel.gatv2_attention, dense_numba_kernel.unsupported),
     Kernel("torch", "dense", dense_reference.gatv2_attention, lambda *_: []),
