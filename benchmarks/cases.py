@@ -1,0 +1,138 @@
+"""What is measured: graphs, and layers that compute the same function of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gatv2 import Graph, GraphAttentionV2Layer
+
+Layer = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph, the sizes of a layer, and by how much the layer should beat its rival.
+
+    Attributes:
+        name: name of the case.
+        n_nodes: number of nodes.
+        n_edges: number of random edges; None for all pairs of nodes.
+        in_features: features of a node.
+        n_heads: attention heads.
+        n_hidden: features of a head.
+        exponent: nodes are drawn with weight rank**-exponent, at both ends of an edge.
+        dropout: probability in training.
+        rivals: who else runs; ratios are against the first.
+        target: least ratio of forward and of a training step.
+    """
+
+    name: str
+    n_nodes: int
+    n_edges: int | None
+    in_features: int
+    n_heads: int = 8
+    n_hidden: int = 8
+    exponent: float = 0.0
+    dropout: float = 0.0
+    rivals: tuple[str, ...] = ("pyg",)
+    target: tuple[float | None, float | None] = (None, None)
+
+    @cached_property
+    def edge_index(self) -> Tensor:
+        """Row 0 attends to row 1."""
+        if self.n_edges is None:
+            return torch.ones(self.n_nodes, self.n_nodes).nonzero().T
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.arange(1, self.n_nodes + 1).double() ** -self.exponent
+        share = weight.cumsum(0) / weight.sum()
+        drawn = torch.rand(2, self.n_edges, dtype=torch.float64, generator=generator)
+        rank = torch.searchsorted(share, drawn).clamp(max=self.n_nodes - 1)
+        return torch.randperm(self.n_nodes, generator=generator)[rank]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """The same as a dense mask."""
+        mask = torch.zeros(self.n_nodes, self.n_nodes, 1, dtype=torch.bool)
+        mask[self.edge_index[0], self.edge_index[1]] = True
+        return mask
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Features of the nodes."""
+        return torch.randn(self.n_nodes, self.in_features)
+
+    @cached_property
+    def cotangent(self) -> Tensor:
+        """A cotangent of the result."""
+        return torch.randn(self.n_nodes, self.n_heads * self.n_hidden)
+
+    def contender(self, name: str) -> tuple[torch.nn.Module, Layer]:
+        """A module, the same for one name as for another, and how to call it on the features."""
+        torch.manual_seed(1)
+        out_features = self.n_heads * self.n_hidden
+        sizes = (self.in_features, out_features, self.n_heads)
+        ours = GraphAttentionV2Layer(*sizes, dropout=self.dropout)
+        if name == "pyg":
+            return self._pyg(ours)
+        if name in ("formula", "dense"):
+            kernel = "torch" if name == "formula" else "auto"
+            dense = GraphAttentionV2Layer(
+                *sizes, dropout=self.dropout, backend="dense", kernel=kernel
+            )
+            dense.load_state_dict(ours.state_dict())
+            return dense, lambda h: dense(h, self.mask)
+        graph = Graph.from_edge_index(self.edge_index, self.n_nodes)
+        return ours, lambda h: ours(h, graph)
+
+    def _pyg(self, ours: GraphAttentionV2Layer) -> tuple[torch.nn.Module, Layer]:
+        from torch_geometric.nn import GATv2Conv
+
+        pyg: Any = GATv2Conv(
+            self.in_features,
+            self.n_hidden,
+            heads=self.n_heads,
+            dropout=self.dropout,
+            bias=False,
+            add_self_loops=False,
+        )
+        with torch.no_grad():  # PyG projects sources, which are our keys, with lin_l
+            pyg.lin_l.weight.copy_(ours.linear_r.weight)
+            pyg.lin_r.weight.copy_(ours.linear_l.weight)
+            pyg.att.copy_(ours.attn.unsqueeze(0))
+            for linear in (pyg.lin_l, pyg.lin_r):
+                if linear.bias is not None:
+                    linear.bias.zero_()
+        source_to_target = self.edge_index.flip(0).contiguous()
+        return pyg, lambda h: pyg(h, source_to_target)
+
+
+def _citations(name: str, **options: Any) -> Case:
+    return Case(name, n_nodes=169_343, n_edges=2_300_000, in_features=128, **options)
+
+
+def _as_dense(name: str, **options: Any) -> Case:
+    rivals = ("formula", "dense", "pyg")
+    return Case(name, n_nodes=2_708, in_features=64, rivals=rivals, **options)
+
+
+_EVERYBODY = ("pyg", "dense", "formula")
+CASES = (
+    _citations("citations, 8 x 8", target=(11, 8)),
+    _citations("citations, 4 x 32", n_heads=4, n_hidden=32, target=(15, 12)),
+    _citations("citations, 1 x 64", n_heads=1, n_hidden=64, target=(12, 8)),
+    Case("20k nodes, 2M edges", 20_000, 2_000_000, 64, target=(30, 16)),
+    Case("power law", 100_000, 2_900_000, 128, exponent=0.7, target=(18, 11)),
+    _citations("citations, dropout 0.6", dropout=0.6, target=(None, 8)),
+    Case("20 nodes, 100 edges", 20, 100, 64, rivals=_EVERYBODY, target=(1, 1)),
+    _as_dense("all pairs", n_edges=None, target=(25, 15)),
+    _as_dense("Cora's density", n_edges=13_264),
+)
+QUICK = (
+    Case("400 nodes, 4k edges", 400, 4_000, 64, rivals=_EVERYBODY),
+    Case("20 nodes, 100 edges", 20, 100, 64, rivals=_EVERYBODY),
+    Case("power law, 4 x 32", 2_000, 30_000, 64, n_heads=4, n_hidden=32, exponent=0.7),
+)

@@ -1,0 +1,135 @@
+"""How it is measured: agreement first, then times, interleaved, then peak memory, alone."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case, Layer
+
+Times = dict[str, list[float]]
+
+
+def check_agreement(case: Case, layers: dict[str, tuple[torch.nn.Module, Layer]]) -> None:
+    """Raise an AssertionError unless every contender gives our result and our gradients.
+
+    Without dropout, whose masks differ; parallel edges, which a dense mask can't hold, are left out
+    by comparing only those who read them.
+    """
+    results = {}
+    for name, (module, layer) in layers.items():
+        module.eval()
+        results[name] = _result(layer, case)
+        module.train()
+    ours = results["ours"]
+    has_parallel_edges = torch.unique(case.edge_index, dim=1).shape[1] < case.edge_index.shape[1]
+    for name, result in results.items():
+        if has_parallel_edges and name in ("dense", "formula"):
+            continue
+        for a, b in zip(result, ours, strict=True):
+            try:
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+            except AssertionError as error:
+                raise AssertionError(f"{case.name}: {name} differs from ours: {error}") from None
+
+
+def _result(layer: Layer, case: Case) -> tuple[Tensor, Tensor]:
+    h = case.features.clone().requires_grad_()
+    out = layer(h)
+    return out.detach(), torch.autograd.grad(out, h, case.cotangent)[0]
+
+
+def functions(case: Case, module: torch.nn.Module, layer: Layer) -> dict[str, Callable[[], object]]:
+    """A forward pass, and a training step."""
+
+    def forward() -> None:
+        module.eval()
+        with torch.no_grad():
+            layer(case.features)
+
+    def step() -> None:
+        module.train()
+        module.zero_grad()
+        layer(case.features).backward(case.cotangent)
+
+    return {"forward": forward, "step": step}
+
+
+def floors(case: Case) -> dict[str, Callable[[], object]]:
+    """What nothing that gathers a key row an edge can do without."""
+    width = case.n_heads * case.n_hidden
+    keys, weight = torch.randn(case.n_nodes, width), torch.randn(width, case.in_features)
+    index, out = case.edge_index[1].int(), torch.empty(case.edge_index.shape[1], width)
+
+    def gather() -> None:
+        torch.index_select(keys, 0, index, out=out)
+
+    def project() -> None:
+        for _ in range(2):
+            torch.nn.functional.linear(case.features, weight)
+
+    return {"gather": gather, "projections": project}
+
+
+def interleaved(
+    work: dict[str, Callable[[], object]], seconds: float, tick: Callable[[], object]
+) -> Times:
+    """Run everything in turn, again and again, at least three times; times in milliseconds."""
+    for function in work.values():  # compile, and get memory
+        function()
+        tick()
+    times: Times = {name: [] for name in work}
+    begin = perf_counter()
+    while len(next(iter(times.values()))) < 3 or perf_counter() - begin < seconds:
+        for name, function in work.items():
+            start = perf_counter()
+            function()
+            times[name].append(1e3 * (perf_counter() - start))
+        tick()
+    return times
+
+
+def summary(times: Times) -> dict[str, float]:
+    """Median of each."""
+    return {name: median(values) for name, values in times.items()}
+
+
+def peak_memory(case_name: str, contender: str) -> float | None:
+    """Peak memory of a training step beyond inputs and parameters, in MB, in its own process."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    code = f"from benchmarks.measure import report_peak; report_peak({case_name!r}, {contender!r})"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    return float(json.loads(run.stdout))
+
+
+def report_peak(case_name: str, contender: str) -> None:
+    """Print by how many MB a training step raises this process's memory."""
+    from benchmarks.cases import CASES, QUICK
+
+    case = next(case for case in CASES + QUICK if case.name == case_name)
+    module, layer = case.contender(contender)
+    _ = case.features, case.cotangent
+    small = Case(
+        "warm-up", 50, 200, case.in_features, case.n_heads, case.n_hidden, dropout=case.dropout
+    )
+    functions(small, *small.contender(contender))["step"]()
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    functions(case, module, layer)["step"]()
+    print(json.dumps(_memory("VmHWM") - before))
+
+
+def _memory(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")

@@ -1,0 +1,74 @@
+"""Sphinx: `make docs`, or `python -m sphinx -n -W docs build/docs`. Nothing is fetched."""
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path += [str(DOCS), str(DOCS.parent / "examples")]
+
+import figures  # noqa: E402
+import jax  # noqa: E402
+import torch  # noqa: E402
+
+# the names under which their own documentation has them
+jax.Array.__module__, jax.Array.__qualname__ = "jax", "Array"
+torch.nn.Module.__module__ = torch.nn.Parameter.__module__ = "torch.nn"
+
+
+project = "gatv2"
+author = "the gatv2 authors"
+copyright = "2026, the gatv2 authors"  # noqa: A001
+release = version = metadata.version("gatv2-layers")
+
+extensions = [
+    "mathml",
+    "picture",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_figures"]
+nitpicky = True
+
+myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+
+# the names that we refer to, in files of our own: the build needs no network
+intersphinx_mapping = {
+    name: (url, f"inventories/{name}.txt")
+    for name, url in {
+        "python": "https://docs.python.org/3/",
+        "numpy": "https://numpy.org/doc/stable/",
+        "torch": "https://docs.pytorch.org/docs/stable/",
+        "jax": "https://docs.jax.dev/en/latest/",
+        "hypothesis": "https://hypothesis.readthedocs.io/en/latest/",
+    }.items()
+}
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+pygments_dark_style = "github-dark"
+html_title = f"gatv2 {release}"
+html_static_path = ["_static"]
+html_math_renderer = "mathml"
+html_css_files = ["gatv2.css"]
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#1f5fa8", "color-brand-content": "#1f5fa8"},
+    "dark_css_variables": {"color-brand-primary": "#7ab0ee", "color-brand-content": "#7ab0ee"},
+}
+
+figures.draw_all(DOCS / "_figures")

@@ -1,0 +1,195 @@
+"""Graph in JAX: every way to build it gives one graph, and padding changes nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import gatv2
+from gatv2.testing import masks
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+gat = pytest.importorskip("gatv2.jax")
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """Every array and every static field."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        assert np.array_equal(a, b)
+
+
+@st.composite
+def edges(draw: st.DrawFn) -> np.ndarray[Any, Any]:
+    """Edge indices of 5 queries and 7 keys, with parallel edges; of two sizes: JAX compiles for each."""
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dtype = draw(st.sampled_from((np.int32, np.int64)))
+    return generator.integers(0, (5, 7), (draw(st.sampled_from((0, 30))), 2)).T.astype(dtype)
+
+
+@given(edges())
+def test_numpy_jax_and_pytorch_build_one_graph(edge_index: np.ndarray[Any, Any]) -> None:
+    torch_graph = gatv2.Graph.from_edge_index(torch.from_numpy(edge_index), (5, 7))
+    graph = gat.Graph.from_torch(torch_graph)
+    assert_equal(gat.Graph.from_edge_index(edge_index, (5, 7)), graph)
+    assert_equal(gat.Graph.from_edge_index(jnp.asarray(edge_index), (5, 7)), graph)
+    flipped = gat.Graph.from_edge_index(edge_index[::-1], (5, 7), flow="source_to_target")
+    assert_equal(flipped, graph)
+    assert_equal(traced_graph(edge_index), graph)
+    assert np.array_equal(graph.edge_index, edge_index)
+    assert np.array_equal(graph.multiplicity(), torch_graph.multiplicity)
+
+
+traced_graph = jax.jit(lambda edge_index: gat.Graph.from_edge_index(edge_index, (5, 7)))
+
+
+@given(masks(5, 7, 3, (2,)))
+def test_masks_build_a_graph_and_back(mask: Tensor) -> None:
+    graph = gat.Graph.from_mask(mask.numpy())
+    assert_equal(graph, gat.Graph.from_torch(gatv2.Graph.from_mask(mask)))
+    sizes = gat.adjacency.Sizes(5, 7, 3, (2,))
+    padded = graph.padded(140)  # of one size: JAX compiles for each
+    back = gat.adjacency.as_adjacency(padded, sizes, flow="target_to_source", backend="dense")
+    assert np.array_equal(back, mask)
+
+
+def test_a_large_graph_is_taken_over_without_a_copy() -> None:
+    graph = gatv2.Graph.from_edge_index(torch.randint(1000, (2, 9000)), 1000)
+    shared = gat.Graph.from_torch(graph)
+    assert shared.key_index.unsafe_buffer_pointer() == graph.key_index.data_ptr()
+
+
+def test_a_graph_is_a_pytree_with_static_sizes() -> None:
+    graph = gat.Graph.from_edge_index(np.array([[0, 1], [1, 0]]), 2)
+    doubled = jax.tree.map(lambda x: x + x, graph)
+    assert isinstance(doubled, gat.Graph)
+    assert (doubled.n_queries, doubled.n_keys, doubled.n_blocks) == (2, 2, 1)
+    assert len(jax.tree.leaves(graph)) == 7
+
+
+@pytest.mark.parametrize("kernel", ["jax", "numba"])
+def test_padding_changes_nothing(kernel: str) -> None:
+    """No bit of the result, and no more than the order of a sum in the gradients."""
+    edge_index = np.array([[0, 2, 2, 0, 2], [1, 1, 3, 1, 0]])  # parallel edges, isolated query 1
+    graph = gat.Graph.from_edge_index(edge_index, (3, 4))
+    rng = np.random.default_rng(0)
+    query, key, attn = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 2, 3), (4, 2, 3), (2, 3))
+    )
+    query = query.at[1].set(jnp.nan)  # of no edge
+    key = key.at[2].set(jnp.inf)
+
+    def both(graph: Any) -> Any:
+        def function(*features: Any) -> Any:
+            out, alpha = gat.gatv2_attention(
+                *features, graph, dropout=0.5, seed=8, return_attention=True, kernel=kernel
+            )
+            return (out**2).sum() + (alpha**3).sum(), (out, alpha)
+
+        return jax.grad(function, argnums=(0, 1, 2), has_aux=True)(query, key, attn)
+
+    step = jax.jit(both)
+    gradients, (out, alpha) = step(graph)
+    for n_edges in (6, 50):
+        padded_gradients, (padded_out, padded_alpha) = step(graph.padded(n_edges))
+        assert np.array_equal(padded_out, out)
+        assert np.array_equal(padded_alpha[:5], alpha)
+        assert not padded_alpha[5:].any()
+        for padded, plain in zip(padded_gradients, gradients, strict=True):
+            assert np.isfinite(plain).all()
+            assert np.allclose(padded, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_are_the_graph() -> None:
+    edge_index = np.random.default_rng(0).integers(0, 6, (2, 20))
+    graph = gat.Graph.from_edge_index(edge_index, (6, 7))
+    parts = graph.split(3)
+    edges: list[list[int]] = []
+    for i in range(3):
+        part = jax.tree.map(lambda x, i=i: x[i], parts)
+        assert (part.n_queries, part.n_keys) == (2, 7)
+        assert part.first_query == 2 * i
+        pairs = np.stack((part.query_index + 2 * i, part.key_index), axis=1)
+        edges += pairs[: part.query_ptr[-1]].tolist()
+    assert edges == np.stack((graph.query_index, graph.key_index), axis=1).tolist()
+
+
+OTHER_FORMS: dict[str, Callable[[Tensor], object]] = {
+    "bool mask": lambda mask: mask.squeeze(-1).numpy(),
+    "number mask": lambda mask: jnp.asarray(mask.numpy() * 3.0),
+    "edge index": lambda mask: mask.squeeze(-1).nonzero().T.numpy(),
+    "jax graph": lambda mask: gat.Graph.from_mask(mask.numpy()),
+    "torch mask": lambda mask: mask,
+    "torch graph": gatv2.Graph.from_mask,
+    "torch sparse": lambda mask: mask.squeeze(-1).int().to_sparse(),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense", "sparse"])
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_every_form_is_one_graph(form: str, backend: str) -> None:
+    mask = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 1, 0]]).bool().unsqueeze(-1)
+    query, key, attn = (jnp.asarray(np.random.default_rng(i).random((3, 1, 2))) for i in range(3))
+    expected = gat.gatv2_attention(query, key, attn[0], mask.numpy())
+    actual = gat.gatv2_attention(query, key, attn[0], OTHER_FORMS[form](mask), backend=backend)
+    assert np.allclose(actual, expected, rtol=1e-6)
+
+
+def test_errors_say_what_was_expected_and_what_came() -> None:
+    x = jnp.ones((3, 2, 4))
+    attn = jnp.ones((2, 4))
+
+    def attend(graph: Any, **options: Any) -> Any:
+        return gat.gatv2_attention(x, x, attn, graph, **options)
+
+    with pytest.raises(ValueError, match=r"must have shape \(3, 3, 1\) or \(3, 3, 2\) with n=3"):
+        attend(jnp.ones((3, 4, 1), bool))
+    with pytest.raises(IndexError, match=r"edge 1 has key 3, .*\[0, 3\)"):
+        attend(np.array([[0, 1], [1, 3]]))
+    with pytest.raises(ValueError, match=r"got float32 with shape \(2, 5\), which is neither"):
+        attend(jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match="could be an edge index or a mask"):
+        gat.gatv2_attention(x[:2], x[:2], attn, np.zeros((2, 2), int))
+    with pytest.raises(ValueError, match="entries that are not finite"):
+        attend(jnp.full((3, 3, 1), -jnp.inf))
+    with pytest.raises(ValueError, match="4 queries and 4 keys, but the features have 3"):
+        attend(gat.Graph.from_edge_index(np.zeros((2, 1), int), 4))
+    with pytest.raises(ValueError, match="parallel edges"):
+        attend(np.zeros((2, 2), int), backend="dense")
+    with pytest.raises(ValueError, match=r"`dropout`=0\.5 needs a `seed`"):
+        attend(np.zeros((2, 2), int), dropout=0.5)
+    with pytest.raises(ValueError, match="`dropout` must lie in"):
+        attend(np.zeros((2, 2), int), dropout=1.0)
+    with pytest.raises(TypeError, match="`adj_mat` must be"):
+        attend("edges")
+    with pytest.raises(TypeError, match="one floating-point dtype"):
+        gat.gatv2_attention(x, x, attn.astype(jnp.bfloat16), np.zeros((2, 1), int))
+    with pytest.raises(ValueError, match=r"can't be padded to 1"):
+        gat.Graph.from_edge_index(np.zeros((2, 2), int), 3).padded(1)
+    with pytest.raises(ValueError, match="divide by 2"):
+        gat.Graph.from_edge_index(np.zeros((2, 2), int), 3).split(2)
+    with pytest.raises(TypeError, match=r"outside of `jit`"):
+        jax.jit(lambda mask: attend(mask, backend="sparse"))(jnp.ones((3, 3, 1), bool))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (3, 3)], ids=str)
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+def test_nothing_to_attend_to(backend: Any, shape: tuple[int, int]) -> None:
+    n_queries, n_keys = shape
+    query, key = jnp.ones((2, n_queries, 2, 3)), jnp.ones((2, n_keys, 2, 3))
+    mask = np.zeros((n_queries, n_keys, 1), bool)
+
+    def total(*features: Any) -> Any:
+        return gat.gatv2_attention(*features, mask, backend=backend, dropout=0.5, seed=1).sum()
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+    value, gradients = step(query, key, jnp.ones((2, 3)))
+    assert value == 0
+    assert not any(gradient.any() for gradient in gradients)
