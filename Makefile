@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RESULTS ?= results
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
@@ -15,6 +15,9 @@ check: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/docs
+	$(VENV)/bin/python -m sphinx -n -W --keep-going docs build/docs
 
 # the package with one of its extras; an empty file marks what is installed
 $(VENV)/%: pyproject.toml constraints.txt

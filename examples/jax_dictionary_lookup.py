@@ -49,7 +49,7 @@ class Curves:
         return np.abs(self.in_jax - self.in_torch)
 
 
-def run(output: Path, *, k: int = 10, n_steps: int = 600, seed: int = 0) -> list[Curves]:
+def run(output: Path, *, k: int = 10, n_steps: int = 300, seed: int = 0) -> list[Curves]:
     """Train both in both precisions, print how far they are apart, and draw the losses."""
     data = DictionaryLookup.generate(k, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--k", type=int, default=10, help="number of keys (default: 10)")
-    parser.add_argument("--steps", type=int, default=600, help="of Adam (default: 600)")
+    parser.add_argument("--steps", type=int, default=300, help="of Adam (default: 300)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     run(arguments.output, k=arguments.k, n_steps=arguments.steps, seed=arguments.seed)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatv2.simd import inline, kernel
+from gatv2.numba_vectors import inline, kernel
 from gatv2.tiles import as_array, empty
 
 

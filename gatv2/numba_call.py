@@ -39,7 +39,7 @@ class Call:
 
     @cached_property
     def arguments(self) -> tuple[Any, ...]:
-        """Vectors, shape, sizes, features, slope and dropout, as `gatv2.numba_rows` reads them."""
+        """Vectors, shape, sizes, features, slope and dropout, as the kernels read them."""
         tiles, n_blocks = self.tiles, max(self.n_blocks, 1)
         sizes = (
             self.n_queries,

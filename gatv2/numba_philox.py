@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from gatv2.simd import high_product, inline, load, splat, store
+from gatv2.numba_vectors import inline
+from gatv2.simd import high_product, load, splat, store
 
 LANES = 16
 

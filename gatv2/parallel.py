@@ -15,7 +15,7 @@ import torch
 from llvmlite import ir
 from numba import types
 
-from gatv2.simd import inline, intrinsic
+from gatv2.numba_vectors import inline, intrinsic
 
 _CHUNK_WORK = 1 << 20  # elements: some 0.1 ms, more than it takes to wake a thread
 _MAX_CHUNKS = 256

@@ -1,161 +1,26 @@
-"""Portable SIMD vectors for Numba: a value type whose data model is an LLVM vector.
+"""Portable SIMD operations for Numba, on the vectors of `gatv2.numba_vectors`.
 
 LLVM vectorises a loop over eight features badly, and knows nothing of heads. Here a row of features
-is one LLVM value of any number of lanes, which LLVM splits over the registers of the CPU that it
-compiles for: the same code is right on every machine, and as good as one would write it by hand.
+is one LLVM value, and the code is as good as one would write it by hand for each CPU.
 """
 
-import hashlib
 import operator
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils, extending
-from numba.core.datamodel import models
-from numba.core.typing.templates import AttributeTemplate
+from numba import types
+from numba.core import cgutils
 from numba.np.arrayobj import make_array
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-Decorator = Callable[[Callable[..., Any]], Any]
-
-# Numba has no types
-intrinsic: Decorator = extending.intrinsic
-infer_getattr: Decorator = extending.infer_getattr
-lower_builtin: Callable[..., Decorator] = extending.lower_builtin
-lower_getattr_generic: Callable[..., Decorator] = extending.lower_getattr_generic
-overload: Callable[..., Decorator] = extending.overload
-register_model: Callable[..., Decorator] = extending.register_model
-type_callable: Callable[..., Decorator] = extending.type_callable
-unbox: Callable[..., Decorator] = extending.unbox
-
-# Numba's cache asks for the age of the file of the function it compiled, and of no other. `Vectors`
-# carry a digest of all the sources that end up in a kernel, so that stale code is never loaded.
-_HERE = Path(__file__)
-_SOURCES = [_HERE, _HERE.with_name("parallel.py"), *sorted(_HERE.parent.glob("**/numba_*.py"))]
-_DIGEST = hashlib.blake2b(b"".join(p.read_bytes() for p in _SOURCES), digest_size=8).hexdigest()
-
-_ELEMENTS: dict[Any, ir.Type] = {
-    types.float32: ir.FloatType(),
-    types.float64: ir.DoubleType(),
-    types.int32: ir.IntType(32),
-    types.uint32: ir.IntType(32),
-    types.boolean: ir.IntType(1),
-}
-
-
-class VectorType(types.Type):  # type: ignore[misc]
-    """Numba's type of a vector of `lanes` scalars of one type."""
-
-    def __init__(self, dtype: Any, lanes: int) -> None:
-        self.dtype, self.lanes = dtype, lanes
-        super().__init__(name=f"Vector({dtype}, {lanes})")
-
-    @property
-    def llvm(self) -> ir.VectorType:
-        """The LLVM type."""
-        return ir.VectorType(_ELEMENTS[self.dtype], self.lanes)
-
-    @property
-    def mask(self) -> "VectorType":
-        """Type of a comparison."""
-        return VectorType(types.boolean, self.lanes)
-
-    @property
-    def is_float(self) -> bool:
-        """Whether the lanes are floating point."""
-        return isinstance(self.dtype, types.Float)
-
-
-class VectorClassType(types.Type):  # type: ignore[misc]
-    """Numba's type of a vector type, as a value: its `lanes`, and `bytes` for a bit of each."""
-
-    def __init__(self, vector: VectorType) -> None:
-        self.vector = vector
-        self.constants = {"lanes": vector.lanes, "bytes": _mask_bytes(vector)}
-        super().__init__(name=f"type of {vector.name}")
-
-
-class VectorsType(types.Type):  # type: ignore[misc]
-    """Numba's type of `Vectors`."""
-
-    def __init__(self, members: dict[str, VectorType]) -> None:
-        self.members = {name: VectorClassType(vector) for name, vector in members.items()}
-        super().__init__(name=f"Vectors({members}, {_DIGEST})")
-
-
-class Vectors:
-    """Names vector types to a kernel: passed as an argument, it compiles the kernel for them.
-
-    Args:
-        members: of each type its name, NumPy's float32, float64, int32 or uint32, and its lanes.
-    """
-
-    def __init__(self, **members: tuple[Any, int]) -> None:
-        self._numba_type_ = VectorsType(
-            {
-                name: VectorType(getattr(types, np.dtype(dtype).name), lanes)
-                for name, (dtype, lanes) in members.items()
-            }
-        )
-
-
-@register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, fe_type: VectorType) -> None:
-        super().__init__(manager, fe_type, fe_type.llvm)
-
-
-register_model(VectorClassType)(models.OpaqueModel)
-register_model(VectorsType)(models.OpaqueModel)
-
-
-@unbox(VectorsType)
-def _unbox(_typ: VectorsType, _value: object, c: Any) -> Any:
-    return extending.NativeValue(c.context.get_dummy_value())
-
-
-@infer_getattr
-class _VectorsAttribute(AttributeTemplate):  # type: ignore[misc]
-    key = VectorsType
-
-    def generic_resolve(self, typ: VectorsType, name: str) -> VectorClassType | None:
-        return typ.members.get(name)
-
-
-@lower_getattr_generic(VectorsType)
-def _get_member(context: Any, _builder: Any, _typ: Any, _value: Any, _name: str) -> Any:
-    return context.get_dummy_value()
-
-
-@infer_getattr
-class _VectorClassAttribute(AttributeTemplate):  # type: ignore[misc]
-    key = VectorClassType
-
-    def generic_resolve(self, typ: VectorClassType, name: str) -> Any:
-        return types.intp if name in typ.constants else None
-
-
-@lower_getattr_generic(VectorClassType)
-def _get_constant(context: Any, _builder: Any, typ: Any, _value: Any, name: str) -> Any:
-    return context.get_constant(types.intp, typ.constants[name])
-
-
-def kernel(function: Function) -> Function:
-    """`numba.njit` for kernels: without the GIL, cached on disk where a directory can be written."""
-    try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # neither beside the source nor in the user's cache directory
-        return njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
-
-
-def inline(function: Function) -> Function:
-    """`numba.njit` for the parts of a kernel: LLVM always inlines them."""
-    return njit(nogil=True, error_model="numpy", forceinline=True)(function)  # type: ignore[no-any-return]
-
+from gatv2.numba_vectors import (
+    VectorClassType,
+    VectorType,
+    intrinsic,
+    lower_builtin,
+    mask_bytes,
+    type_callable,
+)
 
 # Arithmetic: lane by lane, on two vectors of one type.
 
@@ -302,8 +167,8 @@ def load_bits(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
     mask = _vector(cls).mask
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig, args, 1, _mask_bytes(mask))
-        llvm = ir.IntType(8 * _mask_bytes(mask))
+        pointer = _pointer(context, builder, sig, args, 1, mask_bytes(mask))
+        llvm = ir.IntType(8 * mask_bytes(mask))
         bits = builder.load(builder.bitcast(pointer, llvm.as_pointer()), align=1)
         if mask.lanes < llvm.width:
             bits = builder.trunc(bits, ir.IntType(mask.lanes))
@@ -317,8 +182,8 @@ def store_bits(_typing: Any, array: Any, index: Any, mask: Any) -> Any:
     """Store a mask, one bit a lane, in the bytes from `array[index]` on."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig, args, 0, _mask_bytes(mask))
-        llvm = ir.IntType(8 * _mask_bytes(mask))
+        pointer = _pointer(context, builder, sig, args, 0, mask_bytes(mask))
+        llvm = ir.IntType(8 * mask_bytes(mask))
         bits = builder.bitcast(args[2], ir.IntType(mask.lanes))
         if mask.lanes < llvm.width:
             bits = builder.zext(bits, llvm)
@@ -442,63 +307,6 @@ def fold(_typing: Any, cls: Any, value: Any) -> Any:
     return part(cls, value), lower
 
 
-# The exponential function, with the coefficients of Moshier's Cephes library.
-
-
-@intrinsic
-def _times_power_of_two(_typing: Any, value: Any, shifted: Any) -> Any:
-    """`value * 2**n` for integers n that stand in the lowest bits of the mantissa of `shifted`."""
-
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        bits, mantissa, bias = (32, 23, 127) if value.dtype == types.float32 else (64, 52, 1023)
-        integers = ir.VectorType(ir.IntType(bits), value.lanes)
-        exponent = builder.add(
-            builder.bitcast(args[1], integers), ir.Constant(integers, [bias] * value.lanes)
-        )
-        power = builder.shl(exponent, ir.Constant(integers, [mantissa] * value.lanes))
-        return builder.fmul(args[0], builder.bitcast(power, value.llvm))
-
-    return value(value, shifted), lower
-
-
-def exp(x: Any) -> Any:
-    """e**x lane by lane, for x not above zero by much; a result that is not a normal number is zero."""
-    raise NotImplementedError("for Numba only")
-
-
-@overload(exp)
-def _overload_exp(x: Any) -> Callable[..., Any]:
-    return _exp_float32 if x.dtype == types.float32 else _exp_float64
-
-
-def _exp_float32(x: Any) -> Any:
-    shift = splat(x, 12582912.0)  # 1.5 * 2**23: adding it rounds to an integer
-    shifted = fma(x, splat(x, 1.44269504088896341), shift)
-    n = shifted - shift
-    r = fma(n, splat(x, 2.12194440e-4), fma(n, splat(x, -0.693359375), x))
-    y = fma(splat(x, 1.9875691500e-4), r, splat(x, 1.3981999507e-3))
-    y = fma(y, r, splat(x, 8.3334519073e-3))
-    y = fma(y, r, splat(x, 4.1665795894e-2))
-    y = fma(y, r, splat(x, 1.6666665459e-1))
-    y = fma(y, r, splat(x, 5.0000001201e-1))
-    y = fma(y, r * r, r) + splat(x, 1.0)
-    return select(x < splat(x, -87.3), splat(x, 0.0), _times_power_of_two(y, shifted))
-
-
-def _exp_float64(x: Any) -> Any:
-    shift = splat(x, 6755399441055744.0)  # 1.5 * 2**52
-    shifted = fma(x, splat(x, 1.4426950408889634073599), shift)
-    n = shifted - shift
-    r = fma(n, splat(x, -1.42860682030941723212e-6), fma(n, splat(x, -6.93145751953125e-1), x))
-    s = r * r
-    p = fma(splat(x, 1.26177193074810590878e-4), s, splat(x, 3.02994407707441961300e-2))
-    p = fma(p, s, splat(x, 9.99999999999999999910e-1)) * r
-    q = fma(splat(x, 3.00198505138664455042e-6), s, splat(x, 2.52448340349684104192e-3))
-    q = fma(fma(q, s, splat(x, 2.27265548208155028766e-1)), s, splat(x, 2.0))
-    y = fma(splat(x, 2.0), p / (q - p), splat(x, 1.0))
-    return select(x < splat(x, -708.0), splat(x, 0.0), _times_power_of_two(y, shifted))
-
-
 # Helpers of the intrinsics.
 
 
@@ -512,10 +320,6 @@ def _is_narrower(vector: VectorType, array: Any) -> bool:
 
 def _alignment(array: Any) -> int:
     return int(array.dtype.bitwidth) // 8
-
-
-def _mask_bytes(mask: VectorType) -> int:
-    return max(mask.lanes // 8, 1)
 
 
 def _shuffle(builder: Any, value: Any, lanes: list[int]) -> Any:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gatv2.numba_philox import LANES
+from gatv2.numba_vectors import Vectors
 from gatv2.operator import computed_in
-from gatv2.simd import Vectors
 
 Array = np.ndarray[Any, Any]
 

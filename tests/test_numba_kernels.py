@@ -266,8 +266,9 @@ for backend in FUSED:
 
 _OUT_OF_BOUNDS = """
 import numpy as np
-from gatv2.simd import Vectors, inline, load, store
-@inline
+from gatv2.numba_vectors import Vectors, kernel
+from gatv2.simd import load, store
+@kernel
 def copy(vectors, x, at):
     store(x, 0, load(vectors.four, x, at))
 copy(Vectors(four=(np.float32, 4)), np.zeros(8, np.float32), 4)

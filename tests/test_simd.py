@@ -11,18 +11,17 @@ from gatv2.random import philox_4x32_10
 
 simd = pytest.importorskip("gatv2.simd", reason="needs Numba")
 
+from gatv2.numba_exp import exp  # noqa: E402
 from gatv2.numba_philox import LANES, keep_factors  # noqa: E402
+from gatv2.numba_vectors import Vectors, kernel  # noqa: E402
 from gatv2.parallel import first_row  # noqa: E402
 from gatv2.simd import (  # noqa: E402
-    Vectors,
     bits_of,
     count_bits,
-    exp,
     expand,
     fma,
     fold,
     group_sum,
-    inline,
     load,
     load_bits,
     load_mask,
@@ -41,7 +40,7 @@ def scalar(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@inline
+@kernel
 def _lanes(vectors: Any, x: Any, bits: Any, out: Any) -> None:
     wide, heads = vectors.wide, vectors.heads
     n, g = wide.lanes, heads.lanes
@@ -74,7 +73,7 @@ def test_lanes(scalar: Any, lanes: int, groups: int) -> None:
     assert [bool(bits[i // 8] >> i % 8 & 1) for i in range(lanes)] == (x > 0).tolist()
 
 
-@inline
+@kernel
 def _exp(vectors: Any, x: Any, out: Any) -> None:
     for at in range(0, x.size, vectors.wide.lanes):
         store(out, at, exp(load(vectors.wide, x, at)))
@@ -95,7 +94,7 @@ def test_exp(scalar: Any) -> None:
     assert np.isnan(out[np.isnan(x)]).all()
 
 
-@inline
+@kernel
 def _mask(vectors: Any, flags: Any, out: Any) -> None:
     bits = bits_of(load_mask(vectors.word, flags, 0))
     out[0] = count_bits(bits)
@@ -113,7 +112,7 @@ def test_mask_as_integer() -> None:
     assert out[: out[0] + 1].tolist() == [flags.sum(), *flags.nonzero()[0]]
 
 
-@inline
+@kernel
 def _philox(vectors: Any, keys: Any, counters: Any, keep: Any) -> None:
     dropout = (0x80000000, 2.0, 0xA4093822, 0x299F31D0)
     keep_factors(
@@ -131,7 +130,7 @@ def test_philox_gives_the_words_of_the_reference() -> None:
     assert keep.tolist() == [2.0 if word >= 0x80000000 else 0.0 for word in expected]
 
 
-@inline
+@kernel
 def _first_row(ptr: Any, chunk: Any, n_chunks: Any) -> Any:
     return first_row(ptr, chunk, n_chunks)
 

@@ -9,18 +9,11 @@ from torch import Tensor
 
 from gatv2.counting_sort import transpose
 from gatv2.numba_call import Call
-from gatv2.numba_rows import forward_row, scratch
+from gatv2.numba_forward import forward_row
+from gatv2.numba_scores import scratch
+from gatv2.numba_vectors import Vectors, inline, kernel, overload
 from gatv2.parallel import count_chunks, next_chunk, run_chunks
-from gatv2.simd import (
-    Vectors,
-    bits_of,
-    count_bits,
-    inline,
-    kernel,
-    load_mask,
-    lowest_bit,
-    overload,
-)
+from gatv2.simd import bits_of, count_bits, load_mask, lowest_bit
 from gatv2.sparse.numba_loops import Gradients, place
 from gatv2.tiles import MASK_LANES, as_array, empty
 

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from gatv2.counting_sort import transpose
+from gatv2.numba_backward import backward_key_row, backward_query_row
 from gatv2.numba_call import Call
-from gatv2.numba_rows import backward_key_row, backward_query_row, forward_row, scratch
+from gatv2.numba_forward import forward_row
+from gatv2.numba_scores import scratch
+from gatv2.numba_vectors import inline, kernel
 from gatv2.parallel import count_chunks, first_row, next_chunk, run_chunks
-from gatv2.simd import inline, kernel
 from gatv2.tiles import Array, as_array, empty
 
 

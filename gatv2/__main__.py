@@ -1,0 +1,138 @@
+"""`python -m gatv2`: what a bug report needs. Versions, threads, kernels, and whether they agree."""
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gatv2 import dispatch
+from gatv2.dense import reference
+from gatv2.graph import Graph
+
+DISTRIBUTIONS = ("torch", "numpy", "numba", "scipy", "jax", "torch-geometric")
+OPTIONS: dict[str, Any] = {"negative_slope": 0.2, "dropout": 0.3}
+SEED = 1
+
+
+def main() -> int:
+    """Print the report; 1 if a kernel disagrees with the formula, else 0."""
+    print(f"gatv2 {_version('gatv2-layers')}")
+    print(f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs")
+    print(", ".join(f"{name} {_version(name)}" for name in DISTRIBUTIONS))
+    print(f"PyTorch threads: {torch.get_num_threads()}, CUDA: {torch.cuda.is_available()}")
+    print("\nLargest error on a small graph, values and gradients with dropout, beside the formula")
+    disagrees = False
+    for name, dtype, outcome in check_kernels():
+        label = f"{name:18}  {str(dtype).removeprefix('torch.'):7}"
+        if isinstance(outcome, str):
+            print(f"{label}  not at hand: {outcome}")
+            continue
+        # not `error <= allowed`, which is false for NaN
+        agrees = outcome <= 1e3 * torch.finfo(dtype).eps
+        disagrees |= not agrees
+        print(f"{label}  {outcome:.1e}  {'agrees' if agrees else 'DISAGREES'}")
+    return int(disagrees)
+
+
+def check_kernels() -> Iterator[tuple[str, torch.dtype, float | str]]:
+    """For each kernel and dtype: its largest error, or why it can't serve the call."""
+    exact_inputs, mask, cotangent = small_problem()
+    graph = Graph.from_mask(mask)
+    exact = _value_and_gradients(reference.gatv2_attention, exact_inputs, mask, cotangent)
+    for kernel in dispatch.KERNELS:
+        adjacency = graph if kernel.backend == "sparse" else mask
+        for dtype in (torch.float32, torch.float64):
+            inputs = [x.to(dtype) for x in exact_inputs]
+            if reasons := kernel.unsupported(*inputs):
+                outcome: float | str = "; ".join(reasons)
+            else:
+                results = _value_and_gradients(
+                    kernel.attention, inputs, adjacency, cotangent.to(dtype)
+                )
+                outcome = _largest_error(results, exact)
+            yield f"{kernel.backend} {kernel.name}", dtype, outcome
+    if find_spec("jax") is not None:
+        for name, results in _jax_results([x.float() for x in exact_inputs], graph, cotangent):
+            is_reason = isinstance(results, str)
+            yield name, torch.float32, results if is_reason else _largest_error(results, exact)
+
+
+def _jax_results(
+    inputs: list[Tensor], graph: Graph, cotangent: Tensor
+) -> Iterator[tuple[str, Any]]:
+    """For each kernel of `gatv2.jax`: value and gradients, or why it can't serve the call."""
+    import jax
+
+    from gatv2.jax import Graph as JaxGraph
+    from gatv2.jax import as_jax, as_torch
+    from gatv2.jax.dispatch import KERNELS
+    from gatv2.jax.random import as_seed
+
+    query, key, attn = (as_jax(x) for x in inputs)
+    for kernel in KERNELS:
+        is_sparse = kernel.backend == "sparse"
+        adjacency = JaxGraph.from_torch(graph) if is_sparse else as_jax(graph.to_mask())
+        name = f"{kernel.backend} {kernel.name} (JAX)"
+        if reasons := kernel.unsupported(query, key, attn, adjacency):
+            yield name, "; ".join(reasons)
+            continue
+
+        def attend(
+            query: Any, key: Any, attn: Any, kernel: Any = kernel, to: Any = adjacency
+        ) -> Any:
+            return kernel.attention(
+                query, key, attn, to, seed=as_seed(SEED), return_attention=False, **OPTIONS
+            )[0]
+
+        out, pullback = jax.vjp(attend, query, key, attn)
+        yield name, [as_torch(x) for x in (out, *pullback(as_jax(cotangent.float())))]
+
+
+def small_problem() -> tuple[list[Tensor], Tensor, Tensor]:
+    """Query, key and attn; a mask with a query without keys; a cotangent. The same each time."""
+    generator = torch.Generator().manual_seed(0)
+    n_queries, n_keys, heads = 7, 11, (3, 5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = [normal(n_queries, *heads), normal(n_keys, *heads), normal(*heads)]
+    mask = torch.rand(n_queries, n_keys, 1, generator=generator) < 0.5
+    mask[2] = False
+    return inputs, mask, normal(n_queries, *heads)
+
+
+def _value_and_gradients(
+    attention: dispatch.Attention, inputs: list[Tensor], adjacency: Any, cotangent: Tensor
+) -> list[Tensor]:
+    query, key, attn = leaves = [x.clone().requires_grad_() for x in inputs]
+    out, _ = attention(
+        query, key, attn, adjacency, seed=torch.tensor(SEED), return_attention=False, **OPTIONS
+    )
+    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
+
+
+def _largest_error(results: list[Tensor], exact: list[Tensor]) -> float:
+    """The largest of the tensors' errors, each relative to its tensor's largest entry; NaN is kept."""
+    errors = [
+        (result.double() - expected).abs().max() / expected.abs().max()
+        for result, expected in zip(results, exact, strict=True)
+    ]
+    return float(torch.stack(errors).max())
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

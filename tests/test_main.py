@@ -1,0 +1,55 @@
+"""`python -m gatv2` reports every kernel, and notices one that disagrees."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from gatv2 import __main__ as report
+from gatv2 import dispatch
+from gatv2.dispatch import KERNELS, Kernel
+
+
+def test_every_kernel_is_reported_and_agrees(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main() == 0
+    printed = capsys.readouterr().out
+    for kernel in KERNELS:
+        lines = re.findall(rf"^{kernel.backend} {kernel.name} +float.*$", printed, re.MULTILINE)
+        assert len(lines) == 2
+        assert all(line.endswith("  agrees") for line in lines)
+    assert f"torch {torch.__version__}" in printed
+
+
+def test_it_runs_as_a_module() -> None:
+    result = subprocess.run([sys.executable, "-m", "gatv2"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("gatv2 ")
+
+
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_a_wrong_kernel_is_noticed(
+    factor: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = KERNELS[-1]
+
+    def attention(*inputs: Any, **options: Any) -> Any:
+        out, alpha = right.attention(*inputs, **options)
+        return out * factor, alpha
+
+    wrong = replace(right, name="wrong", attention=attention)
+    monkeypatch.setattr(dispatch, "KERNELS", (wrong, right))
+    assert report.main() == 1
+    assert capsys.readouterr().out.count("DISAGREES") == 2
+
+
+def test_what_is_not_at_hand_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = Kernel("missing", "dense", KERNELS[-1].attention, lambda *_: ["no such device"])
+    monkeypatch.setattr(dispatch, "KERNELS", (missing, KERNELS[-1]))
+    assert report.main() == 0
+    assert "not at hand: no such device" in capsys.readouterr().out
