@@ -69,12 +69,13 @@ class Tiles:
 
     @cached_property
     def vectors(self) -> Vectors:
-        """Vectors: a tile, its heads, coefficients of heads, random words, a part of a mask."""
+        """Vectors: a tile, its heads, coefficients, a scalar, random words, a part of a mask."""
         scalar = np.float64 if self.dtype == torch.float64 else np.float32
         return Vectors(
             tile=(scalar, self.lanes),
             heads=(scalar, self.group),
             flat=(scalar, max(self.group, _LINE_BYTES // self.dtype.itemsize)),
+            one=(scalar, 1),
             words=(np.uint32, LANES),
             word=(np.uint32, MASK_LANES),
         )

@@ -25,17 +25,6 @@ from gatv2.testing import (
 DIMS = (0, 1, 2, 5, 17)
 
 
-@pytest.fixture(autouse=True)
-def _serves(request: pytest.FixtureRequest) -> None:
-    """Leave out kernels that say they do not read features of edges."""
-    kernel = (
-        request.node.callspec.params.get("kernel") if hasattr(request.node, "callspec") else None
-    )
-    zeros = torch.zeros(1, 1, 1)
-    if kernel is not None and kernel.unsupported(zeros, zeros, zeros[0], zeros, zeros):
-        pytest.skip("the kernel does not read features of edges")
-
-
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 

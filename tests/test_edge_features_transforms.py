@@ -11,18 +11,6 @@ from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention
 from gatv2.dispatch import KERNELS, Kernel
 from gatv2.testing import assert_agrees
 
-
-@pytest.fixture(autouse=True)
-def _serves(request: pytest.FixtureRequest) -> None:
-    """Leave out kernels that say they do not read features of edges."""
-    kernel = (
-        request.node.callspec.params.get("kernel") if hasattr(request.node, "callspec") else None
-    )
-    zeros = torch.zeros(1, 1, 1)
-    if kernel is not None and kernel.unsupported(zeros, zeros, zeros[0], zeros, zeros):
-        pytest.skip("the kernel does not read features of edges")
-
-
 EDGE_INDEX = torch.tensor([[0, 3, 0, 1, 1, 3, 3, 0], [3, 0, 0, 2, 2, 1, 2, 1]])  # 2 has no keys
 MASK = torch.zeros(5, 4, 1, dtype=torch.bool).index_put((*EDGE_INDEX,), torch.tensor(True))
 

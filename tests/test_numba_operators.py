@@ -36,11 +36,11 @@ def random_features(*batch_shape: int, dtype: torch.dtype = torch.float64) -> li
 
 
 def adjacency_of(backend: str, mask: Tensor) -> list[Tensor | None]:
-    """The operator's tensors of a mask."""
+    """The operator's tensors of a mask, after those of features of edges, of which there are none."""
     if backend == "dense":
-        return [mask]
+        return [None, None, mask]
     graph = Graph.from_mask(mask)
-    return [graph.query_ptr, graph.key_index, *graph.by_key, graph.head_mask]
+    return [None, None, graph.query_ptr, graph.key_index, *graph.by_key, graph.head_mask, None]
 
 
 @pytest.mark.parametrize("mask", [MASK, HEAD_MASK], ids=["one mask", "head mask"])
