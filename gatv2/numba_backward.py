@@ -177,7 +177,6 @@ def backward_query_row(
                             backward_edges(
                                 vectors,
                                 shape,
-                                attn,
                                 edges,
                                 slope,
                                 first_row,
@@ -187,6 +186,7 @@ def backward_query_row(
                                 part,
                                 begin,
                                 end,
+                                (d_scores, scores),  # not needed any more
                                 weights,
                                 signs,
                                 d_edges,

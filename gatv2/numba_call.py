@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gatv2.random import WORDS_PER_COUNTER
 from gatv2.tiles import Array, as_array, tiles_of
@@ -83,12 +84,21 @@ class Call:
             return None
         x, n_batch = self.edge_features, self.query.ndim - 3
         is_folded = x.shape[n_batch:-1].numel() < self.n_edge_rows
-        if not is_folded and not any(x.stride()[:n_batch]):  # one for all feature sets
+        if not is_folded and not any(x.stride()[:n_batch]):  # all feature sets share them
             x = x[(0,) * n_batch]
         rows = as_array(x.to(self.tiles.dtype))
         n_features = x.shape[-1]
         projection = self.tiles.pad(self.edge_projection.movedim(-1, 0))
         return rows, projection, n_features, max(x.shape[:-1].numel(), 1)
+
+    @cached_property
+    def projection_by_lane(self) -> Tensor:
+        """The projection of edges times attn, padded `[heads * features, D]`, D to whole cache lines."""
+        assert self.edges is not None
+        tiles, (_, projection, n_features, _) = self.tiles, self.edges
+        attn = torch.from_numpy(tiles.pad(self.attn))
+        by_lane = (attn * torch.from_numpy(projection).view(n_features, tiles.length)).T
+        return pad(by_lane, (0, -n_features % tiles.line)).contiguous()
 
     def results(
         self, out: Tensor, largest: Tensor, total: Tensor, alpha: Tensor
@@ -109,7 +119,7 @@ class Call:
         d_key: Tensor,
         d_attn: Array,
         d_edge_features: Tensor | None,
-        d_edge_projection: Array | None,
+        d_edge_projection: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """Gradients of the operator's features, empty where there are none or nobody wants them.
 
@@ -117,23 +127,21 @@ class Call:
             d_query: padded.
             d_key: padded.
             d_attn: shares, `[copies, chunks, features]`, padded.
-            d_edge_features: `[copies, rows, D]`, or None.
-            d_edge_projection: shares of G, `[copies, chunks, D, features]`, padded; see
-                `gatv2.numba_edges`. None if edges have no features.
+            d_edge_features: `[copies * rows, D]`; None if edges have no features.
+            d_edge_projection: shares of G, see `gatv2.numba_edges`, `[copies, chunks, D, *padded]`.
         """
         tiles, dtype = self.tiles, self.query.dtype
         to_attn = self._total(d_attn)
         to_features, to_projection = (d_query.new_empty(0, dtype=dtype) for _ in range(2))
-        if d_edge_projection is not None:
+        if d_edge_features is not None and d_edge_projection is not None:
             assert self.edges is not None
             assert self.edge_features is not None
-            to_projection = self._total(d_edge_projection)  # [*mapped, D, heads, features]
-            _, projection, n_features, _ = self.edges
-            projection = torch.from_numpy(projection).view(n_features, *tiles.padded)
-            to_attn = to_attn + (projection * to_projection).sum(-3)
+            summed = self._total(d_edge_projection.numpy())  # [*mapped, D, *padded]
+            projection = torch.from_numpy(self.edges[1]).view(summed.shape[-3:])
+            to_attn = to_attn + (projection * summed).sum(-3)
             attn = torch.from_numpy(tiles.pad(self.attn)).view(tiles.padded)
-            to_projection = tiles.crop(attn * to_projection, dtype).movedim(-3, -1).contiguous()
-            if d_edge_features is not None:
+            to_projection = tiles.crop(attn * summed, dtype).movedim(-3, -1).contiguous()
+            if self.wants_rows:
                 to_features = d_edge_features.view(self.edge_features.shape).to(dtype)
         return (
             tiles.crop(d_query, dtype),
@@ -144,9 +152,7 @@ class Call:
         )
 
     def _total(self, shares: Array) -> Tensor:
-        """The sum of `[copies, chunks, *rows, features]`, in order: `[*mapped, *rows, *padded]`."""
-        mapped = self.query.shape[: self.n_mapped]
-        total = shares.sum(1).reshape(
-            *mapped, self.n_batches, *shares.shape[2:-1], *self.tiles.padded
-        )
+        """The sum of `[copies, chunks, ...]` over both, in order, as `[*mapped, ..., *padded]`."""
+        mapped, rows = self.query.shape[: self.n_mapped], shares.shape[2:3] * (shares.ndim > 3)
+        total = shares.sum(1).reshape(*mapped, self.n_batches, *rows, *self.tiles.padded)
         return torch.from_numpy(total.sum(len(mapped)))

@@ -17,7 +17,6 @@ from gatv2.simd import (
     broadcast,
     expand,
     fma,
-    group_sum,
     load,
     load_bits,
     prefetch,
@@ -25,6 +24,8 @@ from gatv2.simd import (
     splat,
     store,
 )
+
+BATCH = 16  # edges whose de_ij s_ij are held at once
 
 
 @inline
@@ -57,7 +58,6 @@ def prefetch_edge(vectors: Any, edges: Any, at: Any) -> None:
 def backward_edges(
     vectors: Any,
     shape: Any,
-    attn: Any,
     edges: Any,
     slope: Any,
     first_row: Any,
@@ -67,6 +67,7 @@ def backward_edges(
     part: Any,
     begin: Any,
     end: Any,
+    buffers: Any,
     weights: Any,
     signs: Any,
     d_edges: Any,
@@ -78,30 +79,70 @@ def backward_edges(
         edges: (x, W_e, D, rows of x).
         first_row: row of edge 0 in the gradient of x; in x it is taken modulo the rows of x, which
             feature sets may share.
-        d_edges: (d_x, or empty if nobody wants it; [chunks, D, heads, features], summed into: G).
+        buffers: two scratch arrays, as `gatv2.numba_scores.scratch` makes them.
+        d_edges: (d_x, or empty if nobody wants it; G of each chunk, `[chunks, D, heads, features]`,
+            summed into; a * W_e, transposed to `[heads, features, D]`, D padded to whole lines).
     """
-    tile, heads, one = vectors.tile, vectors.heads, vectors.one
+    tile, heads = vectors.tile, vectors.heads
     n_groups, span = shape
-    x, weight, n_features, n_rows = edges
-    d_x, d_weight = d_edges
+    x, _, n_features, n_rows = edges
+    d_x, d_weight, transposed = d_edges
     column, stride = (group * span + part) * tile.lanes, n_groups * span * tile.lanes
     first_x, slopes = first_row % n_rows, splat(tile, slope)
-    a = load(tile, attn, column)
-    for e in range(begin, end):
-        edge = first_edge + e
-        de = load(heads, weights, (edge * n_groups + group) * 2 * heads.lanes + heads.lanes)
-        bits = load_bits(tile, signs, (edge * n_groups * span + group * span + part) * tile.bytes)
-        de_tile = expand(tile, de)
-        de_tile = select(bits, de_tile, de_tile * slopes)
-        at = (first_x + edge_id[e]) * n_features
+    slopes_de, total = buffers
+    for first in range(begin, end, BATCH):
+        n = min(BATCH, end - first)
+        for i in range(n):
+            edge = first_edge + first + i
+            de = load(heads, weights, (edge * n_groups + group) * 2 * heads.lanes + heads.lanes)
+            bits = load_bits(tile, signs, (edge * stride + column) // tile.lanes * tile.bytes)
+            de_tile = expand(tile, de)
+            store(slopes_de, i * tile.lanes, select(bits, de_tile, de_tile * slopes))
         for d in range(n_features):
-            at_weight = (chunk * n_features + d) * stride + column
-            share = fma(de_tile, broadcast(tile, x, at + d), load(tile, d_weight, at_weight))
-            store(d_weight, at_weight, share)
+            at = (chunk * n_features + d) * stride + column
+            share = load(tile, d_weight, at)
+            for i in range(n):
+                of_edge = (first_x + edge_id[first + i]) * n_features + d
+                share = fma(
+                    load(tile, slopes_de, i * tile.lanes), broadcast(tile, x, of_edge), share
+                )
+            store(d_weight, at, share)
         if d_x.size > 0:
-            at, de_tile = (first_row + edge_id[e]) * n_features, de_tile * a
-            for d in range(n_features):
-                total = group_sum(one, de_tile * load(tile, weight, column + d * stride))
-                if column > 0:
-                    total = total + load(one, d_x, at + d)
-                store(d_x, at + d, total)
+            for i in range(0, n, 4):
+                for d in range(0, n_features, vectors.line.lanes):
+                    _four_rows(vectors, slopes_de, i, transposed, column, n_features, d, total)
+                    for k in range(i, min(i + 4, n)):
+                        at = (first_row + edge_id[first + k]) * n_features
+                        for j in range(d, min(d + vectors.line.lanes, n_features)):
+                            share = total[(k - i) * vectors.line.lanes + j - d]
+                            d_x[at + j] = share if column == 0 else d_x[at + j] + share
+
+
+@inline
+def _four_rows(
+    vectors: Any,
+    slopes_de: Any,
+    first: Any,
+    transposed: Any,
+    column: Any,
+    n_features: Any,
+    d: Any,
+    total: Any,
+) -> None:
+    """Write a line of the gradient of the features of four edges, `first` and on, to `total`."""
+    line, n_lanes = vectors.line, vectors.tile.lanes
+    length = (n_features + line.lanes - 1) // line.lanes * line.lanes
+    nothing = splat(line, 0.0)
+    # four sums, as one would wait for itself
+    t0, t1, t2, t3 = nothing, nothing, nothing, nothing
+    at = first * n_lanes
+    for lane in range(n_lanes):
+        w = load(line, transposed, (column + lane) * length + d)
+        t0 = fma(w, broadcast(line, slopes_de, at + lane), t0)
+        t1 = fma(w, broadcast(line, slopes_de, at + n_lanes + lane), t1)
+        t2 = fma(w, broadcast(line, slopes_de, at + 2 * n_lanes + lane), t2)
+        t3 = fma(w, broadcast(line, slopes_de, at + 3 * n_lanes + lane), t3)
+    store(total, 0, t0)
+    store(total, line.lanes, t1)
+    store(total, 2 * line.lanes, t2)
+    store(total, 3 * line.lanes, t3)

@@ -58,15 +58,17 @@ class Gradients:
         n_rows = max(call.n_queries, call.n_keys)
         self.n_chunks = count_chunks((n_edges + n_rows) * tiles.length)
         self.d_attn = np.zeros((call.n_copies, self.n_chunks, tiles.length), self.d_out.dtype)
-        self.d_edge_features, self.d_edge_projection, self.d_edges = None, None, None
+        self.d_edge_features: Tensor | None = None
+        self.d_edge_projection: Tensor | None = None
+        self.d_edges: tuple[Array, ...] | None = None
         if call.edges is not None:
             n_features = call.edges[2]
-            shape = (call.n_copies, self.n_chunks, n_features, tiles.length)
-            self.d_edge_projection = np.zeros(shape, self.d_out.dtype)
+            shape = (call.n_copies, self.n_chunks, n_features)
+            self.d_edge_projection = tiles.empty(*shape).zero_()
             n_rows = call.n_copies * call.n_edge_rows if call.wants_rows else 0
-            d_x = empty((n_rows, n_features), tiles.dtype)
-            self.d_edges = as_array(d_x), self.d_edge_projection.reshape(-1)
-            self.d_edge_features = d_x if call.wants_rows else None
+            self.d_edge_features = empty((n_rows, n_features), tiles.dtype)
+            of_edges = (self.d_edge_features, self.d_edge_projection, call.projection_by_lane)
+            self.d_edges = tuple(map(as_array, of_edges))
         self.first_query = 0
 
     def add(self, csr: tuple[Any, ...], csc: tuple[Any, ...], d_alpha: Array) -> None:
