@@ -137,6 +137,31 @@ def test_compile(backend: str, dynamic: bool) -> None:
         assert_agrees(actual, exact)
 
 
+def test_export(backend: str) -> None:
+    layer, (h, adj_mat, x) = auto(backend).eval(), layer_inputs(backend)
+    program: Any = torch.export.export(layer, (h, adj_mat), {"edge_features": x})
+    names = {str(node.target) for node in program.graph.nodes}
+    assert f"gatv2.{backend}_attention.default" in names
+    actual = program.module()(h, adj_mat, edge_features=x)
+    assert_agrees(actual, layer(h, adj_mat, edge_features=x))
+
+
+def test_no_gradient_for_features_that_want_none(kernel: Kernel) -> None:
+    """Then the projection gets the same, and so it does when differentiated twice."""
+    results = []
+    for needs in (False, True):
+        torch.manual_seed(0)
+        *tensors, x, projection = tensors_of(kernel, 2)
+        x.requires_grad_(needs)
+        leaves = [y.requires_grad_() for y in (*tensors, projection)]
+        out = function_of(kernel)(*tensors, x, projection)
+        once = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        penalty = torch.stack([y.square().sum() for y in once]).sum()
+        results.append((*once, *torch.autograd.grad(penalty, leaves)))
+    for actual, exact in zip(*results, strict=True):
+        assert_agrees(actual, exact)
+
+
 def test_autocast(backend: str) -> None:
     layer, (h, adj_mat, x) = auto(backend).float().eval(), layer_inputs(backend)
     exact = layer(h.float(), adj_mat, edge_features=x.float())
