@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gatv2.graph import Flow, Graph, check_flow
@@ -182,18 +183,20 @@ def _prepared_once(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
     n_nodes = (sizes.n_queries, sizes.n_keys)
     if not is_inspectable(edge_index):
         return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
-    known: _Prepared | None = _prepared.get(edge_index)
-    if (
-        known is not None
-        and (known.n_nodes, known.flow) == (n_nodes, flow)
-        and known.edge_index.dtype == edge_index.dtype
-        and known.edge_index.device == edge_index.device
-        and torch.equal(known.edge_index, edge_index)
-    ):
-        return known.graph
-    graph = Graph.from_edge_index(edge_index, n_nodes, flow=flow)
-    _prepared[edge_index] = _Prepared(edge_index.detach().clone(), n_nodes, flow, graph)
-    return graph
+    # beneath the transforms that are active: what they wrap does not outlive them
+    with temporarily_clear_interpreter_stack():
+        known: _Prepared | None = _prepared.get(edge_index)
+        if (
+            known is not None
+            and (known.n_nodes, known.flow) == (n_nodes, flow)
+            and known.edge_index.dtype == edge_index.dtype
+            and known.edge_index.device == edge_index.device
+            and torch.equal(known.edge_index, edge_index)
+        ):
+            return known.graph
+        graph = Graph.from_edge_index(edge_index, n_nodes, flow=flow)
+        _prepared[edge_index] = _Prepared(edge_index.detach().clone(), n_nodes, flow, graph)
+        return graph
 
 
 def _from_matrix(matrix: Any, sizes: Sizes, flow: Flow) -> Graph:

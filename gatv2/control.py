@@ -25,7 +25,7 @@ class GraphAttentionLayer(GraphAttention):
 
     Arguments, methods and errors are those of :class:`gatv2.GraphAttentionV2Layer`, but for
     `share_weights`, which is True by default, as GAT has one matrix W; with False queries and keys
-    have one each, and attention is as static. `kernel` is "torch" or "auto".
+    have one each, and attention is as static. `kernel` is "torch" or "auto", and edges have no features.
 
     Attributes:
         linear_l: projects queries.
@@ -83,7 +83,10 @@ class GraphAttentionLayer(GraphAttention):
                 f"the static control has only kernel='torch' (or 'auto'); got {kernel!r}"
             )
 
-    def attention_scores(self, h: Tensor, adj_mat: object) -> Tensor:  # noqa: D102
+    def attention_scores(  # noqa: D102
+        self, h: Tensor, adj_mat: object, *, edge_features: Tensor | None = None
+    ) -> Tensor:
+        _refuse(edge_features)
         query, key = self._project(h)
         return gat_scores(
             query,
@@ -102,9 +105,11 @@ class GraphAttentionLayer(GraphAttention):
         key: Tensor,
         adj_mat: object,
         *,
+        edge_features: Tensor | None,
         return_attention: bool,
         seed: int | Tensor | None,
     ) -> Any:
+        _refuse(edge_features)
         return gat_attention(
             query,
             key,
@@ -117,4 +122,12 @@ class GraphAttentionLayer(GraphAttention):
             flow=self.flow,
             backend=self.backend,
             return_attention=return_attention,
+        )
+
+
+def _refuse(edge_features: Tensor | None) -> None:
+    if edge_features is not None:
+        raise ValueError(
+            "the static control has no `edge_features`: pass them to a GraphAttentionV2Layer with "
+            "`edge_dim`"
         )

@@ -9,7 +9,9 @@ from torch import Tensor
 from gatv2.adjacency import Adjacency, Backend, Sizes, as_adjacency, common_batch_shape
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
+from gatv2.edge_features import as_backend_reads, broadcast_batch, check_edge_features, is_mask
 from gatv2.graph import Flow, Graph
+from gatv2.random import as_seed
 from gatv2.sparse import reference as sparse_reference
 
 
@@ -30,6 +32,8 @@ def gatv2_attention(
     attn: Tensor,
     graph: object,
     *,
+    edge_features: Tensor | None = ...,
+    edge_projection: Tensor | None = ...,
     kernel: str = ...,
     return_attention: Literal[False] = ...,
     **options: Unpack[Options],
@@ -41,6 +45,8 @@ def gatv2_attention(
     attn: Tensor,
     graph: object,
     *,
+    edge_features: Tensor | None = ...,
+    edge_projection: Tensor | None = ...,
     kernel: str = ...,
     return_attention: bool,
     **options: Unpack[Options],
@@ -53,6 +59,8 @@ def gatv2_attention(
     attn: Tensor,
     graph: object,
     *,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     seed: int | Tensor | None = None,
@@ -69,7 +77,8 @@ def gatv2_attention(
         \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
         \mathrm{out}_i = \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
 
-    A query without keys gives zeros, with zero gradients.
+    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` the
+    score is :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij})`.
 
     Args:
         query: :math:`g^l`, `[*batch, n_queries, n_heads, n_hidden]`, floating point.
@@ -77,6 +86,10 @@ def gatv2_attention(
         attn: :math:`a`, one vector a head, `[n_heads, n_hidden]`.
         graph: who attends to whom, in any form that :func:`gatv2.adjacency.as_adjacency` reads;
             `graph[i][j]` lets query i attend to key j.
+        edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
+            `[*batch, n_edges, D]` in its order (one list for a batch of graphs in one `Graph`), with
+            a mask `[*batch, n_queries, n_keys, D]`, entry for entry (what has no edge is not read).
+        edge_projection: :math:`W_e`, `[n_heads, n_hidden, D]`; given if `edge_features` are.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability, in [0, 1), that a coefficient is dropped. It acts whenever it is not
             zero; a module passes zero outside of training.
@@ -113,8 +126,11 @@ def gatv2_attention(
     _check_projections(query, key, attn=attn)
     check_slope(negative_slope)
     check_dropout(dropout)
-    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
-    selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel)
+    edges = (edge_features, edge_projection)
+    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
+    selected = select_kernel(
+        call.query, call.key, attn, call.adjacency, kernel=kernel, **call.edges
+    )
     out, alpha = selected.kernel.attention(
         call.query,
         call.key,
@@ -122,8 +138,9 @@ def gatv2_attention(
         call.adjacency,
         negative_slope=negative_slope,
         dropout=dropout,
-        seed=_as_seed(seed, query.device) if dropout > 0 else None,
+        seed=as_seed(seed, query.device) if dropout > 0 else None,
         return_attention=return_attention,
+        **call.edges,
     )
     out = out.reshape(call.out_shape)
     return out if alpha is None else (out, alpha)
@@ -135,6 +152,8 @@ def gatv2_scores(
     attn: Tensor,
     graph: object,
     *,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
     negative_slope: float = 0.2,
     flow: Flow = "target_to_source",
     backend: Backend = "auto",
@@ -152,15 +171,15 @@ def gatv2_scores(
     """
     _check_projections(query, key, attn=attn)
     check_slope(negative_slope)
-    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
+    edges = (edge_features, edge_projection)
+    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
+    options: dict[str, Any] = {"negative_slope": negative_slope, **call.edges}
     if isinstance(call.adjacency, Graph):
         scores = sparse_reference.gatv2_scores(
-            call.query, call.key, attn, call.adjacency, negative_slope=negative_slope
+            call.query, call.key, attn, call.adjacency, **options
         )
     else:
-        scores = dense_reference.gatv2_scores(
-            call.query, call.key, attn, negative_slope=negative_slope
-        )
+        scores = dense_reference.gatv2_scores(call.query, call.key, attn, **options)
     return _as_caller_sees(scores, call.adjacency)
 
 
@@ -222,7 +241,7 @@ def gat_attention(
     call, scores = _gat_scores(
         query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
     )
-    seed = _as_seed(seed, query.device) if dropout > 0 else None
+    seed = as_seed(seed, query.device) if dropout > 0 else None
     if isinstance(call.adjacency, Graph):
         out, alpha = sparse_reference.attend(
             scores, call.key, call.adjacency, dropout=dropout, seed=seed
@@ -281,22 +300,39 @@ class _Call(NamedTuple):
     query: Tensor
     key: Tensor
     adjacency: Adjacency
+    edges: dict[str, Tensor | None]
     out_shape: torch.Size
 
     @classmethod
     def prepare(
-        cls, query: Tensor, key: Tensor, graph: object, *, flow: Flow, backend: Backend
+        cls,
+        query: Tensor,
+        key: Tensor,
+        graph: object,
+        edges: tuple[Tensor | None, Tensor | None] = (None, None),
+        *,
+        flow: Flow,
+        backend: Backend,
     ) -> "_Call":
+        check_edge_features(*edges, query)
+        edge_features, edge_projection = edges
         batch_shape = common_batch_shape(graph, query.shape[:-3])
+        if edge_features is not None:
+            batch_shape = broadcast_batch(edge_features, graph, batch_shape)
         n_queries, n_heads, n_hidden = query.shape[-3:]
         sizes = Sizes(n_queries, key.shape[-3], n_heads, batch_shape, query.device)
+        if edge_features is not None and not is_mask(graph):
+            graph = as_adjacency(graph, sizes, flow=flow, backend="sparse")  # its order of edges
         adjacency = as_adjacency(graph, sizes, flow=flow, backend=backend)
+        if edge_features is not None:
+            edge_features = as_backend_reads(edge_features, graph, adjacency, sizes, flow)
         query = query.expand(*batch_shape, *query.shape[-3:])
         key = key.expand(*batch_shape, *key.shape[-3:])
         out_shape = query.shape
         if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
             query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))
-        return cls(query, key, adjacency, out_shape)
+        named = {"edge_features": edge_features, "edge_projection": edge_projection}
+        return cls(query, key, adjacency, named, out_shape)
 
 
 def _gat_scores(
@@ -335,21 +371,6 @@ def _as_caller_sees(scores: Tensor, adjacency: Adjacency) -> Tensor:
     if adjacency.head_mask is not None:
         scores = scores.masked_fill(~adjacency.head_mask, -math.inf)
     return adjacency.in_callers_order(scores, dim=-2)
-
-
-def _as_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    if seed is None:
-        return torch.randint(2**63 - 1, (), device=device)
-    if isinstance(seed, int):
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"`seed` must lie in [-2**63, 2**63); got {seed}")
-        return torch.tensor(seed, dtype=torch.int64, device=device)
-    if seed.dtype != torch.int64 or seed.ndim != 0:
-        raise ValueError(
-            f"`seed` must be an int or a 0-d int64 tensor; got {seed.dtype} with shape "
-            f"{tuple(seed.shape)}"
-        )
-    return seed.to(device)
 
 
 def _check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -> None:

@@ -28,6 +28,7 @@ class GraphAttention(nn.Module, ABC):
         leaky_relu_negative_slope: float = 0.2,
         share_weights: bool = False,
         *,
+        edge_dim: int | None = None,
         bias: bool = False,
         backend: Backend = "auto",
         kernel: str = "auto",
@@ -37,6 +38,8 @@ class GraphAttention(nn.Module, ABC):
     ) -> None:
         super().__init__()
         sizes = {"in_features": in_features, "out_features": out_features, "n_heads": n_heads}
+        if edge_dim is not None:
+            sizes["edge_dim"] = edge_dim
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int):
                 raise TypeError(f"`{name}` must be an int; got {type(size).__name__}")
@@ -63,6 +66,7 @@ class GraphAttention(nn.Module, ABC):
         self.dropout = dropout
         self.leaky_relu_negative_slope = leaky_relu_negative_slope
         self.share_weights = share_weights
+        self.edge_dim = edge_dim
         self.backend = backend
         self.kernel = kernel
         self.flow = flow
@@ -73,6 +77,11 @@ class GraphAttention(nn.Module, ABC):
             self.linear_l
             if share_weights
             else nn.Linear(in_features, width, bias=bias, device=device, dtype=dtype)
+        )
+        self.linear_e = (
+            None
+            if edge_dim is None
+            else nn.Linear(edge_dim, width, bias=False, device=device, dtype=dtype)
         )
         for name in self.attention_vectors:
             vector = torch.empty(n_heads, self.n_hidden, device=device, dtype=dtype)
@@ -95,6 +104,7 @@ class GraphAttention(nn.Module, ABC):
         h: Tensor,
         adj_mat: object,
         *,
+        edge_features: Tensor | None = None,
         return_attention: bool = False,
         seed: int | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -105,6 +115,9 @@ class GraphAttention(nn.Module, ABC):
             adj_mat: mask `[*batch, n_nodes, n_nodes, 1 or n_heads]`, edge index `[2, n_edges]` or any
                 other form of a graph; `adj_mat[i][j]` lets i attend to j. See
                 :func:`gatv2.functional.gatv2_attention`.
+            edge_features: features of the edges, laid out as `adj_mat`, for a layer with `edge_dim`:
+                `[*batch, n_edges, edge_dim]` in the order of a list of edges, or
+                `[*batch, n_nodes, n_nodes, edge_dim]` with a mask.
             return_attention: whether to return the coefficients too, after the softmax and before
                 dropout.
             seed: the seed of the dropout mask; drawn from PyTorch's generator if None.
@@ -115,7 +128,14 @@ class GraphAttention(nn.Module, ABC):
             `[*batch, n_nodes, n_nodes, n_heads]` (dense).
         """
         query, key = self._project(h)
-        result = self._attend(query, key, adj_mat, return_attention=return_attention, seed=seed)
+        result = self._attend(
+            query,
+            key,
+            adj_mat,
+            edge_features=edge_features,
+            return_attention=return_attention,
+            seed=seed,
+        )
         out, alpha = result if isinstance(result, tuple) else (result, None)
         out = out.flatten(-2) if self.is_concat else out.mean(-2)
         if self.bias is not None:
@@ -123,7 +143,9 @@ class GraphAttention(nn.Module, ABC):
         return out if alpha is None else (out, alpha)
 
     @abstractmethod
-    def attention_scores(self, h: Tensor, adj_mat: object) -> Tensor:
+    def attention_scores(
+        self, h: Tensor, adj_mat: object, *, edge_features: Tensor | None = None
+    ) -> Tensor:
         """The scores e_ij before the softmax, -inf where a head has no edge.
 
         `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
@@ -137,6 +159,7 @@ class GraphAttention(nn.Module, ABC):
         key: Tensor,
         adj_mat: object,
         *,
+        edge_features: Tensor | None,
         return_attention: bool,
         seed: int | Tensor | None,
     ) -> Any: ...
@@ -167,11 +190,12 @@ class GraphAttention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
+        edge_dim = "" if self.edge_dim is None else f"edge_dim={self.edge_dim}, "
         return (
             f"{self.in_features}, {self.out_features}, n_heads={self.n_heads}, "
             f"is_concat={self.is_concat}, dropout={self.dropout}, "
             f"leaky_relu_negative_slope={self.leaky_relu_negative_slope}, "
-            f"share_weights={self.share_weights}, bias={self.bias is not None}, "
+            f"share_weights={self.share_weights}, {edge_dim}bias={self.bias is not None}, "
             f"backend={self.backend!r}, kernel={self.kernel!r}, flow={self.flow!r}"
         )
 
@@ -197,6 +221,8 @@ class GraphAttentionV2Layer(GraphAttention):
         dropout: probability, in [0, 1), that a coefficient is dropped in training.
         leaky_relu_negative_slope: slope of LeakyReLU below zero.
         share_weights: whether :math:`W_l = W_r`.
+        edge_dim: number D of features of an edge, or None for edges without features. With them
+            :math:`e_{ij} = a \cdot \mathrm{LeakyReLU}(W_l h_i + W_r h_j + W_e x_{ij})`.
         bias: whether the projections and the output have a bias, as in PyTorch Geometric. The
             formula has none.
         backend: "dense" (masked attention), "sparse" (edges), or "auto": by the form of `adj_mat`.
@@ -209,6 +235,7 @@ class GraphAttentionV2Layer(GraphAttention):
     Attributes:
         linear_l: :math:`W_l`, projects queries.
         linear_r: :math:`W_r`, projects keys and values; `linear_l` itself with `share_weights`.
+        linear_e: :math:`W_e`, projects features of edges; None without `edge_dim`.
         attn: :math:`a`, `[n_heads, n_hidden]`.
         bias: `[out_features]`, added to the result, or None.
 
@@ -232,13 +259,16 @@ class GraphAttentionV2Layer(GraphAttention):
     attention_vectors = ("attn",)
     attn: nn.Parameter
 
-    def attention_scores(self, h: Tensor, adj_mat: object) -> Tensor:  # noqa: D102
+    def attention_scores(  # noqa: D102
+        self, h: Tensor, adj_mat: object, *, edge_features: Tensor | None = None
+    ) -> Tensor:
         query, key = self._project(h)
         return gatv2_scores(
             query,
             key,
             self.attn.to(query.dtype),
             adj_mat,
+            **self._edges(edge_features, query.dtype),
             negative_slope=self.leaky_relu_negative_slope,
             flow=self.flow,
             backend=self.backend,
@@ -250,6 +280,7 @@ class GraphAttentionV2Layer(GraphAttention):
         key: Tensor,
         adj_mat: object,
         *,
+        edge_features: Tensor | None,
         return_attention: bool,
         seed: int | Tensor | None,
     ) -> Any:
@@ -258,6 +289,7 @@ class GraphAttentionV2Layer(GraphAttention):
             key,
             self.attn.to(query.dtype),
             adj_mat,
+            **self._edges(edge_features, query.dtype),
             negative_slope=self.leaky_relu_negative_slope,
             dropout=self._active_dropout(),
             seed=seed,
@@ -266,3 +298,33 @@ class GraphAttentionV2Layer(GraphAttention):
             kernel=self.kernel,
             return_attention=return_attention,
         )
+
+    def _edges(self, edge_features: Tensor | None, dtype: torch.dtype) -> dict[str, Any]:
+        """Features of edges and their projection, which the kernel applies."""
+        if self.linear_e is None:
+            if edge_features is not None:
+                raise ValueError(
+                    "`edge_features` came to a layer without `edge_dim`: construct it with "
+                    f"edge_dim=D, the last dimension of `edge_features`, {tuple(edge_features.shape)}"
+                )
+            return {}
+        weight = self.linear_e.weight
+        if not isinstance(edge_features, Tensor):
+            raise TypeError(
+                f"`edge_features` must be a torch.Tensor, as edge_dim={self.edge_dim}; "
+                f"got {type(edge_features).__name__}"
+            )
+        if edge_features.shape[-1:] != (self.edge_dim,):
+            raise ValueError(
+                f"`edge_features` must have edge_dim={self.edge_dim} as its last dimension; "
+                f"got {tuple(edge_features.shape)}"
+            )
+        if edge_features.dtype != weight.dtype and not torch.is_autocast_enabled(
+            edge_features.device.type
+        ):
+            raise TypeError(
+                f"`edge_features` must have the layer's dtype {weight.dtype}; "
+                f"got {edge_features.dtype}: convert it with `.to(dtype)`"
+            )
+        projection = weight.unflatten(0, (self.n_heads, self.n_hidden))
+        return {"edge_features": edge_features.to(dtype), "edge_projection": projection.to(dtype)}
