@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gatv2.graph import Flow, Graph, check_flow
+from gatv2.graph import Flow, Graph, check_flow, check_has_self_loops
 from gatv2.inspection import is_inspectable
 
 Backend = Literal["auto", "dense", "sparse"]
@@ -83,6 +83,19 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
     if backend == "dense" and isinstance(adjacency, Graph):
         return adjacency.to_mask()
     return adjacency
+
+
+def with_self_loops(adjacency: Adjacency) -> Adjacency:
+    """A graph or mask in which each node attends to itself, once; see `Graph.add_self_loops`.
+
+    Raises:
+        ValueError: there are not as many queries as keys.
+    """
+    if isinstance(adjacency, Graph):
+        return adjacency.add_self_loops()
+    n_queries, n_keys = adjacency.shape[-3:-1]
+    check_has_self_loops(n_queries, n_keys)
+    return adjacency | torch.eye(n_queries, dtype=torch.bool, device=adjacency.device).unsqueeze(-1)
 
 
 def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Adjacency:

@@ -196,6 +196,27 @@ class Graph:
         graph = Graph.from_edge_index(edge_index, (self.n_queries, self.n_keys))
         return replace(graph, head_mask=head_mask, n_blocks=self.n_blocks)
 
+    def add_self_loops(self) -> "Graph":
+        """The graph with one self-loop at each node; those that there are give way to it.
+
+        As in PyTorch Geometric. In the caller's order the edges that are no self-loops come first, as
+        they were, and then the self-loops of node 0, 1, and so on. Made when first asked for, and kept
+        with the graph.
+
+        Raises:
+            ValueError: there are not as many queries as keys.
+
+        Example:
+            >>> graph = Graph.from_edge_index(torch.tensor([[0, 1, 1], [1, 1, 0]]), n_nodes=2)
+            >>> graph.add_self_loops().edge_index
+            tensor([[0, 1, 0, 1],
+                    [1, 0, 0, 1]])
+        """
+        if "_with_self_loops" not in self.__dict__:
+            self.__dict__["_with_self_loops"] = _add_self_loops(self)
+        graph: Graph = self.__dict__["_with_self_loops"]
+        return graph
+
     def to_mask(self) -> Tensor:
         """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
 
@@ -232,6 +253,29 @@ class Graph:
         return (
             f"Graph(n_queries={self.n_queries}, n_keys={self.n_keys}, n_edges={self.n_edges}{blocks}, "
             f"dtype={self.key_index.dtype}, device={self.device})"
+        )
+
+
+def _add_self_loops(graph: Graph) -> Graph:
+    check_has_self_loops(*graph.block_shape)
+    edge_index, n_nodes = graph.edge_index, graph.n_queries
+    is_kept = edge_index[0] != edge_index[1]
+    loop = torch.arange(n_nodes, device=graph.device).expand(2, -1)
+    result = Graph.from_edge_index(torch.cat((edge_index[:, is_kept], loop), dim=1), n_nodes)
+    head_mask = graph.head_mask
+    if head_mask is not None:
+        of_loops = head_mask.new_ones(n_nodes, head_mask.shape[1])
+        kept = graph.in_callers_order(head_mask, dim=0)[is_kept]
+        head_mask = torch.cat((kept, of_loops))[result.edge_id.long()]
+    return replace(result, head_mask=head_mask, n_blocks=graph.n_blocks)
+
+
+def check_has_self_loops(n_queries: int, n_keys: int) -> None:
+    """Raise a ValueError unless queries and keys can be the same nodes."""
+    if n_queries != n_keys:
+        raise ValueError(
+            f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
+            "add_self_loops=False pass the edges that you want"
         )
 
 

@@ -1,15 +1,39 @@
 """GraphAttentionV2Layer: parameters and projections, then one call."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
-from gatv2.adjacency import BACKENDS, Backend
+from gatv2.adjacency import (
+    BACKENDS,
+    Backend,
+    Sizes,
+    as_adjacency,
+    common_batch_shape,
+    with_self_loops,
+)
 from gatv2.dispatch import KERNELS
 from gatv2.functional import check_dropout, check_slope, gatv2_attention, gatv2_scores
 from gatv2.graph import Flow, check_flow
+
+NodeFeatures = Tensor | tuple[Tensor, Tensor]
+"""Features of the nodes of one graph, or of the two sides of a bipartite one."""
+
+
+class Projected(NamedTuple):
+    """What a layer hands to attention."""
+
+    query: Tensor
+    """`[*batch, n_queries, n_heads, n_hidden]`."""
+    key: Tensor
+    """`[*batch, n_keys, n_heads, n_hidden]`."""
+    adj_mat: object
+    flow: Flow
+    """How `adj_mat` is to be read."""
 
 
 class GraphAttention(nn.Module, ABC):
@@ -20,7 +44,7 @@ class GraphAttention(nn.Module, ABC):
 
     def __init__(
         self,
-        in_features: int,
+        in_features: int | tuple[int, int],
         out_features: int,
         n_heads: int,
         is_concat: bool = True,
@@ -29,6 +53,8 @@ class GraphAttention(nn.Module, ABC):
         share_weights: bool = False,
         *,
         bias: bool = False,
+        residual: bool = False,
+        add_self_loops: bool = False,
         backend: Backend = "auto",
         kernel: str = "auto",
         flow: Flow = "target_to_source",
@@ -36,8 +62,10 @@ class GraphAttention(nn.Module, ABC):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"in_features": in_features, "out_features": out_features, "n_heads": n_heads}
-        for name, size in sizes.items():
+        is_pair = isinstance(in_features, (tuple, list))
+        pair: Any = in_features if is_pair else (in_features, in_features)
+        _check_in_features(pair, share_weights)
+        for name, size in (("out_features", out_features), ("n_heads", n_heads)):
             if isinstance(size, bool) or not isinstance(size, int):
                 raise TypeError(f"`{name}` must be an int; got {type(size).__name__}")
             if size < 1:
@@ -55,7 +83,6 @@ class GraphAttention(nn.Module, ABC):
         kernels = ("auto", *dict.fromkeys(kernel.name for kernel in KERNELS))
         if kernel not in kernels:
             raise ValueError(f"`kernel` must be one of {kernels}; got {kernel!r}")
-        self.in_features = in_features
         self.out_features = out_features
         self.n_heads = n_heads
         self.n_hidden = out_features // n_heads if is_concat else out_features
@@ -63,16 +90,20 @@ class GraphAttention(nn.Module, ABC):
         self.dropout = dropout
         self.leaky_relu_negative_slope = leaky_relu_negative_slope
         self.share_weights = share_weights
+        self.add_self_loops = add_self_loops
         self.backend = backend
         self.kernel = kernel
         self.flow = flow
+        self._is_pair = is_pair
 
-        width = n_heads * self.n_hidden
-        self.linear_l = nn.Linear(in_features, width, bias=bias, device=device, dtype=dtype)
+        n_query, n_key = self._by_role(pair)
+        width, where = n_heads * self.n_hidden, {"device": device, "dtype": dtype}
+        self.linear_l = _linear(n_query, width, bias=bias, **where)
         self.linear_r = (
-            self.linear_l
-            if share_weights
-            else nn.Linear(in_features, width, bias=bias, device=device, dtype=dtype)
+            self.linear_l if share_weights else _linear(n_key, width, bias=bias, **where)
+        )
+        self.linear_residual = (
+            _linear(n_query, out_features, bias=False, **where) if residual else None
         )
         for name in self.attention_vectors:
             vector = torch.empty(n_heads, self.n_hidden, device=device, dtype=dtype)
@@ -82,17 +113,21 @@ class GraphAttention(nn.Module, ABC):
         )
         self.reset_parameters()
 
+    @property
+    def in_features(self) -> int | tuple[int, int]:
+        """Features of a node, or of the nodes of each side; -1 where the first input will tell."""
+        sizes = _n_inputs(self.linear_l), _n_inputs(self.linear_r)
+        return self._by_role(sizes) if self._is_pair else sizes[0]
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew: Glorot uniform, as the paper's code; biases are zero."""
         for parameter in self.parameters():
-            if parameter.ndim > 1:
-                nn.init.xavier_uniform_(parameter)
-            else:
-                nn.init.zeros_(parameter)
+            if not isinstance(parameter, UninitializedParameter):
+                _reset(parameter)
 
     def forward(
         self,
-        h: Tensor,
+        h: NodeFeatures,
         adj_mat: object,
         *,
         return_attention: bool = False,
@@ -101,66 +136,98 @@ class GraphAttention(nn.Module, ABC):
         """Attend over the graph.
 
         Args:
-            h: `[*batch, n_nodes, in_features]`.
+            h: `[*batch, n_nodes, in_features]`. For a bipartite graph the pair of its two sides, in the
+                order of the rows of an edge index: `(h_query, h_key)`, and with
+                `flow="source_to_target"`, as in PyTorch Geometric, `(h_key, h_query)`.
             adj_mat: mask `[*batch, n_nodes, n_nodes, 1 or n_heads]`, edge index `[2, n_edges]` or any
                 other form of a graph; `adj_mat[i][j]` lets i attend to j. See
-                :func:`gatv2.functional.gatv2_attention`.
+                :func:`gatv2.functional.gatv2_attention`. For a pair: `n_queries` and `n_keys`.
             return_attention: whether to return the coefficients too, after the softmax and before
                 dropout.
             seed: the seed of the dropout mask; drawn from PyTorch's generator if None.
 
         Returns:
-            `[*batch, n_nodes, out_features]`; with `return_attention` the pair of it and the
+            `[*batch, n_queries, out_features]`; with `return_attention` the pair of it and the
             coefficients, `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse) or
-            `[*batch, n_nodes, n_nodes, n_heads]` (dense).
+            `[*batch, n_queries, n_keys, n_heads]` (dense). With `add_self_loops` the edges are those of
+            :meth:`gatv2.Graph.add_self_loops`.
         """
-        query, key = self._project(h)
-        result = self._attend(query, key, adj_mat, return_attention=return_attention, seed=seed)
+        h_query, h_key = self._as_pair(h)
+        inputs = self._project(h_query, h_key, adj_mat)
+        result = self._attend(inputs, return_attention=return_attention, seed=seed)
         out, alpha = result if isinstance(result, tuple) else (result, None)
         out = out.flatten(-2) if self.is_concat else out.mean(-2)
+        if self.linear_residual is not None:
+            out = out + self.linear_residual(h_query)
         if self.bias is not None:
             out = out + self.bias.to(out.dtype)
         return out if alpha is None else (out, alpha)
 
-    @abstractmethod
-    def attention_scores(self, h: Tensor, adj_mat: object) -> Tensor:
+    def attention_scores(self, h: NodeFeatures, adj_mat: object) -> Tensor:
         """The scores e_ij before the softmax, -inf where a head has no edge.
 
         `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
-        `[*batch, n_nodes, n_nodes, n_heads]` (dense).
+        `[*batch, n_queries, n_keys, n_heads]` (dense).
         """
+        return self._score(self._project(*self._as_pair(h), adj_mat))
 
     @abstractmethod
     def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        adj_mat: object,
-        *,
-        return_attention: bool,
-        seed: int | Tensor | None,
+        self, inputs: Projected, *, return_attention: bool, seed: int | Tensor | None
     ) -> Any: ...
 
-    def _project(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """`h` as queries and as keys, each `[*batch, n_nodes, n_heads, n_hidden]`."""
-        weight = self.linear_l.weight
+    @abstractmethod
+    def _score(self, inputs: Projected) -> Tensor: ...
+
+    def _by_role(self, pair: Any) -> Any:
+        """A pair in the order of an edge index's rows as (of queries, of keys), and the way back."""
+        first, second = pair
+        return (first, second) if self.flow == "target_to_source" else (second, first)
+
+    def _as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
+        """Features of queries and of keys, checked."""
+        if isinstance(h, (tuple, list)) and len(h) == 2:
+            names, (h_query, h_key) = self._by_role(("h[0]", "h[1]")), self._by_role(h)
+        elif isinstance(h, Tensor):
+            names, h_query, h_key = ("h", "h"), h, h
+        else:
+            got = f"{len(h)} of them" if isinstance(h, (tuple, list)) else type(h).__name__
+            raise TypeError(f"`h` must be a torch.Tensor or a pair of them; got {got}")
+        self._check_features(h_query, names[0], self.linear_l)
+        if h_key is not h_query or not self.share_weights:
+            self._check_features(h_key, names[1], self.linear_r)
+        return h_query, h_key
+
+    def _check_features(self, h: Tensor, name: str, linear: nn.Linear) -> None:
+        weight, size = linear.weight, _n_inputs(linear)
         if not isinstance(h, Tensor):
-            raise TypeError(f"`h` must be a torch.Tensor; got {type(h).__name__}")
-        if h.ndim < 2 or h.shape[-1] != self.in_features:
+            raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
+        if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
+            of_both = f": the layer has in_features={self.in_features}" if self._is_pair else ""
             raise ValueError(
-                f"`h` must have shape (*batch, n_nodes, in_features={self.in_features}); "
-                f"got {tuple(h.shape)}"
+                f"`{name}` must have shape (*batch, n_nodes, in_features={size}); "
+                f"got {tuple(h.shape)}{of_both}"
             )
         if h.device != weight.device:
-            raise ValueError(f"`h` is on {h.device} and the layer is on {weight.device}")
+            raise ValueError(f"`{name}` is on {h.device} and the layer is on {weight.device}")
         if h.dtype != weight.dtype and not torch.is_autocast_enabled(h.device.type):
             raise TypeError(
-                f"`h` must have the layer's dtype {weight.dtype}; got {h.dtype}: "
+                f"`{name}` must have the layer's dtype {weight.dtype}; got {h.dtype}: "
                 "convert one of them with `.to(dtype)`"
             )
+
+    def _project(self, h_query: Tensor, h_key: Tensor, adj_mat: object) -> Projected:
         heads = (self.n_heads, self.n_hidden)
-        query = self.linear_l(h).unflatten(-1, heads)
-        return query, query if self.share_weights else self.linear_r(h).unflatten(-1, heads)
+        query = self.linear_l(h_query).unflatten(-1, heads)
+        is_same = self.share_weights and h_key is h_query
+        key = query if is_same else self.linear_r(h_key).unflatten(-1, heads)
+        if not self.add_self_loops:
+            return Projected(query, key, adj_mat, self.flow)
+        batch_shape = common_batch_shape(adj_mat, query.shape[:-3])
+        sizes = Sizes(query.shape[-3], key.shape[-3], self.n_heads, batch_shape, query.device)
+        # "auto" leaves a mask a mask, which keeps its batch; the backend's form comes with the call
+        adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
+        return Projected(query, key, with_self_loops(adjacency), "target_to_source")
 
     def _active_dropout(self) -> float:
         return self.dropout if self.training else 0.0
@@ -172,8 +239,51 @@ class GraphAttention(nn.Module, ABC):
             f"is_concat={self.is_concat}, dropout={self.dropout}, "
             f"leaky_relu_negative_slope={self.leaky_relu_negative_slope}, "
             f"share_weights={self.share_weights}, bias={self.bias is not None}, "
-            f"backend={self.backend!r}, kernel={self.kernel!r}, flow={self.flow!r}"
+            f"backend={self.backend!r}, kernel={self.kernel!r}, flow={self.flow!r}, "
+            f"residual={self.linear_residual is not None}, add_self_loops={self.add_self_loops}"
         )
+
+
+def _check_in_features(pair: Sequence[Any], share_weights: bool) -> None:
+    for size in pair:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"`in_features` must be an int or a pair; got {type(size).__name__}")
+        if size < 1 and size != -1:
+            raise ValueError(
+                f"`in_features` must be positive, or -1 to be told by the first input; got {size}"
+            )
+    if len(pair) != 2:
+        raise ValueError(f"`in_features` must be an int or a pair of them; got {tuple(pair)}")
+    if share_weights and pair[0] != pair[1]:
+        raise ValueError(
+            f"with share_weights=True one matrix projects both sides, but `in_features` is {tuple(pair)}"
+        )
+
+
+class _LazyLinear(nn.LazyLinear):
+    """A projection that its first input gives its size; then it is an `nn.Linear`, drawn as ours are."""
+
+    def reset_parameters(self) -> None:
+        if self.in_features:  # else this is the constructor of nn.LazyLinear
+            for parameter in self.parameters():
+                _reset(parameter)
+
+
+def _linear(n_inputs: int, n_outputs: int, **options: Any) -> nn.Linear:
+    if n_inputs == -1:
+        return _LazyLinear(n_outputs, **options)
+    return nn.Linear(n_inputs, n_outputs, **options)
+
+
+def _n_inputs(linear: nn.Linear) -> int:
+    return -1 if isinstance(linear.weight, UninitializedParameter) else linear.weight.shape[1]
+
+
+def _reset(parameter: Tensor) -> None:
+    if parameter.ndim > 1:
+        nn.init.xavier_uniform_(parameter)
+    else:
+        nn.init.zeros_(parameter)
 
 
 class GraphAttentionV2Layer(GraphAttention):
@@ -186,10 +296,12 @@ class GraphAttentionV2Layer(GraphAttention):
         h'_i = \sum_{j \in N_i} \alpha_{ij} W_r h_j
 
     for each head; :math:`N_i` are the j with `adj_mat[i][j]`. Heads are concatenated or averaged. A
-    node without neighbours gives zeros; self-loops are not added.
+    node without neighbours gives zeros.
 
     Args:
-        in_features: features of a node.
+        in_features: features of a node; -1 to be told by the first input. For a bipartite graph the pair
+            of its two sides, in the order of the rows of an edge index: (queries, keys), and with
+            `flow="source_to_target"`, as in PyTorch Geometric, (keys, queries).
         out_features: features of the result; with `is_concat` each head has
             `out_features / n_heads` of them, else each head has all.
         n_heads: number of heads.
@@ -199,6 +311,10 @@ class GraphAttentionV2Layer(GraphAttention):
         share_weights: whether :math:`W_l = W_r`.
         bias: whether the projections and the output have a bias, as in PyTorch Geometric. The
             formula has none.
+        residual: whether a learned projection of the queries' features, without a bias, is added to the
+            result, as in PyTorch Geometric.
+        add_self_loops: whether each node attends to itself too; self-loops that there are count once.
+            See :meth:`gatv2.Graph.add_self_loops`.
         backend: "dense" (masked attention), "sparse" (edges), or "auto": by the form of `adj_mat`.
         kernel: "torch", or "auto": the first that serves a call.
         flow: what row 0 of an edge index holds. "target_to_source": the nodes that attend;
@@ -211,6 +327,7 @@ class GraphAttentionV2Layer(GraphAttention):
         linear_r: :math:`W_r`, projects keys and values; `linear_l` itself with `share_weights`.
         attn: :math:`a`, `[n_heads, n_hidden]`.
         bias: `[out_features]`, added to the result, or None.
+        linear_residual: projects queries to the result, or None.
 
     Raises:
         TypeError: a size is not an int.
@@ -232,36 +349,29 @@ class GraphAttentionV2Layer(GraphAttention):
     attention_vectors = ("attn",)
     attn: nn.Parameter
 
-    def attention_scores(self, h: Tensor, adj_mat: object) -> Tensor:  # noqa: D102
-        query, key = self._project(h)
+    def _score(self, inputs: Projected) -> Tensor:
         return gatv2_scores(
-            query,
-            key,
-            self.attn.to(query.dtype),
-            adj_mat,
+            inputs.query,
+            inputs.key,
+            self.attn.to(inputs.query.dtype),
+            inputs.adj_mat,
             negative_slope=self.leaky_relu_negative_slope,
-            flow=self.flow,
+            flow=inputs.flow,
             backend=self.backend,
         )
 
     def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        adj_mat: object,
-        *,
-        return_attention: bool,
-        seed: int | Tensor | None,
+        self, inputs: Projected, *, return_attention: bool, seed: int | Tensor | None
     ) -> Any:
         return gatv2_attention(
-            query,
-            key,
-            self.attn.to(query.dtype),
-            adj_mat,
+            inputs.query,
+            inputs.key,
+            self.attn.to(inputs.query.dtype),
+            inputs.adj_mat,
             negative_slope=self.leaky_relu_negative_slope,
             dropout=self._active_dropout(),
             seed=seed,
-            flow=self.flow,
+            flow=inputs.flow,
             backend=self.backend,
             kernel=self.kernel,
             return_attention=return_attention,
