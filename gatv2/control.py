@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gatv2.adjacency import Backend
 from gatv2.functional import gat_attention, gat_scores
 from gatv2.graph import Flow
-from gatv2.layer import GraphAttention, Projected
+from gatv2.layer import Bias, GraphAttention, Projected
 
 
 class GraphAttentionLayer(GraphAttention):
@@ -56,7 +56,7 @@ class GraphAttentionLayer(GraphAttention):
         leaky_relu_negative_slope: float = 0.2,
         share_weights: bool = True,
         *,
-        bias: bool = False,
+        bias: Bias = False,
         residual: bool = False,
         add_self_loops: bool = False,
         backend: Backend = "auto",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from gatv2.graph import Flow, check_flow
 
 NodeFeatures = Tensor | tuple[Tensor, Tensor]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""
+Bias = bool | Literal["projections"]
 
 
 class Projected(NamedTuple):
@@ -52,7 +53,7 @@ class GraphAttention(nn.Module, ABC):
         leaky_relu_negative_slope: float = 0.2,
         share_weights: bool = False,
         *,
-        bias: bool = False,
+        bias: Bias = False,
         residual: bool = False,
         add_self_loops: bool = False,
         backend: Backend = "auto",
@@ -75,6 +76,8 @@ class GraphAttention(nn.Module, ABC):
                 f"with is_concat=True, `out_features`={out_features} must be divisible by "
                 f"`n_heads`={n_heads}"
             )
+        if bias not in (False, True, "projections"):
+            raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
         check_dropout(dropout)
         check_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(flow)
@@ -97,10 +100,11 @@ class GraphAttention(nn.Module, ABC):
         self._is_pair = is_pair
 
         n_query, n_key = self._by_role(pair)
-        width, where = n_heads * self.n_hidden, {"device": device, "dtype": dtype}
-        self.linear_l = _linear(n_query, width, bias=bias, **where)
+        width = n_heads * self.n_hidden
+        where: Any = {"device": device, "dtype": dtype}
+        self.linear_l = _linear(n_query, width, bias=bool(bias), **where)
         self.linear_r = (
-            self.linear_l if share_weights else _linear(n_key, width, bias=bias, **where)
+            self.linear_l if share_weights else _linear(n_key, width, bias=bool(bias), **where)
         )
         self.linear_residual = (
             _linear(n_query, out_features, bias=False, **where) if residual else None
@@ -108,9 +112,7 @@ class GraphAttention(nn.Module, ABC):
         for name in self.attention_vectors:
             vector = torch.empty(n_heads, self.n_hidden, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(vector))
-        self.bias = (
-            nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        )
+        self.bias = nn.Parameter(torch.empty(out_features, **where)) if bias is True else None
         self.reset_parameters()
 
     @property
@@ -234,11 +236,13 @@ class GraphAttention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
+        has_bias = self.linear_l.bias is not None
+        bias = "projections" if has_bias and self.bias is None else has_bias
         return (
             f"{self.in_features}, {self.out_features}, n_heads={self.n_heads}, "
             f"is_concat={self.is_concat}, dropout={self.dropout}, "
             f"leaky_relu_negative_slope={self.leaky_relu_negative_slope}, "
-            f"share_weights={self.share_weights}, bias={self.bias is not None}, "
+            f"share_weights={self.share_weights}, bias={bias!r}, "
             f"backend={self.backend!r}, kernel={self.kernel!r}, flow={self.flow!r}, "
             f"residual={self.linear_residual is not None}, add_self_loops={self.add_self_loops}"
         )
@@ -309,8 +313,8 @@ class GraphAttentionV2Layer(GraphAttention):
         dropout: probability, in [0, 1), that a coefficient is dropped in training.
         leaky_relu_negative_slope: slope of LeakyReLU below zero.
         share_weights: whether :math:`W_l = W_r`.
-        bias: whether the projections and the output have a bias, as in PyTorch Geometric. The
-            formula has none.
+        bias: whether the projections and the output have a bias, as in PyTorch Geometric;
+            "projections" for these alone, as in DGL. The formula has none.
         residual: whether a learned projection of the queries' features, without a bias, is added to the
             result, as in PyTorch Geometric.
         add_self_loops: whether each node attends to itself too; self-loops that there are count once.
