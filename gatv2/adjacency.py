@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gatv2.graph import Flow, Graph, check_flow, check_has_self_loops
+from gatv2.graph import Flow, Graph, check_flow
 from gatv2.inspection import is_inspectable
 
 Backend = Literal["auto", "dense", "sparse"]
@@ -83,19 +84,6 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
     if backend == "dense" and isinstance(adjacency, Graph):
         return adjacency.to_mask()
     return adjacency
-
-
-def with_self_loops(adjacency: Adjacency) -> Adjacency:
-    """A graph or mask in which each node attends to itself, once; see `Graph.add_self_loops`.
-
-    Raises:
-        ValueError: there are not as many queries as keys.
-    """
-    if isinstance(adjacency, Graph):
-        return adjacency.add_self_loops()
-    n_queries, n_keys = adjacency.shape[-3:-1]
-    check_has_self_loops(n_queries, n_keys)
-    return adjacency | torch.eye(n_queries, dtype=torch.bool, device=adjacency.device).unsqueeze(-1)
 
 
 def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Adjacency:
@@ -195,18 +183,20 @@ def _prepared_once(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
     n_nodes = (sizes.n_queries, sizes.n_keys)
     if not is_inspectable(edge_index):
         return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
-    known: _Prepared | None = _prepared.get(edge_index)
-    if (
-        known is not None
-        and (known.n_nodes, known.flow) == (n_nodes, flow)
-        and known.edge_index.dtype == edge_index.dtype
-        and known.edge_index.device == edge_index.device
-        and torch.equal(known.edge_index, edge_index)
-    ):
-        return known.graph
-    graph = Graph.from_edge_index(edge_index, n_nodes, flow=flow)
-    _prepared[edge_index] = _Prepared(edge_index.detach().clone(), n_nodes, flow, graph)
-    return graph
+    # beneath the transforms that are active: what they wrap does not outlive them
+    with temporarily_clear_interpreter_stack():
+        known: _Prepared | None = _prepared.get(edge_index)
+        if (
+            known is not None
+            and (known.n_nodes, known.flow) == (n_nodes, flow)
+            and known.edge_index.dtype == edge_index.dtype
+            and known.edge_index.device == edge_index.device
+            and torch.equal(known.edge_index, edge_index)
+        ):
+            return known.graph
+        graph = Graph.from_edge_index(edge_index, n_nodes, flow=flow)
+        _prepared[edge_index] = _Prepared(edge_index.detach().clone(), n_nodes, flow, graph)
+        return graph
 
 
 def _from_matrix(matrix: Any, sizes: Sizes, flow: Flow) -> Graph:

@@ -25,7 +25,7 @@ class GraphAttentionLayer(GraphAttention):
 
     Arguments, methods and errors are those of :class:`gatv2.GraphAttentionV2Layer`, but for
     `share_weights`, which is True by default, as GAT has one matrix W; with False queries and keys
-    have one each, and attention is as static. `kernel` is "torch" or "auto".
+    have one each, and attention is as static. `kernel` is "torch" or "auto", and edges have no features.
 
     Attributes:
         linear_l: projects queries.
@@ -85,6 +85,13 @@ class GraphAttentionLayer(GraphAttention):
         if kernel not in ("auto", "torch"):
             raise ValueError(
                 f"the static control has only kernel='torch' (or 'auto'); got {kernel!r}"
+            )
+
+    def _check_edge_features(self, edge_features: Tensor | None) -> None:
+        if edge_features is not None:
+            raise ValueError(
+                "the static control has no `edge_features`: pass them to a GraphAttentionV2Layer with "
+                "`edge_dim`"
             )
 
     def _score(self, inputs: Projected) -> Tensor:

@@ -29,6 +29,8 @@ class Attention(Protocol):
         dropout: float,
         seed: Tensor | None,
         return_attention: bool,
+        edge_features: Tensor | None = None,
+        edge_projection: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
@@ -40,13 +42,14 @@ class Kernel:
         name: what a user passes as `kernel`.
         backend: "dense" if it reads a mask, "sparse" if it reads a `Graph`.
         attention: the function that does it.
-        unsupported: given query, key and attn, the reasons why it can't; empty if it can.
+        unsupported: given query, key, attn and, if there are any, features of edges and their
+            projection, the reasons why it can't; empty if it can.
     """
 
     name: str
     backend: Literal["dense", "sparse"]
     attention: Attention
-    unsupported: Callable[[Tensor, Tensor, Tensor], list[str]]
+    unsupported: Callable[..., list[str]]
 
 
 KERNELS: tuple[Kernel, ...] = (
@@ -67,7 +70,14 @@ class Selection:
 
 
 def select_kernel(
-    query: Tensor, key: Tensor, attn: Tensor, adjacency: Adjacency, *, kernel: str = "auto"
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    adjacency: Adjacency,
+    *,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
+    kernel: str = "auto",
 ) -> Selection:
     """Tell which kernel serves these inputs, and why not another.
 
@@ -76,6 +86,8 @@ def select_kernel(
         key: `[*B, M, H, F]`.
         attn: `[H, F]`.
         adjacency: a `Graph` for the sparse backend, a bool mask for the dense one.
+        edge_features: `[*B, E, D]` (sparse) or `[*B, N, M, D]` (dense), or None.
+        edge_projection: `[H, F, D]`, or None.
         kernel: "auto", or the name of a kernel, which is then taken or an error.
 
     Raises:
@@ -95,10 +107,12 @@ def select_kernel(
         raise ValueError(
             f"`kernel` must be 'auto' or, for the {backend} backend, one of {names}; got {kernel!r}"
         )
+    features = [query, key, attn]
+    features += [x for x in (edge_features, edge_projection) if x is not None]
     rejected: dict[str, list[str]] = {}
     for candidate in candidates:
         if kernel in ("auto", candidate.name):
-            reasons = candidate.unsupported(query, key, attn)
+            reasons = candidate.unsupported(*features)
             if not reasons:
                 return Selection(candidate, rejected)
             rejected[candidate.name] = reasons

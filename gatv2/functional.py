@@ -9,6 +9,7 @@ from torch import Tensor
 from gatv2.adjacency import Adjacency, Backend, Sizes, as_adjacency, common_batch_shape
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
+from gatv2.edge_features import as_backend_reads, broadcast_batch, check_edge_features, is_mask
 from gatv2.graph import Flow, Graph
 from gatv2.sparse import reference as sparse_reference
 
@@ -30,6 +31,8 @@ def gatv2_attention(
     attn: Tensor,
     graph: object,
     *,
+    edge_features: Tensor | None = ...,
+    edge_projection: Tensor | None = ...,
     kernel: str = ...,
     return_attention: Literal[False] = ...,
     **options: Unpack[Options],
@@ -41,6 +44,8 @@ def gatv2_attention(
     attn: Tensor,
     graph: object,
     *,
+    edge_features: Tensor | None = ...,
+    edge_projection: Tensor | None = ...,
     kernel: str = ...,
     return_attention: bool,
     **options: Unpack[Options],
@@ -53,6 +58,8 @@ def gatv2_attention(
     attn: Tensor,
     graph: object,
     *,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     seed: int | Tensor | None = None,
@@ -69,7 +76,8 @@ def gatv2_attention(
         \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
         \mathrm{out}_i = \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
 
-    A query without keys gives zeros, with zero gradients.
+    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` the
+    score is :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij})`.
 
     Args:
         query: :math:`g^l`, `[*batch, n_queries, n_heads, n_hidden]`, floating point.
@@ -77,6 +85,10 @@ def gatv2_attention(
         attn: :math:`a`, one vector a head, `[n_heads, n_hidden]`.
         graph: who attends to whom, in any form that :func:`gatv2.adjacency.as_adjacency` reads;
             `graph[i][j]` lets query i attend to key j.
+        edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
+            `[*batch, n_edges, D]` in its order (one list for a batch of graphs in one `Graph`), with
+            a mask `[*batch, *mask.shape[-3:-1], D]`, where what stands beside an edge is not read.
+        edge_projection: :math:`W_e`, `[n_heads, n_hidden, D]`; given if `edge_features` are.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability, in [0, 1), that a coefficient is dropped. It acts whenever it is not
             zero; a module passes zero outside of training.
@@ -113,8 +125,10 @@ def gatv2_attention(
     _check_projections(query, key, attn=attn)
     check_slope(negative_slope)
     check_dropout(dropout)
-    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
-    selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel)
+    check_edge_features(edge_features, edge_projection, query)
+    call = _Call.prepare(query, key, graph, edge_features, flow=flow, backend=backend)
+    edges = {"edge_features": call.edge_features, "edge_projection": edge_projection}
+    selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel, **edges)
     out, alpha = selected.kernel.attention(
         call.query,
         call.key,
@@ -124,6 +138,7 @@ def gatv2_attention(
         dropout=dropout,
         seed=_as_seed(seed, query.device) if dropout > 0 else None,
         return_attention=return_attention,
+        **edges,
     )
     out = out.reshape(call.out_shape)
     return out if alpha is None else (out, alpha)
@@ -135,6 +150,8 @@ def gatv2_scores(
     attn: Tensor,
     graph: object,
     *,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
     negative_slope: float = 0.2,
     flow: Flow = "target_to_source",
     backend: Backend = "auto",
@@ -152,15 +169,19 @@ def gatv2_scores(
     """
     _check_projections(query, key, attn=attn)
     check_slope(negative_slope)
-    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
+    check_edge_features(edge_features, edge_projection, query)
+    call = _Call.prepare(query, key, graph, edge_features, flow=flow, backend=backend)
+    options: dict[str, Any] = {
+        "negative_slope": negative_slope,
+        "edge_features": call.edge_features,
+        "edge_projection": edge_projection,
+    }
     if isinstance(call.adjacency, Graph):
         scores = sparse_reference.gatv2_scores(
-            call.query, call.key, attn, call.adjacency, negative_slope=negative_slope
+            call.query, call.key, attn, call.adjacency, **options
         )
     else:
-        scores = dense_reference.gatv2_scores(
-            call.query, call.key, attn, negative_slope=negative_slope
-        )
+        scores = dense_reference.gatv2_scores(call.query, call.key, attn, **options)
     return _as_caller_sees(scores, call.adjacency)
 
 
@@ -281,22 +302,36 @@ class _Call(NamedTuple):
     query: Tensor
     key: Tensor
     adjacency: Adjacency
+    edge_features: Tensor | None
     out_shape: torch.Size
 
     @classmethod
     def prepare(
-        cls, query: Tensor, key: Tensor, graph: object, *, flow: Flow, backend: Backend
+        cls,
+        query: Tensor,
+        key: Tensor,
+        graph: object,
+        edge_features: Tensor | None = None,
+        *,
+        flow: Flow,
+        backend: Backend,
     ) -> "_Call":
         batch_shape = common_batch_shape(graph, query.shape[:-3])
+        if edge_features is not None:
+            batch_shape = broadcast_batch(edge_features, graph, batch_shape)
         n_queries, n_heads, n_hidden = query.shape[-3:]
         sizes = Sizes(n_queries, key.shape[-3], n_heads, batch_shape, query.device)
+        if edge_features is not None and not is_mask(graph):
+            graph = as_adjacency(graph, sizes, flow=flow, backend="sparse")  # its order of edges
         adjacency = as_adjacency(graph, sizes, flow=flow, backend=backend)
+        if edge_features is not None:
+            edge_features = as_backend_reads(edge_features, graph, adjacency, sizes, flow)
         query = query.expand(*batch_shape, *query.shape[-3:])
         key = key.expand(*batch_shape, *key.shape[-3:])
         out_shape = query.shape
         if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
             query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))
-        return cls(query, key, adjacency, out_shape)
+        return cls(query, key, adjacency, edge_features, out_shape)
 
 
 def _gat_scores(

@@ -1,15 +1,27 @@
 """Graph: the prepared form of a graph, sorted once and used by every layer and every epoch."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from gatv2.inspection import is_inspectable, numba_import_failure
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = ("target_to_source", "source_to_target")
+
+
+class SelfLoops(NamedTuple):
+    """A graph with one self-loop at each node, and what it has of the graph it was made of."""
+
+    graph: "Graph"
+    kept: Tensor
+    """The caller's numbers of the edges that are no self-loops, ascending."""
+    query: Tensor
+    """Queries of those edges."""
 
 
 class KeyOrder(NamedTuple):
@@ -212,10 +224,18 @@ class Graph:
             tensor([[0, 1, 0, 1],
                     [1, 0, 0, 1]])
         """
-        if "_with_self_loops" not in self.__dict__:
-            self.__dict__["_with_self_loops"] = _add_self_loops(self)
-        graph: Graph = self.__dict__["_with_self_loops"]
-        return graph
+        return self.self_loops.graph
+
+    @property
+    def self_loops(self) -> SelfLoops:
+        """The graph with self-loops, and which edges it has of this one; made when first asked for."""
+        if "_self_loops" not in self.__dict__:
+            # beneath the transforms that are active: what they wrap does not outlive them
+            beneath = is_inspectable(self.key_index)
+            with temporarily_clear_interpreter_stack() if beneath else nullcontext():
+                self.__dict__["_self_loops"] = _add_self_loops(self)
+        loops: SelfLoops = self.__dict__["_self_loops"]
+        return loops
 
     def to_mask(self) -> Tensor:
         """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
@@ -256,18 +276,20 @@ class Graph:
         )
 
 
-def _add_self_loops(graph: Graph) -> Graph:
+def _add_self_loops(graph: Graph) -> SelfLoops:
     check_has_self_loops(*graph.block_shape)
     edge_index, n_nodes = graph.edge_index, graph.n_queries
-    is_kept = edge_index[0] != edge_index[1]
+    kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
+    edge_index = edge_index[:, kept]
     loop = torch.arange(n_nodes, device=graph.device).expand(2, -1)
-    result = Graph.from_edge_index(torch.cat((edge_index[:, is_kept], loop), dim=1), n_nodes)
+    result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), n_nodes)
     head_mask = graph.head_mask
     if head_mask is not None:
         of_loops = head_mask.new_ones(n_nodes, head_mask.shape[1])
-        kept = graph.in_callers_order(head_mask, dim=0)[is_kept]
-        head_mask = torch.cat((kept, of_loops))[result.edge_id.long()]
-    return replace(result, head_mask=head_mask, n_blocks=graph.n_blocks)
+        of_kept = graph.in_callers_order(head_mask, dim=0)[kept]
+        head_mask = torch.cat((of_kept, of_loops))[result.edge_id.long()]
+    result = replace(result, head_mask=head_mask, n_blocks=graph.n_blocks)
+    return SelfLoops(result, kept, edge_index[0])
 
 
 def check_has_self_loops(n_queries: int, n_keys: int) -> None:

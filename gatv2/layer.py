@@ -6,19 +6,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
-from gatv2.adjacency import (
-    BACKENDS,
-    Backend,
-    Sizes,
-    as_adjacency,
-    common_batch_shape,
-    with_self_loops,
-)
+from gatv2.adjacency import BACKENDS, Backend, Sizes, as_adjacency, common_batch_shape
 from gatv2.dispatch import KERNELS
+from gatv2.edge_features import is_mask
 from gatv2.functional import check_dropout, check_slope, gatv2_attention, gatv2_scores
 from gatv2.graph import Flow, check_flow
+from gatv2.projection import linear, n_inputs_of, reset_parameters
+from gatv2.self_loops import FillValue, add_self_loops, check_fill_value
 
 NodeFeatures = Tensor | tuple[Tensor, Tensor]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""
@@ -33,6 +28,8 @@ class Projected(NamedTuple):
     key: Tensor
     """`[*batch, n_keys, n_heads, n_hidden]`."""
     adj_mat: object
+    edge_features: Tensor | None
+    """Laid out as `adj_mat`."""
     flow: Flow
     """How `adj_mat` is to be read."""
 
@@ -53,9 +50,11 @@ class GraphAttention(nn.Module, ABC):
         leaky_relu_negative_slope: float = 0.2,
         share_weights: bool = False,
         *,
+        edge_dim: int | None = None,
         bias: Bias = False,
         residual: bool = False,
         add_self_loops: bool = False,
+        fill_value: FillValue = "mean",
         backend: Backend = "auto",
         kernel: str = "auto",
         flow: Flow = "target_to_source",
@@ -66,7 +65,10 @@ class GraphAttention(nn.Module, ABC):
         is_pair = isinstance(in_features, (tuple, list))
         pair: Any = in_features if is_pair else (in_features, in_features)
         _check_in_features(pair, share_weights)
-        for name, size in (("out_features", out_features), ("n_heads", n_heads)):
+        sizes = {"out_features": out_features, "n_heads": n_heads}
+        if edge_dim is not None:
+            sizes["edge_dim"] = edge_dim
+        for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int):
                 raise TypeError(f"`{name}` must be an int; got {type(size).__name__}")
             if size < 1:
@@ -81,6 +83,7 @@ class GraphAttention(nn.Module, ABC):
         check_dropout(dropout)
         check_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(flow)
+        check_fill_value(fill_value)
         if backend not in BACKENDS:
             raise ValueError(f"`backend` must be one of {BACKENDS}; got {backend!r}")
         kernels = ("auto", *dict.fromkeys(kernel.name for kernel in KERNELS))
@@ -93,7 +96,9 @@ class GraphAttention(nn.Module, ABC):
         self.dropout = dropout
         self.leaky_relu_negative_slope = leaky_relu_negative_slope
         self.share_weights = share_weights
+        self.edge_dim = edge_dim
         self.add_self_loops = add_self_loops
+        self.fill_value = fill_value
         self.backend = backend
         self.kernel = kernel
         self.flow = flow
@@ -102,12 +107,13 @@ class GraphAttention(nn.Module, ABC):
         n_query, n_key = self._by_role(pair)
         width = n_heads * self.n_hidden
         where: Any = {"device": device, "dtype": dtype}
-        self.linear_l = _linear(n_query, width, bias=bool(bias), **where)
+        self.linear_l = linear(n_query, width, bias=bool(bias), **where)
         self.linear_r = (
-            self.linear_l if share_weights else _linear(n_key, width, bias=bool(bias), **where)
+            self.linear_l if share_weights else linear(n_key, width, bias=bool(bias), **where)
         )
+        self.linear_e = None if edge_dim is None else linear(edge_dim, width, bias=False, **where)
         self.linear_residual = (
-            _linear(n_query, out_features, bias=False, **where) if residual else None
+            linear(n_query, out_features, bias=False, **where) if residual else None
         )
         for name in self.attention_vectors:
             vector = torch.empty(n_heads, self.n_hidden, device=device, dtype=dtype)
@@ -118,20 +124,19 @@ class GraphAttention(nn.Module, ABC):
     @property
     def in_features(self) -> int | tuple[int, int]:
         """Features of a node, or of the nodes of each side; -1 where the first input will tell."""
-        sizes = _n_inputs(self.linear_l), _n_inputs(self.linear_r)
+        sizes = n_inputs_of(self.linear_l), n_inputs_of(self.linear_r)
         return self._by_role(sizes) if self._is_pair else sizes[0]
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew: Glorot uniform, as the paper's code; biases are zero."""
-        for parameter in self.parameters():
-            if not isinstance(parameter, UninitializedParameter):
-                _reset(parameter)
+        reset_parameters(self)
 
     def forward(
         self,
         h: NodeFeatures,
         adj_mat: object,
         *,
+        edge_features: Tensor | None = None,
         return_attention: bool = False,
         seed: int | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -144,6 +149,9 @@ class GraphAttention(nn.Module, ABC):
             adj_mat: mask `[*batch, n_nodes, n_nodes, 1 or n_heads]`, edge index `[2, n_edges]` or any
                 other form of a graph; `adj_mat[i][j]` lets i attend to j. See
                 :func:`gatv2.functional.gatv2_attention`. For a pair: `n_queries` and `n_keys`.
+            edge_features: features of the edges, laid out as `adj_mat`, for a layer with `edge_dim`:
+                `[*batch, n_edges, edge_dim]` in the order of a list of edges, or
+                `[*batch, n_nodes, n_nodes, edge_dim]` with a mask.
             return_attention: whether to return the coefficients too, after the softmax and before
                 dropout.
             seed: the seed of the dropout mask; drawn from PyTorch's generator if None.
@@ -155,7 +163,7 @@ class GraphAttention(nn.Module, ABC):
             :meth:`gatv2.Graph.add_self_loops`.
         """
         h_query, h_key = self._as_pair(h)
-        inputs = self._project(h_query, h_key, adj_mat)
+        inputs = self._project(h_query, h_key, adj_mat, edge_features)
         result = self._attend(inputs, return_attention=return_attention, seed=seed)
         out, alpha = result if isinstance(result, tuple) else (result, None)
         out = out.flatten(-2) if self.is_concat else out.mean(-2)
@@ -165,13 +173,15 @@ class GraphAttention(nn.Module, ABC):
             out = out + self.bias.to(out.dtype)
         return out if alpha is None else (out, alpha)
 
-    def attention_scores(self, h: NodeFeatures, adj_mat: object) -> Tensor:
+    def attention_scores(
+        self, h: NodeFeatures, adj_mat: object, *, edge_features: Tensor | None = None
+    ) -> Tensor:
         """The scores e_ij before the softmax, -inf where a head has no edge.
 
         `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
         `[*batch, n_queries, n_keys, n_heads]` (dense).
         """
-        return self._score(self._project(*self._as_pair(h), adj_mat))
+        return self._score(self._project(*self._as_pair(h), adj_mat, edge_features))
 
     @abstractmethod
     def _attend(
@@ -200,8 +210,8 @@ class GraphAttention(nn.Module, ABC):
             self._check_features(h_key, names[1], self.linear_r)
         return h_query, h_key
 
-    def _check_features(self, h: Tensor, name: str, linear: nn.Linear) -> None:
-        weight, size = linear.weight, _n_inputs(linear)
+    def _check_features(self, h: Tensor, name: str, projection: nn.Linear) -> None:
+        weight, size = projection.weight, n_inputs_of(projection)
         if not isinstance(h, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
         if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
@@ -218,18 +228,50 @@ class GraphAttention(nn.Module, ABC):
                 "convert one of them with `.to(dtype)`"
             )
 
-    def _project(self, h_query: Tensor, h_key: Tensor, adj_mat: object) -> Projected:
+    def _check_edge_features(self, edge_features: Tensor | None) -> None:
+        if self.linear_e is None:
+            if edge_features is not None:
+                raise ValueError(
+                    "`edge_features` came to a layer without `edge_dim`: construct it with "
+                    f"edge_dim=D, the last dimension of `edge_features`, {tuple(edge_features.shape)}"
+                )
+            return
+        dtype = self.linear_e.weight.dtype
+        if not isinstance(edge_features, Tensor):
+            raise TypeError(
+                f"`edge_features` must be a torch.Tensor, as edge_dim={self.edge_dim}; "
+                f"got {type(edge_features).__name__}"
+            )
+        if edge_features.shape[-1:] != (self.edge_dim,):
+            raise ValueError(
+                f"`edge_features` must have edge_dim={self.edge_dim} as its last dimension; "
+                f"got {tuple(edge_features.shape)}"
+            )
+        device = edge_features.device.type
+        if edge_features.dtype != dtype and not torch.is_autocast_enabled(device):
+            raise TypeError(
+                f"`edge_features` must have the layer's dtype {dtype}; "
+                f"got {edge_features.dtype}: convert it with `.to(dtype)`"
+            )
+
+    def _project(
+        self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
+    ) -> Projected:
+        self._check_edge_features(edge_features)
         heads = (self.n_heads, self.n_hidden)
         query = self.linear_l(h_query).unflatten(-1, heads)
         is_same = self.share_weights and h_key is h_query
         key = query if is_same else self.linear_r(h_key).unflatten(-1, heads)
         if not self.add_self_loops:
-            return Projected(query, key, adj_mat, self.flow)
+            return Projected(query, key, adj_mat, edge_features, self.flow)
         batch_shape = common_batch_shape(adj_mat, query.shape[:-3])
         sizes = Sizes(query.shape[-3], key.shape[-3], self.n_heads, batch_shape, query.device)
         # "auto" leaves a mask a mask, which keeps its batch; the backend's form comes with the call
         adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
-        return Projected(query, key, with_self_loops(adjacency), "target_to_source")
+        if edge_features is not None and is_mask(adj_mat) and self.flow == "source_to_target":
+            edge_features = edge_features.transpose(-3, -2)
+        adjacency, edge_features = add_self_loops(adjacency, edge_features, self.fill_value)
+        return Projected(query, key, adjacency, edge_features, "target_to_source")
 
     def _active_dropout(self) -> float:
         return self.dropout if self.training else 0.0
@@ -238,13 +280,15 @@ class GraphAttention(nn.Module, ABC):
         """The constructor's arguments."""
         has_bias = self.linear_l.bias is not None
         bias = "projections" if has_bias and self.bias is None else has_bias
+        edge_dim = "" if self.edge_dim is None else f"edge_dim={self.edge_dim}, "
+        loops = f", fill_value={self.fill_value!r}" if edge_dim and self.add_self_loops else ""
         return (
             f"{self.in_features}, {self.out_features}, n_heads={self.n_heads}, "
             f"is_concat={self.is_concat}, dropout={self.dropout}, "
             f"leaky_relu_negative_slope={self.leaky_relu_negative_slope}, "
-            f"share_weights={self.share_weights}, bias={bias!r}, "
+            f"share_weights={self.share_weights}, {edge_dim}bias={bias!r}, "
             f"backend={self.backend!r}, kernel={self.kernel!r}, flow={self.flow!r}, "
-            f"residual={self.linear_residual is not None}, add_self_loops={self.add_self_loops}"
+            f"residual={self.linear_residual is not None}, add_self_loops={self.add_self_loops}{loops}"
         )
 
 
@@ -262,32 +306,6 @@ def _check_in_features(pair: Sequence[Any], share_weights: bool) -> None:
         raise ValueError(
             f"with share_weights=True one matrix projects both sides, but `in_features` is {tuple(pair)}"
         )
-
-
-class _LazyLinear(nn.LazyLinear):
-    """A projection that its first input gives its size; then it is an `nn.Linear`, drawn as ours are."""
-
-    def reset_parameters(self) -> None:
-        if self.in_features:  # else this is the constructor of nn.LazyLinear
-            for parameter in self.parameters():
-                _reset(parameter)
-
-
-def _linear(n_inputs: int, n_outputs: int, **options: Any) -> nn.Linear:
-    if n_inputs == -1:
-        return _LazyLinear(n_outputs, **options)
-    return nn.Linear(n_inputs, n_outputs, **options)
-
-
-def _n_inputs(linear: nn.Linear) -> int:
-    return -1 if isinstance(linear.weight, UninitializedParameter) else linear.weight.shape[1]
-
-
-def _reset(parameter: Tensor) -> None:
-    if parameter.ndim > 1:
-        nn.init.xavier_uniform_(parameter)
-    else:
-        nn.init.zeros_(parameter)
 
 
 class GraphAttentionV2Layer(GraphAttention):
@@ -313,12 +331,16 @@ class GraphAttentionV2Layer(GraphAttention):
         dropout: probability, in [0, 1), that a coefficient is dropped in training.
         leaky_relu_negative_slope: slope of LeakyReLU below zero.
         share_weights: whether :math:`W_l = W_r`.
+        edge_dim: number D of features of an edge, or None for edges without features. With them
+            :math:`e_{ij} = a \cdot \mathrm{LeakyReLU}(W_l h_i + W_r h_j + W_e x_{ij})`.
         bias: whether the projections and the output have a bias, as in PyTorch Geometric;
             "projections" for these alone, as in DGL. The formula has none.
         residual: whether a learned projection of the queries' features, without a bias, is added to the
             result, as in PyTorch Geometric.
         add_self_loops: whether each node attends to itself too; self-loops that there are count once.
             See :meth:`gatv2.Graph.add_self_loops`.
+        fill_value: features of added self-loops: a number, `[edge_dim]`, or a reduction of the features
+            of a node's other edges, "mean", "sum" ("add"), "min", "max" or "mul".
         backend: "dense" (masked attention), "sparse" (edges), or "auto": by the form of `adj_mat`.
         kernel: "torch", or "auto": the first that serves a call.
         flow: what row 0 of an edge index holds. "target_to_source": the nodes that attend;
@@ -329,6 +351,7 @@ class GraphAttentionV2Layer(GraphAttention):
     Attributes:
         linear_l: :math:`W_l`, projects queries.
         linear_r: :math:`W_r`, projects keys and values; `linear_l` itself with `share_weights`.
+        linear_e: :math:`W_e`, projects features of edges; None without `edge_dim`.
         attn: :math:`a`, `[n_heads, n_hidden]`.
         bias: `[out_features]`, added to the result, or None.
         linear_residual: projects queries to the result, or None.
@@ -359,6 +382,7 @@ class GraphAttentionV2Layer(GraphAttention):
             inputs.key,
             self.attn.to(inputs.query.dtype),
             inputs.adj_mat,
+            **self._edges(inputs),
             negative_slope=self.leaky_relu_negative_slope,
             flow=inputs.flow,
             backend=self.backend,
@@ -372,6 +396,7 @@ class GraphAttentionV2Layer(GraphAttention):
             inputs.key,
             self.attn.to(inputs.query.dtype),
             inputs.adj_mat,
+            **self._edges(inputs),
             negative_slope=self.leaky_relu_negative_slope,
             dropout=self._active_dropout(),
             seed=seed,
@@ -380,3 +405,14 @@ class GraphAttentionV2Layer(GraphAttention):
             kernel=self.kernel,
             return_attention=return_attention,
         )
+
+    def _edges(self, inputs: Projected) -> dict[str, Any]:
+        """Features of edges and their projection, which the kernel applies."""
+        if self.linear_e is None or inputs.edge_features is None:
+            return {}
+        dtype = inputs.query.dtype
+        projection = self.linear_e.weight.unflatten(0, (self.n_heads, self.n_hidden))
+        return {
+            "edge_features": inputs.edge_features.to(dtype),
+            "edge_projection": projection.to(dtype),
+        }

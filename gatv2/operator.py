@@ -141,15 +141,15 @@ def define(
     return operator
 
 
-def unsupported(query: Tensor, key: Tensor, attn: Tensor) -> list[str]:
+def unsupported(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> list[str]:
     """The reasons why a fused CPU kernel can't serve these inputs; empty if it can."""
-    reasons = []
+    reasons = ["it does not read features of edges"] if edges else []
     if query.device.type != "cpu":
         reasons.append(f"it runs on the CPU only, and the features are on {query.device}")
     if query.dtype not in _DTYPES:
         known = ", ".join(str(dtype) for dtype in _DTYPES)
         reasons.append(f"it computes in {known}, and the features are {query.dtype}")
-    if _is_forward_mode(query, key, attn):
+    if _is_forward_mode(query, key, attn, *edges):
         reasons.append("it has no forward-mode derivative (jvp, jacfwd, dual tensors)")
     if failure := _numba_failure():
         reasons.append(f"Numba can't be imported: {failure}")

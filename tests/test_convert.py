@@ -252,6 +252,16 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "use `dgl.add_self_loop`",
     ),
+    "features of edges, DGL": (
+        lambda: to_dgl(layer(edge_dim=5)),
+        ValueError,
+        "the layer has edge_dim=5",
+    ),
+    "their flow and reduced features": (
+        lambda: from_pyg(GATv2Conv(3, 4, edge_dim=5, flow="target_to_source")),
+        ValueError,
+        "reduces features of edges over their sources, not over their targets,",
+    ),
     "bias of the output, DGL": (
         lambda: to_dgl(with_output_bias()),
         ValueError,

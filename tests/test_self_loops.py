@@ -1,5 +1,6 @@
 """Self-loops: one at each node, as PyTorch Geometric adds them; and never between two sets of nodes."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +12,16 @@ from torch import Tensor
 
 import gatv2.graph
 from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
-from gatv2.testing import BATCH_SHAPES, SIZES, assert_agrees, edge_indices, masks
+from gatv2.graph import Flow
+from gatv2.self_loops import REDUCTIONS, add_self_loops
+from gatv2.testing import (
+    BATCH_SHAPES,
+    SIZES,
+    assert_agrees,
+    edge_indices,
+    masks,
+    value_and_gradients,
+)
 
 EYE = torch.eye(5, dtype=torch.bool).unsqueeze(-1)
 
@@ -102,6 +112,66 @@ def test_coefficients_follow_the_edges_of_the_graph() -> None:
     torch.testing.assert_close(total, torch.ones(4, 2))
     assert torch.equal(alpha[6], torch.ones(2))  # node 2 attends to itself alone
     assert layer.attention_scores(torch.randn(4, 3), edge_index).shape == alpha.shape
+
+
+@given(drawn=square_edges(), fill=st.sampled_from((0.5, *REDUCTIONS)), data=st.data())
+def test_features_are_those_of_pyg(
+    drawn: tuple[Tensor, int], fill: Any, data: st.DataObject
+) -> None:
+    """PyG reduces over the edges that point to a node: our queries, with its flow."""
+    edge_index, n_nodes = drawn
+    batch_shape = data.draw(st.sampled_from(BATCH_SHAPES))
+    features = torch.randn(*batch_shape, edge_index.shape[1], 3).double()
+    graph = Graph.from_edge_index(edge_index, n_nodes, flow="source_to_target")
+    with_loops, filled = add_self_loops(graph, features, fill)
+    assert with_loops is graph.add_self_loops()
+    assert filled is not None
+    for one in itertools.product(*map(range, batch_shape)):
+        kept, theirs = torch_geometric.utils.remove_self_loops(edge_index, features[one])
+        _, expected = torch_geometric.utils.add_self_loops(kept, theirs, fill, n_nodes)
+        assert_agrees(filled[one], expected)
+
+
+@given(mask=masks(5, 5), fill=st.sampled_from((0.5, torch.randn(3).double(), *REDUCTIONS)))
+def test_features_of_a_mask_are_those_of_its_edges(mask: Tensor, fill: Any) -> None:
+    features = torch.randn(2, 5, 5, 3).double()
+    beside = torch.where(mask, features, torch.nan)  # what stands beside an edge is not read
+    query, key = edge_index = mask.squeeze(-1).nonzero().T
+    h, cotangent = torch.randn(5, 3).double(), torch.randn(2, 5, 8).double()
+
+    def result(flow: Flow, form: Tensor, x: Tensor) -> list[Tensor]:
+        torch.manual_seed(0)
+        layer = GraphAttentionV2Layer(
+            *(3, 8, 2, True, 0.0),
+            edge_dim=3,
+            fill_value=fill,
+            add_self_loops=True,
+            flow=flow,
+            dtype=torch.float64,
+        )
+        return value_and_gradients(lambda h, x: layer(h, form, edge_features=x), (h, x), cotangent)
+
+    flows: tuple[Flow, ...] = ("target_to_source", "source_to_target")
+    for flow in flows:
+        expected, _, of_edges = result(flow, edge_index, features[:, query, key])
+        for x in (features, beside):
+            actual, _, of_mask = result(flow, mask, x)
+            assert_agrees(actual, expected)
+            assert_agrees(of_mask[:, query, key], of_edges)
+
+
+def test_wrong_fill_values_and_features() -> None:
+    with pytest.raises(ValueError, match="`fill_value` must be a number, a tensor or one of"):
+        GraphAttentionV2Layer(3, 8, 2, edge_dim=3, fill_value="median")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the name of a reduction; got NoneType"):
+        GraphAttentionV2Layer(3, 8, 2, edge_dim=3, fill_value=None)  # type: ignore[arg-type]
+    layer = GraphAttentionV2Layer(3, 8, 2, edge_dim=3, add_self_loops=True)
+    edge_index = torch.tensor([[0, 1], [1, 2]])
+    with pytest.raises(ValueError, match="`edge_features` must have 2 as dimension -2"):
+        layer(torch.randn(3, 3), edge_index, edge_features=torch.randn(5, 3))
+    mask = torch.ones(3, 3, 1)
+    with pytest.raises(ValueError, match="`edge_features` must have 3 as dimension -3"):
+        layer(torch.randn(3, 3), mask, edge_features=torch.randn(5, 3))
 
 
 def test_two_sets_of_nodes_have_none() -> None:

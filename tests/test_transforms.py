@@ -130,6 +130,13 @@ def test_hessian(layer: Any, adj_mat: Any, h: Tensor) -> None:
     assert_agrees(second, twice_reverse)
 
 
+def test_a_graph_prepared_inside_a_transform_serves_outside(layer: Any, h: Tensor) -> None:
+    edge_index = EDGE_INDEX.clone()  # not prepared yet
+    jacobian = jacrev(jacrev(lambda h: layer(h, edge_index, seed=1).sum()))
+    assert_agrees(jacobian(h), jacobian(h))
+    assert_agrees(layer(h, edge_index, seed=1), layer(h, EDGE_INDEX, seed=1))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(layer: Any, adj_mat: Any, h: Tensor, dynamic: bool) -> None:
     """Without a break in the graph, values and gradients."""

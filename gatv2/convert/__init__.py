@@ -16,7 +16,8 @@ converter raises an error that says why. Names on both sides, i attending to j:
 | `linear_r`, of the key j | `lin_l`, of the source j | `fc_src` |
 | `attn` `[H, F]` | `att` `[1, H, F]` | `attn` `[1, H, F]` |
 | `bias` | `bias` | none |
-| `linear_residual` | `res` | `res_fc` |
+| `linear_e` | `lin_edge` (not the paper's) | none |
+| `linear_residual` | `res` (not the paper's) | `res_fc` |
 """
 
 from gatv2.convert.dgl import from_dgl, to_dgl

@@ -87,8 +87,8 @@ def to_dgl(layer: GraphAttentionV2Layer) -> dict[str, Tensor]:
     Raises:
         TypeError: `layer` is not a :class:`gatv2.GraphAttentionV2Layer`.
         ValueError: DGL's layer can't compute what the layer does: heads that are averaged, added
-            self-loops, a bias of the output without a residual, or a residual that is not the identity
-            where DGL's is.
+            self-loops, features of edges, a bias of the output without a residual, or a residual that
+            is not the identity where DGL's is.
 
     Example:
         >>> sorted(to_dgl(GraphAttentionV2Layer(16, 32, n_heads=4)))
@@ -102,6 +102,10 @@ def to_dgl(layer: GraphAttentionV2Layer) -> dict[str, Tensor]:
         raise ValueError(
             "DGL's layer adds no self-loops: use `dgl.add_self_loop`, and convert a layer with "
             "add_self_loops=False"
+        )
+    if layer.edge_dim is not None:
+        raise ValueError(
+            f"DGL's layer has no features of edges: the layer has edge_dim={layer.edge_dim}"
         )
     residual = state.pop("linear_residual.weight", None)
     bias = state.pop("bias", None)

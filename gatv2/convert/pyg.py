@@ -9,7 +9,8 @@ from gatv2.layer import GraphAttentionV2Layer
 def from_pyg(conv: Any) -> GraphAttentionV2Layer:
     """PyTorch Geometric's `GATv2Conv` as our layer.
 
-    The layer is called as `conv` is: with `x`, or the pair of sources and targets, and `edge_index`.
+    The layer is called as `conv` is: with `x`, or the pair of sources and targets, and `edge_index`;
+    `edge_attr`, which must be `[n_edges, edge_dim]`, by name as `edge_features`.
 
     Args:
         conv: a `torch_geometric.nn.GATv2Conv`, with its sizes known.
@@ -17,7 +18,8 @@ def from_pyg(conv: Any) -> GraphAttentionV2Layer:
     Raises:
         TypeError: `conv` is something else.
         ValueError: `conv` aggregates by something else than the sum, its sizes are not known yet, or it
-            is for a bipartite graph with flow="target_to_source".
+            has flow="target_to_source" where that is not ours: on a bipartite graph, and where features
+            of self-loops are reduced from those of other edges.
 
     Example:
         >>> import torch
@@ -37,7 +39,8 @@ def from_pyg(conv: Any) -> GraphAttentionV2Layer:
     if conv.aggr not in ("add", "sum"):
         raise ValueError(f"our layer sums over the keys; `conv` has aggr={conv.aggr!r}")
     is_pair = not isinstance(conv.in_channels, int)
-    _check_flow_of_pair(conv.flow, is_pair)
+    has_reduction = conv.edge_dim is not None and isinstance(conv.fill_value, str)
+    _check_flow(conv.flow, is_pair, has_reduction and conv.add_self_loops)
     state = {our_name(name): x for name, x in known_state(conv).items()}
     layer = layer_of(
         state | {"attn": conv.att[0]},
@@ -46,6 +49,7 @@ def from_pyg(conv: Any) -> GraphAttentionV2Layer:
         leaky_relu_negative_slope=conv.negative_slope,
         share_weights=conv.share_weights,
         add_self_loops=conv.add_self_loops,
+        fill_value=conv.fill_value,
         flow=conv.flow,
         is_pair=is_pair,
     )
@@ -70,7 +74,9 @@ def to_pyg(layer: GraphAttentionV2Layer) -> Any:
     from torch_geometric.nn import GATv2Conv
 
     check_ours(layer)
-    _check_flow_of_pair(layer.flow, not isinstance(layer.in_features, int))
+    has_reduction = layer.edge_dim is not None and isinstance(layer.fill_value, str)
+    is_pair = not isinstance(layer.in_features, int)
+    _check_flow(layer.flow, is_pair, has_reduction and layer.add_self_loops)
     has_bias = layer.bias is not None
     if has_bias != (layer.linear_l.bias is not None):
         raise ValueError(
@@ -86,6 +92,8 @@ def to_pyg(layer: GraphAttentionV2Layer) -> Any:
         negative_slope=layer.leaky_relu_negative_slope,
         dropout=layer.dropout,
         add_self_loops=layer.add_self_loops,
+        edge_dim=layer.edge_dim,
+        fill_value=layer.fill_value,
         bias=has_bias,
         share_weights=layer.share_weights,
         residual=layer.linear_residual is not None,
@@ -98,15 +106,26 @@ def to_pyg(layer: GraphAttentionV2Layer) -> Any:
 
 def our_name(name: str) -> str:
     """Our name for a parameter of `GATv2Conv`, whose `lin_l` is of the keys with either flow."""
-    ours = {"lin_l": "linear_r", "lin_r": "linear_l", "res": "linear_residual", "att": "attn"}
+    ours = {
+        "lin_l": "linear_r",
+        "lin_r": "linear_l",
+        "lin_edge": "linear_e",
+        "res": "linear_residual",
+        "att": "attn",
+    }
     module, _, rest = name.partition(".")
     return ".".join(filter(None, (ours.get(module, module), rest)))
 
 
-def _check_flow_of_pair(flow: str, is_pair: bool) -> None:
-    if is_pair and flow == "target_to_source":
-        # version 2.8 reads the sides in one order, and counts the rows of the result in the other
+def _check_flow(flow: str, is_pair: bool, reduces_edge_features: bool) -> None:
+    # PyTorch Geometric 2.8 takes some of its sides by the flow, and others as if it were the default
+    if flow == "target_to_source" and (is_pair or reduces_edge_features):
+        where = (
+            "does not work on a bipartite graph"
+            if is_pair
+            else "reduces features of edges over their sources, not over their targets,"
+        )
         raise ValueError(
-            "`GATv2Conv` does not work on a bipartite graph with flow='target_to_source': set `flow` to "
-            "'source_to_target', and give the pair and the rows of the edge index in that order"
+            f"`GATv2Conv` {where} with flow='target_to_source': set `flow` to 'source_to_target', and "
+            "give pairs and the rows of the edge index in that order"
         )

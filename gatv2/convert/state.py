@@ -24,10 +24,12 @@ def layer_of(
             if not torch.equal(state[name], state[name.replace("linear_l.", "linear_r.")]):
                 raise ValueError("share_weights=True, but the two matrices differ")
     bias: Any = "bias" in state or ("linear_l.bias" in state and "projections")
+    of_edges = state.get("linear_e.weight")
     layer = GraphAttentionV2Layer(
         pair if is_pair or n_query != n_key else n_query,
         n_hidden * n_heads if options.get("is_concat", True) else n_hidden,
         n_heads,
+        edge_dim=None if of_edges is None else of_edges.shape[1],
         bias=bias,
         residual="linear_residual.weight" in state,
         flow=flow,

@@ -20,6 +20,8 @@ def gatv2_attention(
     dropout: float,
     seed: Tensor | None,
     return_attention: bool,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """GATv2 attention without anything of `[N, M]` beside the mask; see `gatv2.dense.reference`."""
     n_mapped = 0

@@ -3,6 +3,8 @@
 e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])
 alpha_ij = softmax over the keys j of query i of e_ij
 out_i = sum over j of dropout(alpha_ij) g_r[j]
+
+With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
 """
 
 import torch
@@ -22,6 +24,8 @@ def gatv2_attention(
     dropout: float,
     seed: Tensor | None,
     return_attention: bool,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """GATv2 attention: `(out, alpha)`, alpha `[*B, N, M, H]` after the softmax and before dropout.
 
@@ -34,16 +38,37 @@ def gatv2_attention(
         dropout: probability that a coefficient is dropped.
         seed: 0-d int64, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha.
+        edge_features: x `[*B, N, M, D]`, or None.
+        edge_projection: W_e `[H, F, D]`, or None.
     """
     query, key = _without_padding(query, key, mask)
-    scores = gatv2_scores(query, key, attn, negative_slope=negative_slope)
+    if edge_features is not None:
+        edge_features = edge_features.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    scores = gatv2_scores(
+        query,
+        key,
+        attn,
+        negative_slope=negative_slope,
+        edge_features=edge_features,
+        edge_projection=edge_projection,
+    )
     out, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
     return out, alpha if return_attention else None
 
 
-def gatv2_scores(query: Tensor, key: Tensor, attn: Tensor, *, negative_slope: float) -> Tensor:
+def gatv2_scores(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    *,
+    negative_slope: float,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
+) -> Tensor:
     """e_ij of GATv2 for every pair: `[*B, N, M, H]`."""
     pair = query.unsqueeze(-3) + key.unsqueeze(-4)  # [*B, N, M, H, F]
+    if edge_features is not None and edge_projection is not None:
+        pair = pair + torch.einsum("...d,hfd->...hf", edge_features, edge_projection)
     return (leaky_relu(pair, negative_slope) * attn).sum(-1)
 
 

@@ -22,6 +22,8 @@ def gatv2_attention(
     dropout: float,
     seed: Tensor | None,
     return_attention: bool,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """GATv2 attention without anything of `[E, H, F]`; see `gatv2.sparse.reference`.
 

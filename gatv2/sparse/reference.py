@@ -3,6 +3,8 @@
 e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])      for each edge (i, j)
 alpha_ij = softmax over the edges of query i of e_ij
 out_i = sum over the edges of query i of dropout(alpha_ij) g_r[j]
+
+With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
 """
 
 import torch
@@ -23,6 +25,8 @@ def gatv2_attention(
     dropout: float,
     seed: Tensor | None,
     return_attention: bool,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """GATv2 attention: `(out, alpha)`, alpha `[*B, E, H]` after the softmax and before dropout.
 
@@ -35,17 +39,37 @@ def gatv2_attention(
         dropout: probability that a coefficient is dropped.
         seed: 0-d int64, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha, in the caller's order of edges.
+        edge_features: x `[*B, E, D]`, in the caller's order of edges, or None.
+        edge_projection: W_e `[H, F, D]`, or None.
     """
-    scores = gatv2_scores(query, key, attn, graph, negative_slope=negative_slope)
+    scores = gatv2_scores(
+        query,
+        key,
+        attn,
+        graph,
+        negative_slope=negative_slope,
+        edge_features=edge_features,
+        edge_projection=edge_projection,
+    )
     out, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
     return out, graph.in_callers_order(alpha, dim=-2) if return_attention else None
 
 
 def gatv2_scores(
-    query: Tensor, key: Tensor, attn: Tensor, graph: Graph, *, negative_slope: float
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: Graph,
+    *,
+    negative_slope: float,
+    edge_features: Tensor | None = None,
+    edge_projection: Tensor | None = None,
 ) -> Tensor:
     """e_ij of GATv2 for every edge, in the graph's order: `[*B, E, H]`."""
     pair = query.index_select(-3, graph.query_index) + key.index_select(-3, graph.key_index)
+    if edge_features is not None and edge_projection is not None:
+        of_edge = edge_features.index_select(-2, graph.edge_id)
+        pair = pair + torch.einsum("...d,hfd->...hf", of_edge, edge_projection)
     return (leaky_relu(pair, negative_slope) * attn).sum(-1)  # pair: [*B, E, H, F]
 
 

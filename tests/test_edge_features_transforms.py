@@ -1,0 +1,159 @@
+"""Features of edges under PyTorch's transforms, its compiler and autocast, in every kernel."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention
+from gatv2.dispatch import KERNELS, Kernel
+from gatv2.testing import assert_agrees
+
+
+@pytest.fixture(autouse=True)
+def _serves(request: pytest.FixtureRequest) -> None:
+    """Leave out kernels that say they do not read features of edges."""
+    kernel = (
+        request.node.callspec.params.get("kernel") if hasattr(request.node, "callspec") else None
+    )
+    zeros = torch.zeros(1, 1, 1)
+    if kernel is not None and kernel.unsupported(zeros, zeros, zeros[0], zeros, zeros):
+        pytest.skip("the kernel does not read features of edges")
+
+
+EDGE_INDEX = torch.tensor([[0, 3, 0, 1, 1, 3, 3, 0], [3, 0, 0, 2, 2, 1, 2, 1]])  # 2 has no keys
+MASK = torch.zeros(5, 4, 1, dtype=torch.bool).index_put((*EDGE_INDEX,), torch.tensor(True))
+
+
+def function_of(kernel: Kernel) -> Any:
+    """Attention, with coefficients and dropout, as a function of all five tensors."""
+    adj_mat = Graph.from_edge_index(EDGE_INDEX, (5, 4)) if kernel.backend == "sparse" else MASK
+
+    def function(query: Tensor, key: Tensor, attn: Tensor, x: Tensor, projection: Tensor) -> Any:
+        out, alpha = gatv2_attention(
+            query,
+            key,
+            attn,
+            adj_mat,
+            edge_features=x,
+            edge_projection=projection,
+            dropout=0.4,
+            seed=11,
+            backend=kernel.backend,
+            kernel=kernel.name,
+            return_attention=True,
+        )
+        return torch.cat((out.flatten(), alpha.flatten()))
+
+    return function
+
+
+def tensors_of(kernel: Kernel, *batch_shape: int) -> list[Tensor]:
+    """Query, key, attn, features of edges and their projection."""
+    edges = (EDGE_INDEX.shape[1],) if kernel.backend == "sparse" else (5, 4)
+    shapes = ((*batch_shape, 5, 2, 3), (*batch_shape, 4, 2, 3), (2, 3), (*edges, 3), (2, 3, 3))
+    return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+
+
+def test_gradcheck(kernel: Kernel) -> None:
+    leaves = [x.requires_grad_() for x in tensors_of(kernel, 2)]
+    assert torch.autograd.gradcheck(function_of(kernel), leaves)
+    assert torch.autograd.gradgradcheck(function_of(kernel), leaves, fast_mode=True)
+
+
+REFERENCES = {kernel.backend: kernel for kernel in KERNELS if kernel.name == "torch"}
+
+
+def test_jacobians(kernel: Kernel) -> None:
+    tensors, argnums = tensors_of(kernel), (0, 1, 2, 3, 4)
+    actual = jacrev(function_of(kernel), argnums=argnums)(*tensors)
+    exact = jacfwd(function_of(REFERENCES[kernel.backend]), argnums=argnums)(*tensors)
+    for a, e in zip(actual, exact, strict=True):
+        assert_agrees(a, e)
+
+
+@pytest.mark.parametrize(
+    "in_dims", [(0, None, None, None, None), (None, None, None, 0, None), (0, 0, 0, 0, 0),
+                (None, None, None, 1, 2)],
+)  # fmt: skip
+def test_vmap(kernel: Kernel, in_dims: tuple[int | None, ...]) -> None:
+    """Of values, of gradients sample by sample, and of gradients of the whole."""
+    tensors = [
+        x if dim is None else torch.randn(*x.shape[:dim], 3, *x.shape[dim:], dtype=x.dtype)
+        for x, dim in zip(tensors_of(kernel), in_dims, strict=True)
+    ]
+    argnums = (0, 1, 2, 3, 4)
+
+    def results(kernel: Kernel) -> list[Tensor]:
+        function = function_of(kernel)
+        return [
+            vmap(function, in_dims)(*tensors),
+            *vmap(grad(lambda *x: function(*x).square().sum(), argnums), in_dims)(*tensors),
+            *grad(lambda *x: vmap(function, in_dims)(*x).square().sum(), argnums)(*tensors),
+        ]
+
+    for actual, exact in zip(results(kernel), results(REFERENCES[kernel.backend]), strict=True):
+        assert_agrees(actual, exact)
+
+
+def auto(backend: Any, edge_dim: int = 3) -> GraphAttentionV2Layer:
+    return GraphAttentionV2Layer(
+        3, 4, 2, edge_dim=edge_dim, dropout=0.3, backend=backend, dtype=torch.float64
+    )
+
+
+@pytest.fixture(params=["dense", "sparse"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    """Both backends in turn."""
+    return request.param
+
+
+def layer_inputs(backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of nodes, a graph that can be traced, features of edges."""
+    h = torch.randn(5, 3, dtype=torch.float64)
+    adj_mat = MASK.new_ones(5, 5, 1) if backend == "dense" else EDGE_INDEX
+    edges = (5, 5) if backend == "dense" else (8,)
+    return h, adj_mat, torch.randn(*edges, 3, dtype=torch.float64)
+
+
+def test_second_order_and_forward_mode(backend: str) -> None:
+    layer, (h, adj_mat, x) = auto(backend), layer_inputs(backend)
+    parameters: dict[str, Any] = dict(layer.named_parameters())
+
+    def loss(h: Tensor, x: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        out = functional_call(layer, parameters, (h, adj_mat), {"edge_features": x, "seed": 1})
+        return torch.as_tensor(out.tanh().square().sum())
+
+    second = hessian(loss, argnums=1)(h, x, parameters)
+    assert second.abs().max() > 0
+    assert_agrees(second, jacrev(jacrev(loss, argnums=1), argnums=1)(h, x, parameters))
+    tangent = torch.randn_like(x)
+    derivative = jvp(lambda x: loss(h, x, parameters), (x,), (tangent,))[1]
+    assert_agrees(derivative, (grad(loss, argnums=1)(h, x, parameters) * tangent).sum())
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(backend: str, dynamic: bool) -> None:
+    layer, (h, adj_mat, x) = auto(backend), layer_inputs(backend)
+    cotangent = torch.randn(5, 4, dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    results = []
+    for function in (compiled, layer):
+        leaf = x.clone().requires_grad_()
+        out = function(h, adj_mat, edge_features=leaf, seed=1)
+        results.append((out, *torch.autograd.grad(out, (leaf, *layer.parameters()), cotangent)))
+    for actual, exact in zip(*results, strict=True):
+        assert_agrees(actual, exact)
+
+
+def test_autocast(backend: str) -> None:
+    layer, (h, adj_mat, x) = auto(backend).float().eval(), layer_inputs(backend)
+    exact = layer(h.float(), adj_mat, edge_features=x.float())
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            out = layer(h.float(), adj_mat, edge_features=x.float())
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.05)
