@@ -1,5 +1,6 @@
 """Graph: the prepared form of a graph, sorted once and used by every layer and every epoch."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
@@ -144,6 +145,48 @@ class Graph:
         head_mask = blocks[block, query, key] if n_heads > 1 else None
         return replace(graph, head_mask=head_mask, n_blocks=n_blocks)
 
+    @classmethod
+    def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
+        """Many graphs of any sizes as one, block-diagonal: nodes and edges are theirs, in turn.
+
+        Features are concatenated alike, `torch.cat(features)`, and results come apart by
+        `out.split([graph.n_queries for graph in graphs])`. PyTorch Geometric's `Batch` numbers nodes and
+        edges the same way: its `edge_index` is that of the batch. Nothing is sorted again.
+
+        Raises:
+            ValueError: there are no graphs, or their masks are for different numbers of heads.
+
+        Example:
+            >>> one = Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), n_nodes=2)
+            >>> other = Graph.from_edge_index(torch.tensor([[2], [0]]), n_nodes=3)
+            >>> Graph.batch([one, other]).edge_index
+            tensor([[0, 1, 4],
+                    [1, 0, 2]])
+        """
+        if not graphs:
+            raise ValueError("a batch needs at least one graph; got none")
+        counts = torch.tensor([(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs])
+        offsets = torch.nn.functional.pad(counts.cumsum(0), (0, 0, 1, 0))
+        n_queries, n_keys, n_edges = offsets[-1].tolist()
+        dtype = torch.int32 if max(n_queries, n_keys, n_edges) < 2**31 else torch.int64
+        offsets = offsets.to(graphs[0].device, dtype)
+
+        def shifted(name: str, by: int) -> list[Tensor]:
+            return [
+                getattr(graph, name).to(dtype) + offset[by]
+                for graph, offset in zip(graphs, offsets, strict=False)
+            ]
+
+        starts = [ptr[:-1] for ptr in shifted("query_ptr", 2)]
+        return cls(
+            query_ptr=torch.cat((*starts, offsets[-1, 2:])),
+            key_index=torch.cat(shifted("key_index", 1)),
+            query_index=torch.cat(shifted("query_index", 0)),
+            edge_id=torch.cat(shifted("edge_id", 2)),
+            n_keys=n_keys,
+            head_mask=_join_head_masks(graphs),
+        )
+
     @property
     def n_queries(self) -> int:
         """Number of queries."""
@@ -274,6 +317,21 @@ class Graph:
             f"Graph(n_queries={self.n_queries}, n_keys={self.n_keys}, n_edges={self.n_edges}{blocks}, "
             f"dtype={self.key_index.dtype}, device={self.device})"
         )
+
+
+def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
+    masks = [graph.head_mask for graph in graphs if graph.head_mask is not None]
+    if not masks:
+        return None
+    heads = {mask.shape[1] for mask in masks}
+    if len(heads) > 1:
+        raise ValueError(f"masks in a batch must be for one number of heads; got {sorted(heads)}")
+    return torch.cat(
+        [
+            masks[0].new_ones(graph.n_edges, *heads) if graph.head_mask is None else graph.head_mask
+            for graph in graphs
+        ]
+    )
 
 
 def _add_self_loops(graph: Graph) -> SelfLoops:
