@@ -340,7 +340,7 @@ def _add_self_loops(graph: Graph) -> SelfLoops:
     kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
     edge_index = edge_index[:, kept]
     loop = torch.arange(n_nodes, device=graph.device).expand(2, -1)
-    result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), n_nodes)
+    result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), (n_nodes, n_nodes))
     head_mask = graph.head_mask
     if head_mask is not None:
         of_loops = head_mask.new_ones(n_nodes, head_mask.shape[1])
@@ -389,13 +389,28 @@ def _sort_edges(
         from gatv2.counting_sort import sort_edges
 
         return sort_edges(query, key, n_queries, n_keys)
-    fits = max(query.shape[0], n_queries, n_keys) < 2**31
-    dtype = torch.int32 if fits else torch.int64
+    counts = query.shape[0], n_queries, n_keys
+    dtype = torch.int32 if all(map(_fits_int32, counts)) else torch.int64
     query, key = query.to(dtype), key.to(dtype)
-    by_key = torch.argsort(key, stable=True)
-    query_index, by_query = torch.sort(query[by_key], stable=True)
+    _, by_key = _stable_sort(key)
+    query_index, by_query = _stable_sort(query[by_key])
     edge_id = by_key[by_query]
     return _pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
+
+
+def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
+    # ONNX has no other sort than TopK, which is stable: of equal values it takes the first one first
+    in_onnx = torch.onnx.is_in_onnx_export()
+    ordered, position = torch.sort(values) if in_onnx else torch.sort(values, stable=True)
+    return ordered, position
+
+
+def _fits_int32(count: int) -> bool:
+    if not torch.compiler.is_compiling():
+        return count < 2**31
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(count < 2**31)  # a count that depends on values may not fit
 
 
 def _sort_by_key(graph: Graph) -> KeyOrder:
@@ -403,14 +418,16 @@ def _sort_by_key(graph: Graph) -> KeyOrder:
         from gatv2.counting_sort import transpose
 
         return KeyOrder(*transpose(graph.query_ptr, graph.key_index, graph.n_keys))
-    sorted_keys, edge = torch.sort(graph.key_index, stable=True)
+    sorted_keys, edge = _stable_sort(graph.key_index)
     ptr = _pointers(sorted_keys, graph.n_keys)
     return KeyOrder(ptr, edge.to(ptr.dtype), graph.query_index[edge])
 
 
 def _pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
-    nodes = torch.arange(n_nodes + 1, dtype=sorted_index.dtype, device=sorted_index.device)
-    return torch.searchsorted(sorted_index, nodes).to(sorted_index.dtype)
+    # not searchsorted, which ONNX has not
+    ones = torch.ones_like(sorted_index)
+    counts = sorted_index.new_zeros(n_nodes + 1).index_add(0, sorted_index + 1, ones)
+    return counts.cumsum(0).to(sorted_index.dtype)
 
 
 def _has_counting_sort(index: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """A layer is an `nn.Module` like any other."""
 
 import copy
+import functools
 import io
 import pickle
 from typing import Any
@@ -105,6 +106,36 @@ def test_sizes_that_the_first_input_tells(layer_class: Any) -> None:
     shared = layer_class(-1, 8, 2, share_weights=True)
     shared(h, EDGE_INDEX)
     assert shared.linear_l is shared.linear_r
+
+
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+def test_parametrized_weights(layer_class: Any, backend: Any) -> None:
+    """A layer reads its weights where `torch.nn.utils.parametrize` puts them."""
+    layer = layer_class(3, 8, 2, share_weights=False, backend=backend, dtype=torch.float64).eval()
+    h = torch.randn(4, 3).double()
+    expected = layer(h, EDGE_INDEX)
+    for name in ("linear_l", "linear_r"):
+        torch.nn.utils.parametrizations.weight_norm(getattr(layer, name))
+    assert_agrees(layer(h, EDGE_INDEX), expected)
+    layer(h, EDGE_INDEX).backward(torch.randn(4, 8).double())
+    assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+
+    class Half(torch.nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight / 2
+
+    for name in layer.attention_vectors:
+        torch.nn.utils.parametrize.register_parametrization(layer, name, Half())
+    halved = layer_class(3, 8, 2, share_weights=False, backend=backend, dtype=torch.float64).eval()
+    with torch.no_grad():
+        for name in ("linear_l.weight", "linear_r.weight", *layer.attention_vectors):
+            halved.get_parameter(name).copy_(_attribute(layer, name))
+    assert_agrees(layer(h, EDGE_INDEX), halved(h, EDGE_INDEX))
+
+
+def _attribute(layer: Any, name: str) -> Tensor:
+    tensor: Tensor = functools.reduce(getattr, name.split("."), layer)
+    return tensor
 
 
 def test_reset_parameters_draws_glorot(layer_class: Any) -> None:
