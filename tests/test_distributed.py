@@ -55,7 +55,7 @@ def run(rank: int, path: str) -> None:
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="PyTorch was built without gloo")
 def test_gradients_are_averaged(tmp_path: Path) -> None:
-    spawn(run, args=(str(tmp_path),), nprocs=N_PROCESSES)  # type: ignore[no-untyped-call]
+    spawn(run, args=(str(tmp_path),), nprocs=N_PROCESSES)
     of_processes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(N_PROCESSES)]
     for backend in ("dense", "sparse"):
         alone = [gradients(layer_of(backend), rank) for rank in range(N_PROCESSES)]
