@@ -25,7 +25,7 @@ from sklearn.neighbors import kneighbors_graph
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gatv2 import GraphAttentionV2Layer
+from gatv2 import GATv2
 from gatv2.adjacency import Backend
 
 
@@ -70,31 +70,11 @@ class Digits:
         return self.images.flatten(1)
 
 
-class Network(nn.Module):
-    """Two layers: two heads of 8 features each, then one head that gives the logits."""
-
-    def __init__(self, backend: Backend) -> None:
-        super().__init__()
-        self.hidden = GraphAttentionV2Layer(64, 16, n_heads=2, dropout=0.3, backend=backend)
-        self.out = GraphAttentionV2Layer(
-            16, 10, n_heads=1, is_concat=False, dropout=0.3, backend=backend
-        )
-        self.dropout = nn.Dropout(0.3)
-
-    def embed(self, h: Tensor, edge_index: Tensor) -> Tensor:
-        """What the last layer sees: `[n, 16]`."""
-        return nn.functional.elu(self.hidden(self.dropout(h), edge_index))
-
-    def forward(self, h: Tensor, edge_index: Tensor) -> Tensor:
-        """Logits `[n, 10]`."""
-        logits: Tensor = self.out(self.dropout(self.embed(h, edge_index)), edge_index)
-        return logits
-
-
-def train(digits: Digits, backend: Backend, *, n_epochs: int, seed: int) -> tuple[Network, Tensor]:
+def train(digits: Digits, backend: Backend, *, n_epochs: int, seed: int) -> tuple[GATv2, Tensor]:
     """Train a network on the labelled images; the network and its logits for all images."""
     torch.manual_seed(seed)
-    network = Network(backend)
+    # two heads of 8 features each, then one head that gives the logits
+    network = GATv2(64, 16, 10, n_heads=2, dropout=0.3, feature_dropout=0.3, backend=backend)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02, weight_decay=5e-4)
     labels = digits.classes[digits.labelled]
     for _ in tqdm(range(n_epochs), desc=f"{backend:6}", unit="epoch"):
@@ -141,11 +121,11 @@ def run(output: Path, *, n_epochs: int = 30, seed: int = 3) -> Path:
     return path
 
 
-def _draw(digits: Digits, network: Network, predicted: Tensor, path: Path, seed: int) -> None:
+def _draw(digits: Digits, network: GATv2, predicted: Tensor, path: Path, seed: int) -> None:
     """All images on a map of what the last layer sees; and whom some of them attend to."""
     with torch.no_grad():
         embedded = network.embed(digits.features, digits.edge_index)
-        _, alpha = network.out(embedded, digits.edge_index, return_attention=True)
+        _, (_, alpha) = network(digits.features, digits.edge_index, return_attention=True)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(15, 7.6), width_ratios=(1, 1), layout="constrained"
     )

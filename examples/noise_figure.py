@@ -17,7 +17,7 @@ from statistics import mean, pstdev
 
 import torch
 from matplotlib import pyplot as plt
-from planetoid import Network, as_graph, load, train
+from planetoid import as_graph, build, load, train
 from run_log import Row, by, complete
 from torch_geometric.data import Data
 
@@ -87,7 +87,7 @@ def main() -> None:
     def run(layer: str, p: float, seed: int) -> Row:
         data = add_noise(cora(), p, seed)
         torch.manual_seed(seed)
-        network = Network(data.num_features, int(data.y.max()) + 1, LAYERS[layer])
+        network = build(data.num_features, int(data.y.max()) + 1, layer=LAYERS[layer])
         accuracy = train(network, data, as_graph(data), n_epochs=options.epochs)
         return {"test_accuracy": f"{accuracy:.4f}"}
 

@@ -9,44 +9,22 @@ test accuracy at the epoch of the best validation accuracy.
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout, elu
+from torch import nn
+from torch.nn.functional import cross_entropy
 from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
 from torch_geometric.transforms import AddSelfLoops, Compose, NormalizeFeatures
 from tqdm import tqdm
 
-from gatv2 import Graph, GraphAttentionV2Layer
-from gatv2.layer import GraphAttention
+from gatv2 import GATv2, Graph
 
 
-class Network(nn.Module):
-    """Two attention layers, with dropout on features and on attention."""
-
-    def __init__(
-        self,
-        in_features: int,
-        n_classes: int,
-        layer: type[GraphAttention] = GraphAttentionV2Layer,
-        *,
-        n_heads: int = 8,
-        n_hidden: int = 8,
-        p_drop: float = 0.6,
-    ) -> None:
-        super().__init__()
-        self.p_drop = p_drop
-        self.hidden = layer(in_features, n_heads * n_hidden, n_heads, dropout=p_drop, bias=True)
-        self.out = layer(
-            n_heads * n_hidden, n_classes, 1, is_concat=False, dropout=p_drop, bias=True
-        )
-
-    def forward(self, h: Tensor, graph: Graph) -> Tensor:
-        """Logits `[n_nodes, n_classes]`."""
-        h = elu(self.hidden(dropout(h, self.p_drop, self.training), graph))
-        logits: Tensor = self.out(dropout(h, self.p_drop, self.training), graph)
-        return logits
+def build(n_features: int, n_classes: int, **options: Any) -> GATv2:
+    """The network: 8 heads of 8 features and then one head, with dropout on features and attention."""
+    return GATv2(n_features, 64, n_classes, n_heads=8, bias=True, **options)
 
 
 def load(root: str, name: str = "Cora") -> Data:
@@ -93,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
     progress = tqdm(range(options.seeds), unit="seed")
     for seed in progress:
         torch.manual_seed(seed)
-        network = Network(data.num_features, int(data.y.max()) + 1)
+        network = build(data.num_features, int(data.y.max()) + 1)
         accuracies.append(train(network, data, graph, n_epochs=options.epochs))
         progress.write(f"seed {seed}: test accuracy {accuracies[-1]:.1%}")
     deviation, mean = torch.std_mean(torch.tensor(accuracies), correction=0)

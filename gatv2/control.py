@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gatv2.adjacency import Backend
 from gatv2.functional import gat_attention, gat_scores
 from gatv2.graph import Flow
-from gatv2.layer import GraphAttention
+from gatv2.layer import Bias, GraphAttention, Projected
 
 
 class GraphAttentionLayer(GraphAttention):
@@ -48,7 +48,7 @@ class GraphAttentionLayer(GraphAttention):
 
     def __init__(
         self,
-        in_features: int,
+        in_features: int | tuple[int, int],
         out_features: int,
         n_heads: int,
         is_concat: bool = True,
@@ -56,7 +56,9 @@ class GraphAttentionLayer(GraphAttention):
         leaky_relu_negative_slope: float = 0.2,
         share_weights: bool = True,
         *,
-        bias: bool = False,
+        bias: Bias = False,
+        residual: bool = False,
+        add_self_loops: bool = False,
         backend: Backend = "auto",
         kernel: str = "auto",
         flow: Flow = "target_to_source",
@@ -72,6 +74,8 @@ class GraphAttentionLayer(GraphAttention):
             leaky_relu_negative_slope,
             share_weights,
             bias=bias,
+            residual=residual,
+            add_self_loops=add_self_loops,
             backend=backend,
             kernel=kernel,
             flow=flow,
@@ -83,51 +87,40 @@ class GraphAttentionLayer(GraphAttention):
                 f"the static control has only kernel='torch' (or 'auto'); got {kernel!r}"
             )
 
-    def attention_scores(  # noqa: D102
-        self, h: Tensor, adj_mat: object, *, edge_features: Tensor | None = None
-    ) -> Tensor:
-        _refuse(edge_features)
-        query, key = self._project(h)
+    def _check_edge_features(self, edge_features: Tensor | None) -> None:
+        if edge_features is not None:
+            raise ValueError(
+                "the static control has no `edge_features`: pass them to a GraphAttentionV2Layer with "
+                "`edge_dim`"
+            )
+
+    def _score(self, inputs: Projected) -> Tensor:
+        dtype = inputs.query.dtype
         return gat_scores(
-            query,
-            key,
-            self.attn_query.to(query.dtype),
-            self.attn_key.to(query.dtype),
-            adj_mat,
+            inputs.query,
+            inputs.key,
+            self.attn_query.to(dtype),
+            self.attn_key.to(dtype),
+            inputs.adj_mat,
             negative_slope=self.leaky_relu_negative_slope,
-            flow=self.flow,
+            flow=inputs.flow,
             backend=self.backend,
         )
 
     def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        adj_mat: object,
-        *,
-        edge_features: Tensor | None,
-        return_attention: bool,
-        seed: int | Tensor | None,
+        self, inputs: Projected, *, return_attention: bool, seed: int | Tensor | None
     ) -> Any:
-        _refuse(edge_features)
+        dtype = inputs.query.dtype
         return gat_attention(
-            query,
-            key,
-            self.attn_query.to(query.dtype),
-            self.attn_key.to(query.dtype),
-            adj_mat,
+            inputs.query,
+            inputs.key,
+            self.attn_query.to(dtype),
+            self.attn_key.to(dtype),
+            inputs.adj_mat,
             negative_slope=self.leaky_relu_negative_slope,
             dropout=self._active_dropout(),
             seed=seed,
-            flow=self.flow,
+            flow=inputs.flow,
             backend=self.backend,
             return_attention=return_attention,
-        )
-
-
-def _refuse(edge_features: Tensor | None) -> None:
-    if edge_features is not None:
-        raise ValueError(
-            "the static control has no `edge_features`: pass them to a GraphAttentionV2Layer with "
-            "`edge_dim`"
         )

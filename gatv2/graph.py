@@ -1,15 +1,28 @@
 """Graph: the prepared form of a graph, sorted once and used by every layer and every epoch."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from gatv2.inspection import is_inspectable, numba_import_failure
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = ("target_to_source", "source_to_target")
+
+
+class SelfLoops(NamedTuple):
+    """A graph with one self-loop at each node, and what it has of the graph it was made of."""
+
+    graph: "Graph"
+    kept: Tensor
+    """The caller's numbers of the edges that are no self-loops, ascending."""
+    query: Tensor
+    """Queries of those edges."""
 
 
 class KeyOrder(NamedTuple):
@@ -132,6 +145,48 @@ class Graph:
         head_mask = blocks[block, query, key] if n_heads > 1 else None
         return replace(graph, head_mask=head_mask, n_blocks=n_blocks)
 
+    @classmethod
+    def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
+        """Many graphs of any sizes as one, block-diagonal: nodes and edges are theirs, in turn.
+
+        Features are concatenated alike, `torch.cat(features)`, and results come apart by
+        `out.split([graph.n_queries for graph in graphs])`. PyTorch Geometric's `Batch` numbers nodes and
+        edges the same way: its `edge_index` is that of the batch. Nothing is sorted again.
+
+        Raises:
+            ValueError: there are no graphs, or their masks are for different numbers of heads.
+
+        Example:
+            >>> one = Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), n_nodes=2)
+            >>> other = Graph.from_edge_index(torch.tensor([[2], [0]]), n_nodes=3)
+            >>> Graph.batch([one, other]).edge_index
+            tensor([[0, 1, 4],
+                    [1, 0, 2]])
+        """
+        if not graphs:
+            raise ValueError("a batch needs at least one graph; got none")
+        counts = torch.tensor([(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs])
+        offsets = torch.nn.functional.pad(counts.cumsum(0), (0, 0, 1, 0))
+        n_queries, n_keys, n_edges = offsets[-1].tolist()
+        dtype = torch.int32 if max(n_queries, n_keys, n_edges) < 2**31 else torch.int64
+        offsets = offsets.to(graphs[0].device, dtype)
+
+        def shifted(name: str, by: int) -> list[Tensor]:
+            return [
+                getattr(graph, name).to(dtype) + offset[by]
+                for graph, offset in zip(graphs, offsets, strict=False)
+            ]
+
+        starts = [ptr[:-1] for ptr in shifted("query_ptr", 2)]
+        return cls(
+            query_ptr=torch.cat((*starts, offsets[-1, 2:])),
+            key_index=torch.cat(shifted("key_index", 1)),
+            query_index=torch.cat(shifted("query_index", 0)),
+            edge_id=torch.cat(shifted("edge_id", 2)),
+            n_keys=n_keys,
+            head_mask=_join_head_masks(graphs),
+        )
+
     @property
     def n_queries(self) -> int:
         """Number of queries."""
@@ -196,6 +251,35 @@ class Graph:
         graph = Graph.from_edge_index(edge_index, (self.n_queries, self.n_keys))
         return replace(graph, head_mask=head_mask, n_blocks=self.n_blocks)
 
+    def add_self_loops(self) -> "Graph":
+        """The graph with one self-loop at each node; those that there are give way to it.
+
+        As in PyTorch Geometric. In the caller's order the edges that are no self-loops come first, as
+        they were, and then the self-loops of node 0, 1, and so on. Made when first asked for, and kept
+        with the graph.
+
+        Raises:
+            ValueError: there are not as many queries as keys.
+
+        Example:
+            >>> graph = Graph.from_edge_index(torch.tensor([[0, 1, 1], [1, 1, 0]]), n_nodes=2)
+            >>> graph.add_self_loops().edge_index
+            tensor([[0, 1, 0, 1],
+                    [1, 0, 0, 1]])
+        """
+        return self.self_loops.graph
+
+    @property
+    def self_loops(self) -> SelfLoops:
+        """The graph with self-loops, and which edges it has of this one; made when first asked for."""
+        if "_self_loops" not in self.__dict__:
+            # beneath the transforms that are active: what they wrap does not outlive them
+            beneath = is_inspectable(self.key_index)
+            with temporarily_clear_interpreter_stack() if beneath else nullcontext():
+                self.__dict__["_self_loops"] = _add_self_loops(self)
+        loops: SelfLoops = self.__dict__["_self_loops"]
+        return loops
+
     def to_mask(self) -> Tensor:
         """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
 
@@ -235,6 +319,46 @@ class Graph:
         )
 
 
+def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
+    masks = [graph.head_mask for graph in graphs if graph.head_mask is not None]
+    if not masks:
+        return None
+    heads = {mask.shape[1] for mask in masks}
+    if len(heads) > 1:
+        raise ValueError(f"masks in a batch must be for one number of heads; got {sorted(heads)}")
+    return torch.cat(
+        [
+            masks[0].new_ones(graph.n_edges, *heads) if graph.head_mask is None else graph.head_mask
+            for graph in graphs
+        ]
+    )
+
+
+def _add_self_loops(graph: Graph) -> SelfLoops:
+    check_has_self_loops(*graph.block_shape)
+    edge_index, n_nodes = graph.edge_index, graph.n_queries
+    kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
+    edge_index = edge_index[:, kept]
+    loop = torch.arange(n_nodes, device=graph.device).expand(2, -1)
+    result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), (n_nodes, n_nodes))
+    head_mask = graph.head_mask
+    if head_mask is not None:
+        of_loops = head_mask.new_ones(n_nodes, head_mask.shape[1])
+        of_kept = graph.in_callers_order(head_mask, dim=0)[kept]
+        head_mask = torch.cat((of_kept, of_loops))[result.edge_id.long()]
+    result = replace(result, head_mask=head_mask, n_blocks=graph.n_blocks)
+    return SelfLoops(result, kept, edge_index[0])
+
+
+def check_has_self_loops(n_queries: int, n_keys: int) -> None:
+    """Raise a ValueError unless queries and keys can be the same nodes."""
+    if n_queries != n_keys:
+        raise ValueError(
+            f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
+            "add_self_loops=False pass the edges that you want"
+        )
+
+
 def _is_integer(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
@@ -265,13 +389,28 @@ def _sort_edges(
         from gatv2.counting_sort import sort_edges
 
         return sort_edges(query, key, n_queries, n_keys)
-    fits = max(query.shape[0], n_queries, n_keys) < 2**31
-    dtype = torch.int32 if fits else torch.int64
+    counts = query.shape[0], n_queries, n_keys
+    dtype = torch.int32 if all(map(_fits_int32, counts)) else torch.int64
     query, key = query.to(dtype), key.to(dtype)
-    by_key = torch.argsort(key, stable=True)
-    query_index, by_query = torch.sort(query[by_key], stable=True)
+    _, by_key = _stable_sort(key)
+    query_index, by_query = _stable_sort(query[by_key])
     edge_id = by_key[by_query]
     return _pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
+
+
+def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
+    # ONNX has no other sort than TopK, which is stable: of equal values it takes the first one first
+    in_onnx = torch.onnx.is_in_onnx_export()
+    ordered, position = torch.sort(values) if in_onnx else torch.sort(values, stable=True)
+    return ordered, position
+
+
+def _fits_int32(count: int) -> bool:
+    if not torch.compiler.is_compiling():
+        return count < 2**31
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(count < 2**31)  # a count that depends on values may not fit
 
 
 def _sort_by_key(graph: Graph) -> KeyOrder:
@@ -279,14 +418,16 @@ def _sort_by_key(graph: Graph) -> KeyOrder:
         from gatv2.counting_sort import transpose
 
         return KeyOrder(*transpose(graph.query_ptr, graph.key_index, graph.n_keys))
-    sorted_keys, edge = torch.sort(graph.key_index, stable=True)
+    sorted_keys, edge = _stable_sort(graph.key_index)
     ptr = _pointers(sorted_keys, graph.n_keys)
     return KeyOrder(ptr, edge.to(ptr.dtype), graph.query_index[edge])
 
 
 def _pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
-    nodes = torch.arange(n_nodes + 1, dtype=sorted_index.dtype, device=sorted_index.device)
-    return torch.searchsorted(sorted_index, nodes).to(sorted_index.dtype)
+    # not searchsorted, which ONNX has not
+    ones = torch.ones_like(sorted_index)
+    counts = sorted_index.new_zeros(n_nodes + 1).index_add(0, sorted_index + 1, ones)
+    return counts.cumsum(0).to(sorted_index.dtype)
 
 
 def _has_counting_sort(index: Tensor) -> bool:

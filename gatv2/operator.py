@@ -186,6 +186,8 @@ def unsupported(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> lis
         reasons.append(f"it computes in {known}, and the features are {query.dtype}")
     if _is_forward_mode(query, key, attn, *edges):
         reasons.append("it has no forward-mode derivative (jvp, jacfwd, dual tensors)")
+    if torch.onnx.is_in_onnx_export():
+        reasons.append("ONNX has no such operator")
     if failure := _numba_failure():
         reasons.append(f"Numba can't be imported: {failure}")
     return reasons

@@ -47,7 +47,7 @@ CONSTRUCTORS: dict[str, Case] = {
     "negative features": (
         lambda: GraphAttentionV2Layer(-3, 8, 2),
         ValueError,
-        "`in_features` must be positive; got -3",
+        "`in_features` must be positive, or -1 to be told by the first input; got -3",
     ),
     "fractional features": (
         lambda: GraphAttentionV2Layer(3, wrong(8.0), 2),
@@ -131,7 +131,7 @@ CALLS: dict[str, Case] = {
     "features of NumPy": (
         lambda: layer()(H.numpy(), EDGE_INDEX),
         TypeError,
-        "`h` must be a torch.Tensor; got ndarray",
+        "`h` must be a torch.Tensor or a pair of them; got ndarray",
     ),
     "mask of another size": (
         lambda: layer()(H, torch.ones(5, 4, 1)),

@@ -29,6 +29,7 @@ def test_the_check_sees_what_is_imported() -> None:
 
 def test_public_names() -> None:
     assert gatv2.__all__ == [
+        "GATv2",
         "Graph",
         "GraphAttentionLayer",
         "GraphAttentionV2Layer",

@@ -1,6 +1,7 @@
 """A layer is an `nn.Module` like any other."""
 
 import copy
+import functools
 import io
 import pickle
 from typing import Any
@@ -79,6 +80,64 @@ def test_meta_device(layer_class: Any) -> None:
     assert layer(torch.randn(4, 3), EDGE_INDEX).isfinite().all()
 
 
+def test_sizes_that_the_first_input_tells(layer_class: Any) -> None:
+    """As `torch.nn.LazyLinear`: for one set of nodes, a pair, and what is loaded."""
+    torch.manual_seed(1)
+    lazy = layer_class(-1, 8, 2, bias=True, residual=True)
+    assert lazy.in_features == -1
+    h = torch.randn(4, 3)
+    lazy(h, EDGE_INDEX)
+    assert lazy.in_features == 3
+    assert {type(module) for module in lazy.children()} == {torch.nn.Linear}
+    bound = (6 / (8 + 3)) ** 0.5
+    assert 0.6 * bound < float(lazy.linear_l.weight.detach().abs().max()) <= bound
+    assert (lazy.linear_l.bias == 0).all()
+    known = layer_class(3, 8, 2, bias=True, residual=True)
+    known.load_state_dict(lazy.state_dict())
+    expected = lazy(h, EDGE_INDEX, seed=1)
+    assert torch.equal(known(h, EDGE_INDEX, seed=1), expected)
+    loaded = copy.deepcopy(layer_class(-1, 8, 2, bias=True, residual=True))
+    loaded.load_state_dict(lazy.state_dict())
+    assert torch.equal(loaded(h, EDGE_INDEX, seed=1), expected)
+
+    pair = layer_class((-1, -1), 8, 2, share_weights=False)
+    pair((torch.randn(4, 3), torch.randn(4, 5)), EDGE_INDEX)
+    assert pair.in_features == (3, 5)
+    shared = layer_class(-1, 8, 2, share_weights=True)
+    shared(h, EDGE_INDEX)
+    assert shared.linear_l is shared.linear_r
+
+
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+def test_parametrized_weights(layer_class: Any, backend: Any) -> None:
+    """A layer reads its weights where `torch.nn.utils.parametrize` puts them."""
+    layer = layer_class(3, 8, 2, share_weights=False, backend=backend, dtype=torch.float64).eval()
+    h = torch.randn(4, 3).double()
+    expected = layer(h, EDGE_INDEX)
+    for name in ("linear_l", "linear_r"):
+        torch.nn.utils.parametrizations.weight_norm(getattr(layer, name))
+    assert_agrees(layer(h, EDGE_INDEX), expected)
+    layer(h, EDGE_INDEX).backward(torch.randn(4, 8).double())
+    assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+
+    class Half(torch.nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight / 2
+
+    for name in layer.attention_vectors:
+        torch.nn.utils.parametrize.register_parametrization(layer, name, Half())
+    halved = layer_class(3, 8, 2, share_weights=False, backend=backend, dtype=torch.float64).eval()
+    with torch.no_grad():
+        for name in ("linear_l.weight", "linear_r.weight", *layer.attention_vectors):
+            halved.get_parameter(name).copy_(_attribute(layer, name))
+    assert_agrees(layer(h, EDGE_INDEX), halved(h, EDGE_INDEX))
+
+
+def _attribute(layer: Any, name: str) -> Tensor:
+    tensor: Tensor = functools.reduce(getattr, name.split("."), layer)
+    return tensor
+
+
 def test_reset_parameters_draws_glorot(layer_class: Any) -> None:
     layer = layer_class(30, 80, 2)
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
@@ -99,7 +158,8 @@ def test_extra_repr_names_every_option() -> None:
     assert repr(layer).startswith(
         "GraphAttentionV2Layer(\n  3, 8, n_heads=2, is_concat=False, dropout=0.5, "
         "leaky_relu_negative_slope=0.1, share_weights=True, bias=False, "
-        "backend='dense', kernel='torch', flow='target_to_source'"
+        "backend='dense', kernel='torch', flow='target_to_source', "
+        "residual=False, add_self_loops=False\n"
     )
 
 

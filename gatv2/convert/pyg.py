@@ -1,0 +1,131 @@
+"""PyTorch Geometric's `GATv2Conv`."""
+
+from typing import Any
+
+from gatv2.convert.state import check_ours, known_state, layer_of
+from gatv2.layer import GraphAttentionV2Layer
+
+
+def from_pyg(conv: Any) -> GraphAttentionV2Layer:
+    """PyTorch Geometric's `GATv2Conv` as our layer.
+
+    The layer is called as `conv` is: with `x`, or the pair of sources and targets, and `edge_index`;
+    `edge_attr`, which must be `[n_edges, edge_dim]`, by name as `edge_features`.
+
+    Args:
+        conv: a `torch_geometric.nn.GATv2Conv`, with its sizes known.
+
+    Raises:
+        TypeError: `conv` is something else.
+        ValueError: `conv` aggregates by something else than the sum, its sizes are not known yet, or it
+            has flow="target_to_source" where that is not ours: on a bipartite graph, and where features
+            of self-loops are reduced from those of other edges.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.nn import GATv2Conv
+        >>> conv = GATv2Conv(16, 8, heads=4)
+        >>> layer = from_pyg(conv)
+        >>> x, edge_index = torch.randn(20, 16), torch.randint(20, (2, 60))
+        >>> torch.allclose(layer(x, edge_index), conv(x, edge_index), atol=1e-5)
+        True
+
+    Source: torch_geometric/nn/conv/gatv2_conv.py of PyTorch Geometric 2.8.
+    """
+    from torch_geometric.nn import GATv2Conv
+
+    if not isinstance(conv, GATv2Conv):
+        raise TypeError(f"`conv` must be a torch_geometric.nn.GATv2Conv; got {type(conv).__name__}")
+    if conv.aggr not in ("add", "sum"):
+        raise ValueError(f"our layer sums over the keys; `conv` has aggr={conv.aggr!r}")
+    is_pair = not isinstance(conv.in_channels, int)
+    has_reduction = conv.edge_dim is not None and isinstance(conv.fill_value, str)
+    _check_flow(conv.flow, is_pair, has_reduction and conv.add_self_loops)
+    state = {our_name(name): x for name, x in known_state(conv).items()}
+    layer = layer_of(
+        state | {"attn": conv.att[0]},
+        is_concat=conv.concat,
+        dropout=conv.dropout,
+        leaky_relu_negative_slope=conv.negative_slope,
+        share_weights=conv.share_weights,
+        add_self_loops=conv.add_self_loops,
+        fill_value=conv.fill_value,
+        flow=conv.flow,
+        is_pair=is_pair,
+    )
+    return layer.train(conv.training)
+
+
+def to_pyg(layer: GraphAttentionV2Layer) -> Any:
+    """Our layer as PyTorch Geometric's `GATv2Conv`, called as `layer` is, with an edge index.
+
+    Its `flow` is the layer's. What it does not know, `backend` and `kernel`, is left out.
+
+    Raises:
+        TypeError: `layer` is not a :class:`gatv2.GraphAttentionV2Layer`.
+        ValueError: the layer's sizes are not known yet, or `GATv2Conv` has not what the layer has: a
+            bias of the projections alone, or our flow on a bipartite graph.
+
+    Example:
+        >>> layer = GraphAttentionV2Layer(16, 32, n_heads=4)
+        >>> to_pyg(layer)
+        GATv2Conv(16, 8, heads=4)
+    """
+    from torch_geometric.nn import GATv2Conv
+
+    check_ours(layer)
+    has_reduction = layer.edge_dim is not None and isinstance(layer.fill_value, str)
+    is_pair = not isinstance(layer.in_features, int)
+    _check_flow(layer.flow, is_pair, has_reduction and layer.add_self_loops)
+    has_bias = layer.bias is not None
+    if has_bias != (layer.linear_l.bias is not None):
+        raise ValueError(
+            "`GATv2Conv` has a bias of the projections and of the output, or none: the layer has "
+            "bias='projections'"
+        )
+    state = known_state(layer)
+    conv = GATv2Conv(
+        layer.in_features,
+        layer.n_hidden,
+        heads=layer.n_heads,
+        concat=layer.is_concat,
+        negative_slope=layer.leaky_relu_negative_slope,
+        dropout=layer.dropout,
+        add_self_loops=layer.add_self_loops,
+        edge_dim=layer.edge_dim,
+        fill_value=layer.fill_value,
+        bias=has_bias,
+        share_weights=layer.share_weights,
+        residual=layer.linear_residual is not None,
+        flow=layer.flow,
+    ).to(layer.attn)
+    renamed = {name: state[our_name(name)] for name in conv.state_dict()}
+    conv.load_state_dict(renamed | {"att": layer.attn.unsqueeze(0)})
+    return conv.train(layer.training)
+
+
+def our_name(name: str) -> str:
+    """Our name for a parameter of `GATv2Conv`, whose `lin_l` is of the keys with either flow."""
+    ours = {
+        "lin_l": "linear_r",
+        "lin_r": "linear_l",
+        "lin_edge": "linear_e",
+        "res": "linear_residual",
+        "att": "attn",
+    }
+    module, _, rest = name.partition(".")
+    return ".".join(filter(None, (ours.get(module, module), rest)))
+
+
+def _check_flow(flow: str, is_pair: bool, reduces_edge_features: bool) -> None:
+    # PyTorch Geometric 2.8 takes some of its sides by the flow, and others as if it were the default
+    if flow == "target_to_source" and (is_pair or reduces_edge_features):
+        where = (
+            "does not work on a bipartite graph"
+            if is_pair
+            else "reduces features of edges over their sources, not over their targets,"
+        )
+        raise ValueError(
+            f"`GATv2Conv` {where} with flow='target_to_source': set `flow` to 'source_to_target', and "
+            "give pairs and the rows of the edge index in that order"
+        )

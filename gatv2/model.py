@@ -1,0 +1,155 @@
+"""GATv2: a ready stack of layers for node classification."""
+
+from collections.abc import Callable
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import elu
+
+from gatv2.adjacency import Backend, Sizes, as_adjacency
+from gatv2.edge_features import is_mask
+from gatv2.graph import Flow
+from gatv2.layer import Bias, GraphAttention, GraphAttentionV2Layer
+from gatv2.projection import reset_parameters
+from gatv2.self_loops import FillValue
+
+
+class LayerOptions(TypedDict, total=False):
+    """Options of every layer of a stack; see :class:`gatv2.GraphAttentionV2Layer`."""
+
+    leaky_relu_negative_slope: float
+    share_weights: bool
+    edge_dim: int | None
+    bias: Bias
+    residual: bool
+    add_self_loops: bool
+    fill_value: FillValue
+    backend: Backend
+    kernel: str
+    flow: Flow
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+class GATv2(nn.Module):
+    r"""A stack of attention layers, as in the experiments of the GAT and GATv2 papers.
+
+    .. math::
+
+        h^{(l+1)} = \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big), \qquad
+        \mathrm{out} = \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+
+    Hidden layers concatenate their heads, and the last averages its own. The graph is prepared once for
+    all of them.
+
+    Args:
+        in_features: features of a node; -1 to be told by the first input.
+        hidden_features: features between layers, those of all heads together.
+        out_features: features of the result, such as the number of classes.
+        n_layers: number of layers.
+        n_heads: heads of a hidden layer.
+        out_heads: heads of the last layer.
+        dropout: probability, in [0, 1), that a coefficient is dropped in training.
+        feature_dropout: probability that a feature is dropped in training, before each layer.
+        activation: :math:`\sigma`, between layers.
+        layer: the class of the layers; :class:`gatv2.GraphAttentionLayer` for the static control.
+        **options: options of every layer, such as `bias`, `residual` or `backend`.
+
+    Attributes:
+        layers: the layers, an `nn.ModuleList`.
+
+    Raises:
+        ValueError: `n_layers` is not positive, or a layer refuses its sizes or options.
+
+    Example:
+        >>> model = GATv2(16, 64, 7, n_layers=3, n_heads=8, bias=True)
+        >>> h, edge_index = torch.randn(20, 16), torch.randint(20, (2, 60))
+        >>> model(h, edge_index).shape
+        torch.Size([20, 7])
+        >>> out, coefficients = model(h, edge_index, return_attention=True)
+        >>> [tuple(alpha.shape) for alpha in coefficients]
+        [(60, 8), (60, 8), (60, 1)]
+
+    Source: Velickovic et al., "Graph Attention Networks", ICLR 2018, section 3.3.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        n_layers: int = 2,
+        n_heads: int = 8,
+        *,
+        out_heads: int = 1,
+        dropout: float = 0.6,
+        feature_dropout: float = 0.6,
+        activation: Callable[[Tensor], Tensor] = elu,
+        layer: type[GraphAttention] = GraphAttentionV2Layer,
+        **options: Unpack[LayerOptions],
+    ) -> None:
+        super().__init__()
+        if n_layers < 1:
+            raise ValueError(f"`n_layers` must be positive; got {n_layers}")
+        self.feature_dropout = feature_dropout
+        self.activation = activation
+        sizes = [in_features] + [hidden_features] * (n_layers - 1)
+        self.layers = nn.ModuleList(
+            layer(size, hidden_features, n_heads, dropout=dropout, **options) for size in sizes[:-1]
+        )
+        self.layers.append(
+            layer(sizes[-1], out_features, out_heads, False, dropout=dropout, **options)
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters of all layers anew."""
+        reset_parameters(self)
+
+    def forward(
+        self,
+        h: Tensor,
+        adj_mat: object,
+        *,
+        edge_features: Tensor | None = None,
+        return_attention: bool = False,
+    ) -> Any:
+        """Run all layers over one graph.
+
+        Args:
+            h: `[*batch, n_nodes, in_features]`.
+            adj_mat: the graph, in any form that a layer reads.
+            edge_features: features of the edges, for layers with `edge_dim`.
+            return_attention: whether to return the coefficients of each layer too.
+
+        Returns:
+            `[*batch, n_nodes, out_features]`; with `return_attention` the pair of it and the list of the
+            layers' coefficients, as :meth:`gatv2.GraphAttentionV2Layer.forward` returns them.
+        """
+        graph, coefficients = self._prepare(h, adj_mat), []
+        for i, layer in enumerate(self.layers):
+            h = drop(self.activation(h) if i else h, self.feature_dropout, self.training)
+            result = layer(h, graph, edge_features=edge_features, return_attention=return_attention)
+            h, alpha = result if return_attention else (result, None)
+            coefficients.append(alpha)
+        return (h, coefficients) if return_attention else h
+
+    def embed(self, h: Tensor, adj_mat: object, *, edge_features: Tensor | None = None) -> Tensor:
+        """What the last layer sees: `[*batch, n_nodes, hidden_features]`."""
+        graph = self._prepare(h, adj_mat)
+        for layer in self.layers[:-1]:
+            h = drop(h, self.feature_dropout, self.training)
+            h = self.activation(layer(h, graph, edge_features=edge_features))
+        return h
+
+    def _prepare(self, h: Tensor, adj_mat: object) -> object:
+        """A list of edges as a `Graph`, for all layers; a mask needs no preparation."""
+        first: Any = self.layers[0]
+        if not isinstance(h, Tensor):
+            raise TypeError(f"`h` must be a torch.Tensor; got {type(h).__name__}")
+        if is_mask(adj_mat) or h.ndim < 2:
+            return adj_mat  # the first layer says what is wrong with `h`
+        n_nodes = h.shape[-2]
+        sizes = Sizes(n_nodes, n_nodes, first.n_heads, h.shape[:-2], h.device)
+        return as_adjacency(adj_mat, sizes, flow=first.flow, backend="sparse")

@@ -1,0 +1,68 @@
+"""`DistributedDataParallel` on two processes: gradients are the mean of theirs, alike in both."""
+
+import datetime
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from gatv2 import GraphAttentionV2Layer
+from gatv2.testing import assert_agrees
+
+N_PROCESSES = 2
+
+
+def layer_of(backend: Any) -> GraphAttentionV2Layer:
+    torch.manual_seed(0)
+    return GraphAttentionV2Layer(
+        *(3, 8, 2), bias=True, residual=True, backend=backend, dtype=torch.float64
+    )
+
+
+def gradients(layer: Any, rank: int) -> list[Tensor]:
+    """Gradients of one process, of its own graph and with its own dropout."""
+    torch.manual_seed(rank)
+    h, edge_index = torch.randn(7, 3).double(), torch.randint(7, (2, 20 + rank)).unique(dim=1)
+    layer.zero_grad()
+    layer(h, edge_index, seed=rank).backward(torch.randn(7, 8).double())
+    return [parameter.grad.clone() for parameter in layer.parameters()]
+
+
+def run(rank: int, path: str) -> None:
+    """One of the processes."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{path}/store",
+        rank=rank,
+        world_size=N_PROCESSES,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    results = {}
+    for backend in ("dense", "sparse"):
+        wrapped = DistributedDataParallel(layer_of(backend))
+        results[backend] = gradients(wrapped, rank)
+    torch.save(results, f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="PyTorch was built without gloo")
+def test_gradients_are_averaged(tmp_path: Path) -> None:
+    spawn(run, args=(str(tmp_path),), nprocs=N_PROCESSES)
+    of_processes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(N_PROCESSES)]
+    for backend in ("dense", "sparse"):
+        alone = [gradients(layer_of(backend), rank) for rank in range(N_PROCESSES)]
+        for expected, *actual in zip(
+            (torch.stack(pair).mean(0) for pair in zip(*alone, strict=True)),
+            *(results[backend] for results in of_processes),
+            strict=True,
+        ):
+            for gradient in actual:
+                assert_agrees(gradient, expected)

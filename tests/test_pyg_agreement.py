@@ -1,0 +1,166 @@
+"""PyTorch Geometric's `GATv2Conv`, converted, computes what it did: values and every gradient."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch_geometric.nn import GATv2Conv
+
+from gatv2 import Graph, GraphAttentionV2Layer
+from gatv2.convert import from_pyg, to_pyg
+from gatv2.dispatch import Kernel
+from gatv2.testing import HEADS, HIDDEN, SIZES, assert_agrees, edge_indices
+
+FLOWS = ("source_to_target", "target_to_source")
+NAMES = {
+    "linear_l": "lin_r",
+    "linear_r": "lin_l",
+    "linear_e": "lin_edge",
+    "attn": "att",
+    "linear_residual": "res",
+}
+
+
+@dataclass
+class Case:
+    """A layer of PyTorch Geometric and what it is called with."""
+
+    conv: Any
+    x: list[Tensor]
+    edge_index: Tensor
+    edge_attr: Tensor | None = None
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """All that has a gradient."""
+        return self.x if self.edge_attr is None else [*self.x, self.edge_attr]
+
+    def __call__(self, layer: Any, leaves: list[Tensor]) -> Tensor:
+        x, edge_attr = leaves[: len(self.x)], next(iter(leaves[len(self.x) :]), None)
+        h = x[0] if len(x) == 1 else tuple(x)
+        if not isinstance(layer, GraphAttentionV2Layer):
+            theirs: Tensor = layer(h, self.edge_index, edge_attr)
+            return theirs
+        n_nodes: Any = (len(x[0]), len(x[-1]))
+        graph: Any = self.edge_index
+        if graph.shape == n_nodes:  # which could be a mask
+            n_nodes = n_nodes if layer.flow == "target_to_source" else n_nodes[::-1]
+            graph = Graph.from_edge_index(graph, n_nodes, flow=layer.flow)
+        out: Tensor = layer(h, graph, edge_features=edge_attr)
+        return out
+
+    def without_parallel_edges(self) -> "Case":
+        """The first of each set of parallel edges, and its features."""
+        pairs = [tuple(pair) for pair in self.edge_index.T.tolist()]
+        first = torch.tensor([pairs.index(pair) for pair in dict.fromkeys(pairs)], dtype=torch.long)
+        edge_attr = None if self.edge_attr is None else self.edge_attr[first]
+        return Case(self.conv, self.x, self.edge_index[:, first], edge_attr)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Directed graphs with parallel edges and self-loops, one set of nodes or two, and all options."""
+    is_pair = draw(st.booleans())
+    flow = "source_to_target" if is_pair else draw(st.sampled_from(FLOWS))
+    n_first = draw(st.sampled_from(SIZES))
+    n_second = draw(st.sampled_from(SIZES)) if is_pair else n_first
+    edge_index = draw(edge_indices(n_first, n_second)).long()
+    share_weights = draw(st.booleans())
+    widths = (3, 3) if share_weights or not is_pair else (3, 5)
+    torch.manual_seed(draw(st.integers(0, 2**32)))
+    edge_dim = draw(st.sampled_from((None, 1, 4)))
+    fills = [0.5, torch.randn(edge_dim or 1).double()]
+    if flow == "source_to_target":
+        fills += ["mean", "add", "min", "max", "mul"]
+    conv = GATv2Conv(
+        widths if is_pair else 3,
+        draw(st.sampled_from(HIDDEN)),
+        draw(st.sampled_from(HEADS)),
+        concat=draw(st.booleans()),
+        negative_slope=draw(st.sampled_from((0.0, 0.2, 1.5))),
+        add_self_loops=n_first == n_second and draw(st.booleans()),
+        edge_dim=edge_dim,
+        fill_value=draw(st.sampled_from(fills)),
+        bias=draw(st.booleans()),
+        share_weights=share_weights,
+        residual=draw(st.booleans()),
+        flow=flow,
+    ).double()
+    for name, parameter in conv.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    x = [torch.randn(n_first, widths[0]).double()]
+    if is_pair:
+        x.append(torch.randn(n_second, widths[1]).double())
+    edge_attr = torch.randn(edge_index.shape[1], edge_dim).double() if edge_dim else None
+    return Case(conv, x, edge_index, edge_attr)
+
+
+def results(case: Case, layer: Any, cotangent: Tensor) -> tuple[Tensor, ...]:
+    """The value, and gradients of features and parameters."""
+    leaves = [x.clone().requires_grad_() for x in case.leaves]
+    out = case(layer, leaves)
+    return out, *torch.autograd.grad(out, [*leaves, *layer.parameters()], cotangent)
+
+
+def assert_same(case: Case, layer: GraphAttentionV2Layer) -> None:
+    """Assert that a layer computes what `case.conv` does, and so do its gradients."""
+    cotangent = torch.randn_like(case(case.conv, case.leaves))
+    ours, theirs = (results(case, function, cotangent) for function in (layer, case.conv))
+    n = 1 + len(case.leaves)
+    for actual, expected in zip(ours[:n], theirs[:n], strict=True):
+        assert_agrees(actual, expected)
+    gradient = dict(zip(dict(case.conv.named_parameters()), theirs[n:], strict=True))
+    for name, actual in zip(dict(layer.named_parameters()), ours[n:], strict=True):
+        module, _, rest = name.partition(".")
+        their_name = ".".join(filter(None, (NAMES.get(module, module), rest)))
+        if their_name not in gradient:  # the shared matrix, which they name by the other side
+            their_name = their_name.replace("lin_r", "lin_l")
+        assert_agrees(actual, gradient[their_name].view_as(actual))
+
+
+@given(case=cases())
+def test_values_and_gradients(kernel: Kernel, case: Case) -> None:
+    layer = from_pyg(case.conv)
+    if kernel.backend == "dense":  # a mask holds no parallel edges
+        case = case.without_parallel_edges()
+    layer.backend = kernel.backend
+    layer.kernel = kernel.name if case.edge_attr is None else "auto"
+    assert_same(case, layer)
+
+
+@given(case=cases())
+def test_round_trip(case: Case) -> None:
+    """To ours and back is the same to the bit; ours, to theirs and back, has the same parameters."""
+    layer = from_pyg(case.conv)
+    back = to_pyg(layer)
+    assert back.state_dict().keys() == case.conv.state_dict().keys()
+    for name, tensor in case.conv.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor)
+    assert torch.equal(case(back, case.leaves), case(case.conv, case.leaves))
+    again = from_pyg(back)
+    assert repr(again) == repr(layer)
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_in_training_only_the_dropped_edges_differ() -> None:
+    conv = GATv2Conv(3, 4, heads=2, dropout=0.5)
+    layer = from_pyg(conv)
+    assert layer.training
+    assert layer.dropout == 0.5
+    assert not from_pyg(conv.eval()).training
+
+
+def test_the_comparison_rejects_the_other_direction() -> None:
+    conv = GATv2Conv(3, 4, heads=2, add_self_loops=False).double()
+    case = Case(conv, [torch.randn(5, 3).double()], torch.tensor([[0, 1, 2], [1, 2, 4]]))
+    layer = from_pyg(conv)
+    assert_same(case, layer)
+    layer.flow = "target_to_source"
+    with pytest.raises(AssertionError):
+        assert_same(case, layer)
