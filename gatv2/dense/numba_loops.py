@@ -112,7 +112,7 @@ def _cells(call: Call, begin: int, ptr: Tensor, key_index: Tensor) -> Tensor:
     n_keys = call.n_keys // call.n_blocks
     query = torch.arange(begin, begin + ptr.numel() - 1).repeat_interleave(ptr.diff())
     cells: Tensor = query * n_keys + key_index % n_keys
-    return cells
+    return cells.int() if call.n_queries * n_keys < 2**31 else cells  # as a `Graph` has them
 
 
 @kernel
