@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import GATv2Conv
 
+import gatv2.pyg
 from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.convert import from_pyg, to_pyg
 from gatv2.dispatch import Kernel
@@ -146,6 +147,39 @@ def test_round_trip(case: Case) -> None:
     assert repr(again) == repr(layer)
     for name, tensor in layer.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+
+
+@given(case=cases())
+def test_the_change_of_an_import(case: Case) -> None:
+    """`gatv2.pyg.GATv2Conv` with the same arguments and state dict."""
+    conv = case.conv
+    ours = gatv2.pyg.GATv2Conv(
+        *(conv.in_channels, conv.out_channels, conv.heads, conv.concat, conv.negative_slope),
+        add_self_loops=conv.add_self_loops,
+        edge_dim=conv.edge_dim,
+        fill_value=conv.fill_value,
+        bias=conv.bias is not None,
+        share_weights=conv.share_weights,
+        residual=conv.res is not None,
+        flow=conv.flow,
+    ).double()
+    ours.load_state_dict(conv.state_dict())
+    cotangent = torch.randn_like(case(conv, case.leaves))
+    pairs = zip(results(case, ours, cotangent), results(case, conv, cotangent), strict=True)
+    for actual, expected in pairs:
+        assert_agrees(actual, expected)
+    x = case.x[0] if len(case.x) == 1 else tuple(case.x)
+    for actual, expected in zip(
+        _flat(ours(x, case.edge_index, case.edge_attr, return_attention_weights=True)),
+        _flat(conv(x, case.edge_index, case.edge_attr, return_attention_weights=True)),
+        strict=True,
+    ):
+        assert_agrees(actual.double(), expected.double())
+
+
+def _flat(result: Any) -> tuple[Tensor, ...]:
+    out, (edge_index, alpha) = result
+    return out, edge_index, alpha
 
 
 def test_in_training_only_the_dropped_edges_differ() -> None:
