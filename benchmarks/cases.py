@@ -25,6 +25,7 @@ class Case:
         n_heads: attention heads.
         n_hidden: features of a head.
         exponent: nodes are drawn with weight rank**-exponent, at both ends of an edge.
+        edge_dim: features of an edge, or None.
         dropout: probability in training.
         rivals: who else runs; ratios are against the first.
         target: least ratio of forward and of a training step.
@@ -37,6 +38,7 @@ class Case:
     n_heads: int = 8
     n_hidden: int = 8
     exponent: float = 0.0
+    edge_dim: int | None = None
     dropout: float = 0.0
     rivals: tuple[str, ...] = ("pyg",)
     target: tuple[float | None, float | None] = (None, None)
@@ -66,6 +68,12 @@ class Case:
         return torch.randn(self.n_nodes, self.in_features)
 
     @cached_property
+    def edge_features(self) -> Tensor | None:
+        """Features of the edges, if they have any."""
+        n_edges = self.edge_index.shape[1]
+        return None if self.edge_dim is None else torch.randn(n_edges, self.edge_dim)
+
+    @cached_property
     def cotangent(self) -> Tensor:
         """A cotangent of the result."""
         return torch.randn(self.n_nodes, self.n_heads * self.n_hidden)
@@ -75,7 +83,7 @@ class Case:
         torch.manual_seed(1)
         out_features = self.n_heads * self.n_hidden
         sizes = (self.in_features, out_features, self.n_heads)
-        ours = GraphAttentionV2Layer(*sizes, dropout=self.dropout)
+        ours = GraphAttentionV2Layer(*sizes, dropout=self.dropout, edge_dim=self.edge_dim)
         if name == "pyg":
             return self._pyg(ours)
         if name in ("formula", "dense"):
@@ -86,7 +94,7 @@ class Case:
             dense.load_state_dict(ours.state_dict())
             return dense, lambda h: dense(h, self.mask)
         graph = Graph.from_edge_index(self.edge_index, self.n_nodes)
-        return ours, lambda h: ours(h, graph)
+        return ours, lambda h: ours(h, graph, edge_features=self.edge_features)
 
     def _pyg(self, ours: GraphAttentionV2Layer) -> tuple[torch.nn.Module, Layer]:
         from torch_geometric.nn import GATv2Conv
@@ -98,16 +106,19 @@ class Case:
             dropout=self.dropout,
             bias=False,
             add_self_loops=False,
+            edge_dim=self.edge_dim,
         )
         with torch.no_grad():  # PyG projects sources, which are our keys, with lin_l
             pyg.lin_l.weight.copy_(ours.linear_r.weight)
             pyg.lin_r.weight.copy_(ours.linear_l.weight)
             pyg.att.copy_(ours.attn.unsqueeze(0))
+            if ours.linear_e is not None:
+                pyg.lin_edge.weight.copy_(ours.linear_e.weight)
             for linear in (pyg.lin_l, pyg.lin_r):
                 if linear.bias is not None:
                     linear.bias.zero_()
         source_to_target = self.edge_index.flip(0).contiguous()
-        return pyg, lambda h: pyg(h, source_to_target)
+        return pyg, lambda h: pyg(h, source_to_target, self.edge_features)
 
 
 def _citations(name: str, **options: Any) -> Case:
@@ -127,6 +138,7 @@ CASES = (
     Case("20k nodes, 2M edges", 20_000, 2_000_000, 64, target=(30, 16)),
     Case("power law", 100_000, 2_900_000, 128, exponent=0.7, target=(18, 11)),
     _citations("citations, dropout 0.6", dropout=0.6, target=(None, 8)),
+    _citations("citations, 16 features an edge", edge_dim=16, target=(None, 8)),
     Case("20 nodes, 100 edges", 20, 100, 64, rivals=_EVERYBODY, target=(1, 1)),
     _as_dense("all pairs", n_edges=None, target=(25, 15)),
     _as_dense("Cora's density", n_edges=13_264),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -25,7 +26,7 @@ def check_agreement(case: Case, layers: dict[str, tuple[torch.nn.Module, Layer]]
     results = {}
     for name, (module, layer) in layers.items():
         module.eval()
-        results[name] = _result(layer, case)
+        results[name] = _result(module, layer, case)
         module.train()
     ours = results["ours"]
     has_parallel_edges = torch.unique(case.edge_index, dim=1).shape[1] < case.edge_index.shape[1]
@@ -33,16 +34,23 @@ def check_agreement(case: Case, layers: dict[str, tuple[torch.nn.Module, Layer]]
         if has_parallel_edges and name in ("dense", "formula"):
             continue
         for a, b in zip(result, ours, strict=True):
-            try:
-                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
-            except AssertionError as error:
-                raise AssertionError(f"{case.name}: {name} differs from ours: {error}") from None
+            is_close = torch.isclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+            # with features of edges a sum of three terms has one order here and another there: where it
+            # is nearly zero it may get either sign, and then the other slope
+            allowed = 0 if case.edge_dim is None else 1e-4 * b.numel()
+            if (~is_close).sum() > allowed:
+                error = float((a - b).abs().max())
+                raise AssertionError(f"{case.name}: {name} differs from ours by up to {error:.3g}")
 
 
-def _result(layer: Layer, case: Case) -> tuple[Tensor, Tensor]:
+def _result(module: torch.nn.Module, layer: Layer, case: Case) -> tuple[Tensor, ...]:
+    """Output, and gradients of the nodes' features and of what projects those of edges."""
     h = case.features.clone().requires_grad_()
+    parameters = dict(module.named_parameters())
+    names = ("linear_e.weight", "lin_edge.weight")  # ours, PyG's
+    leaves = (h, *(parameters[name] for name in names if name in parameters))
     out = layer(h)
-    return out.detach(), torch.autograd.grad(out, h, case.cotangent)[0]
+    return out.detach(), *torch.autograd.grad(out, leaves, case.cotangent)
 
 
 def functions(case: Case, module: torch.nn.Module, layer: Layer) -> dict[str, Callable[[], object]]:
@@ -117,10 +125,8 @@ def report_peak(case_name: str, contender: str) -> None:
 
     case = next(case for case in CASES + QUICK if case.name == case_name)
     module, layer = case.contender(contender)
-    _ = case.features, case.cotangent
-    small = Case(
-        "warm-up", 50, 200, case.in_features, case.n_heads, case.n_hidden, dropout=case.dropout
-    )
+    _ = case.features, case.edge_features, case.cotangent
+    small = replace(case, name="warm-up", n_nodes=50, n_edges=200)
     functions(small, *small.contender(contender))["step"]()
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

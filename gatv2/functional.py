@@ -11,6 +11,7 @@ from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
 from gatv2.edge_features import as_backend_reads, broadcast_batch, check_edge_features, is_mask
 from gatv2.graph import Flow, Graph
+from gatv2.random import as_seed
 from gatv2.sparse import reference as sparse_reference
 
 
@@ -87,7 +88,7 @@ def gatv2_attention(
             `graph[i][j]` lets query i attend to key j.
         edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
             `[*batch, n_edges, D]` in its order (one list for a batch of graphs in one `Graph`), with
-            a mask `[*batch, *mask.shape[-3:-1], D]`, where what stands beside an edge is not read.
+            a mask `[*batch, n_queries, n_keys, D]`, entry for entry (what has no edge is not read).
         edge_projection: :math:`W_e`, `[n_heads, n_hidden, D]`; given if `edge_features` are.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability, in [0, 1), that a coefficient is dropped. It acts whenever it is not
@@ -125,10 +126,11 @@ def gatv2_attention(
     _check_projections(query, key, attn=attn)
     check_slope(negative_slope)
     check_dropout(dropout)
-    check_edge_features(edge_features, edge_projection, query)
-    call = _Call.prepare(query, key, graph, edge_features, flow=flow, backend=backend)
-    edges = {"edge_features": call.edge_features, "edge_projection": edge_projection}
-    selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel, **edges)
+    edges = (edge_features, edge_projection)
+    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
+    selected = select_kernel(
+        call.query, call.key, attn, call.adjacency, kernel=kernel, **call.edges
+    )
     out, alpha = selected.kernel.attention(
         call.query,
         call.key,
@@ -136,9 +138,9 @@ def gatv2_attention(
         call.adjacency,
         negative_slope=negative_slope,
         dropout=dropout,
-        seed=_as_seed(seed, query.device) if dropout > 0 else None,
+        seed=as_seed(seed, query.device) if dropout > 0 else None,
         return_attention=return_attention,
-        **edges,
+        **call.edges,
     )
     out = out.reshape(call.out_shape)
     return out if alpha is None else (out, alpha)
@@ -169,13 +171,9 @@ def gatv2_scores(
     """
     _check_projections(query, key, attn=attn)
     check_slope(negative_slope)
-    check_edge_features(edge_features, edge_projection, query)
-    call = _Call.prepare(query, key, graph, edge_features, flow=flow, backend=backend)
-    options: dict[str, Any] = {
-        "negative_slope": negative_slope,
-        "edge_features": call.edge_features,
-        "edge_projection": edge_projection,
-    }
+    edges = (edge_features, edge_projection)
+    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
+    options: dict[str, Any] = {"negative_slope": negative_slope, **call.edges}
     if isinstance(call.adjacency, Graph):
         scores = sparse_reference.gatv2_scores(
             call.query, call.key, attn, call.adjacency, **options
@@ -243,7 +241,7 @@ def gat_attention(
     call, scores = _gat_scores(
         query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
     )
-    seed = _as_seed(seed, query.device) if dropout > 0 else None
+    seed = as_seed(seed, query.device) if dropout > 0 else None
     if isinstance(call.adjacency, Graph):
         out, alpha = sparse_reference.attend(
             scores, call.key, call.adjacency, dropout=dropout, seed=seed
@@ -302,7 +300,7 @@ class _Call(NamedTuple):
     query: Tensor
     key: Tensor
     adjacency: Adjacency
-    edge_features: Tensor | None
+    edges: dict[str, Tensor | None]
     out_shape: torch.Size
 
     @classmethod
@@ -311,11 +309,13 @@ class _Call(NamedTuple):
         query: Tensor,
         key: Tensor,
         graph: object,
-        edge_features: Tensor | None = None,
+        edges: tuple[Tensor | None, Tensor | None] = (None, None),
         *,
         flow: Flow,
         backend: Backend,
     ) -> "_Call":
+        check_edge_features(*edges, query)
+        edge_features, edge_projection = edges
         batch_shape = common_batch_shape(graph, query.shape[:-3])
         if edge_features is not None:
             batch_shape = broadcast_batch(edge_features, graph, batch_shape)
@@ -331,7 +331,8 @@ class _Call(NamedTuple):
         out_shape = query.shape
         if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
             query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))
-        return cls(query, key, adjacency, edge_features, out_shape)
+        named = {"edge_features": edge_features, "edge_projection": edge_projection}
+        return cls(query, key, adjacency, named, out_shape)
 
 
 def _gat_scores(
@@ -370,21 +371,6 @@ def _as_caller_sees(scores: Tensor, adjacency: Adjacency) -> Tensor:
     if adjacency.head_mask is not None:
         scores = scores.masked_fill(~adjacency.head_mask, -math.inf)
     return adjacency.in_callers_order(scores, dim=-2)
-
-
-def _as_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    if seed is None:
-        return torch.randint(2**63 - 1, (), device=device)
-    if isinstance(seed, int):
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"`seed` must lie in [-2**63, 2**63); got {seed}")
-        return torch.tensor(seed, dtype=torch.int64, device=device)
-    if seed.dtype != torch.int64 or seed.ndim != 0:
-        raise ValueError(
-            f"`seed` must be an int or a 0-d int64 tensor; got {seed.dtype} with shape "
-            f"{tuple(seed.shape)}"
-        )
-    return seed.to(device)
 
 
 def _check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -> None:

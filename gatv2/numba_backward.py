@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gatv2.numba_edges import backward_edges
 from gatv2.numba_exp import exp
 from gatv2.numba_philox import keep_factors
 from gatv2.numba_scores import AHEAD, BLOCK, column_of, score_block
@@ -28,10 +29,12 @@ def backward_query_row(
     vectors: Any,
     shape: Any,
     features: Any,
+    edges: Any,
     slope: Any,
     dropout: Any,
     place: Any,
     key_index: Any,
+    edge_id: Any,
     head_mask: Any,
     start: Any,
     stop: Any,
@@ -43,6 +46,7 @@ def backward_query_row(
     signs: Any,
     d_query: Any,
     d_attn: Any,
+    d_edges: Any,
     chunk: Any,
 ) -> None:
     """Backward of one query: its row of `d_query`, its share of `d_attn`; `weights` and `signs`.
@@ -55,11 +59,12 @@ def backward_query_row(
         signs: whether query + key is positive, in bits, [edges, heads, features].
         d_query: gradient of `query`.
         d_attn: [chunks, heads, features], summed into.
+        d_edges: see `gatv2.numba_edges.backward_edges`; None if edges have no features.
         chunk: where in `d_attn`.
     """
     tile, heads, flat = vectors.tile, vectors.heads, vectors.flat
     n_groups, span = shape
-    row, _, drop_query, drop_key, drop_word, first_edge = place
+    row, _, drop_query, drop_key, drop_word, first_edge, first_row = place
     scores, d_scores, keep, counters = buffers
     query, _, attn = features
     n_lanes, n_tiles = heads.lanes, n_groups * span
@@ -81,9 +86,11 @@ def backward_query_row(
                         vectors,
                         shape,
                         features,
+                        edges,
                         slope,
                         place,
                         key_index,
+                        edge_id,
                         head_mask,
                         group,
                         begin,
@@ -166,6 +173,25 @@ def backward_query_row(
                             )
                             acc = acc + select(bits, expand(tile, de), nothing)
                         store(d_query, at_out, acc)
+                        if edges is not None:
+                            backward_edges(
+                                vectors,
+                                shape,
+                                edges,
+                                slope,
+                                first_row,
+                                edge_id,
+                                first_edge,
+                                group,
+                                part,
+                                begin,
+                                end,
+                                (d_scores, scores),  # not needed any more
+                                weights,
+                                signs,
+                                d_edges,
+                                chunk,
+                            )
         for part in range(span):
             at_out = column_of(tile, shape, row, group, part)
             if start == stop:

@@ -22,10 +22,12 @@ def forward_row(
     vectors: Any,
     shape: Any,
     features: Any,
+    edges: Any,
     slope: Any,
     dropout: Any,
     place: Any,
     key_index: Any,
+    edge_id: Any,
     head_mask: Any,
     start: Any,
     stop: Any,
@@ -41,11 +43,13 @@ def forward_row(
         vectors: see `gatv2.tiles.Tiles.vectors`.
         shape: (groups of heads, tiles a head spans).
         features: (query, key, attn).
+        edges: (x, W_e, D, rows of x) of the features of edges, or None.
         slope: negative slope.
         dropout: see `keep_factors`; none if the least word that is kept is 0.
         place: (row of the query, row of key 0, query and key 0 and batch as dropout counts them,
-            first edge of alpha).
+            first edge of alpha, first row of x).
         key_index: key of each edge.
+        edge_id: row of each edge in x, or anything if there is none.
         head_mask: [edges, heads], or None.
         start: first edge of the query.
         stop: end of its edges.
@@ -57,7 +61,7 @@ def forward_row(
     """
     tile, heads, flat = vectors.tile, vectors.heads, vectors.flat
     n_groups, span = shape
-    row, first_key, drop_query, drop_key, drop_word, first_edge = place
+    row, first_key, drop_query, drop_key, drop_word, first_edge, _ = place
     scores, _, keep, counters = buffers
     key, n_lanes = features[1], heads.lanes
     zero, nothing = splat(heads, 0.0), splat(tile, 0.0)
@@ -72,9 +76,11 @@ def forward_row(
                 vectors,
                 shape,
                 features,
+                edges,
                 slope,
                 place,
                 key_index,
+                edge_id,
                 head_mask,
                 group,
                 begin,

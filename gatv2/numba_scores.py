@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gatv2.numba_edges import add_projection, prefetch_edge
 from gatv2.numba_philox import LANES
 from gatv2.numba_vectors import inline
 from gatv2.simd import group_sum, load, load_mask, prefetch, select, splat, store, store_bits
@@ -45,9 +46,11 @@ def score_block(
     vectors: Any,
     shape: Any,
     features: Any,
+    edges: Any,
     slope: Any,
     place: Any,
     key_index: Any,
+    edge_id: Any,
     head_mask: Any,
     group: Any,
     begin: Any,
@@ -65,10 +68,12 @@ def score_block(
     tile, heads = vectors.tile, vectors.heads
     n_groups, span = shape
     query, key, attn = features
-    row, first_key, first_edge = place[0], place[1], place[5]
+    row, first_key, first_edge, first_row = place[0], place[1], place[5], place[6]
     n_lanes, n_tiles = heads.lanes, n_groups * span
     last = key_index.size - 1
     nothing, slopes = splat(tile, 0.0), splat(tile, slope)
+    if edges is not None:
+        n_features, first_x = edges[2], first_row % edges[3]
     for part in range(span):
         at_query = column_of(tile, shape, row, group, part)
         q, a = load(tile, query, at_query), load(tile, attn, column_of(tile, shape, 0, group, part))
@@ -79,6 +84,17 @@ def score_block(
             prefetch(tile, key, column_of(tile, shape, ahead, group, part))
             k = load(tile, key, column_of(tile, shape, first_key + key_index[e], group, part))
             x = q + k
+            if edges is not None:
+                ahead = first_x + edge_id[min(e + AHEAD, last)]
+                prefetch_edge(vectors, edges, ahead * n_features)
+                x = add_projection(
+                    vectors,
+                    edges,
+                    (first_x + edge_id[e]) * n_features,
+                    column_of(tile, shape, 0, group, part),
+                    column_of(tile, shape, 1, 0, 0),
+                    x,
+                )
             positive = x > nothing
             s = group_sum(heads, select(positive, x, x * slopes) * a)
             at = (e - begin) * n_lanes

@@ -5,6 +5,7 @@ transform. The gradient's own derivative goes through the reference.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +17,7 @@ from torch.autograd.function import _SingleLevelFunction
 from gatv2.inspection import numba_import_failure
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_OPTIONS = (
-    "Tensor? seed, int n_blocks, int n_mapped, float negative_slope, float dropout, bool with_alpha"
-)
+_OPTIONS = "Tensor? seed, int n_blocks, int n_mapped, float negative_slope, float dropout, bool "
 _N_OPTIONS = 6
 _library = torch.library.Library("gatv2", "DEF")
 
@@ -31,12 +30,13 @@ class Launcher(Protocol):
 
     def backward(
         self, d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of query, key and attn."""
+    ) -> tuple[Tensor, ...]:
+        """Gradients of query, key, attn, edge_features and edge_projection."""
 
 
 Reference = Callable[..., tuple[Tensor, Tensor]]
-"""(query, key, attn, adjacency, seed, n_blocks, negative_slope, dropout) -> (out, alpha)."""
+"""(query, key, attn, adjacency, seed, n_blocks, negative_slope, dropout, edge_features,
+edge_projection) -> (out, alpha)."""
 
 
 def define(
@@ -48,10 +48,13 @@ def define(
 ) -> Any:
     """Define the operator `gatv2::name` and its gradient, `gatv2::name_backward`.
 
-    The operator is (query, key, attn, *adjacency, seed, n_blocks, n_mapped, negative_slope, dropout,
-    with_alpha) -> (out, log-sum-exp, alpha). `n_mapped` is the number of leading batch dimensions
-    that dropout does not tell apart, and for which the gradient of attn is not summed: those that
-    `torch.vmap` added. Without `with_alpha`, alpha is empty.
+    The operator is (query, key, attn, edge_features, edge_projection, *adjacency, seed, n_blocks,
+    n_mapped, negative_slope, dropout, with_alpha) -> (out, log-sum-exp, alpha). `n_mapped` is the
+    number of leading batch dimensions that dropout does not tell apart, and for which the gradients
+    of attn and edge_projection are not summed: those that `torch.vmap` added. Without `with_alpha`,
+    alpha is empty. `edge_features`, None or with the batch dimensions of query, have a row for each
+    edge or pair of nodes. The gradients of what is None are empty, and that of edge_features is
+    without `with_d_edge_features`.
 
     Args:
         name: name of the operator.
@@ -60,11 +63,14 @@ def define(
         reference: the same function by plain PyTorch operations.
         alpha_shape: shape of alpha, given query, key and the adjacency's tensors.
     """
-    features = f"Tensor query, Tensor key, Tensor attn, {adjacency}, {_OPTIONS}"
-    _library.define(f"{name}({features}) -> (Tensor, Tensor, Tensor)")
+    inputs = (
+        "Tensor query, Tensor key, Tensor attn, Tensor? edge_features, Tensor? edge_projection, "
+        f"{adjacency}, {_OPTIONS}"
+    )
+    _library.define(f"{name}({inputs} with_alpha) -> (Tensor, Tensor, Tensor)")
     _library.define(
-        f"{name}_backward(Tensor d_out, Tensor d_alpha, Tensor lse, {features}) "
-        "-> (Tensor, Tensor, Tensor)"
+        f"{name}_backward(Tensor d_out, Tensor d_alpha, Tensor lse, {inputs} with_d_edge_features) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
     operator = getattr(torch.ops.gatv2, name).default
     gradient = getattr(torch.ops.gatv2, f"{name}_backward").default
@@ -72,7 +78,7 @@ def define(
     _library.impl(f"{name}_backward", lambda *arguments: launcher().backward(*arguments), "CPU")
 
     def forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, _, *tensors = arguments[:-_N_OPTIONS]
+        query, key, _, _, _, *tensors = arguments[:-_N_OPTIONS]
         with_alpha = arguments[-1]
         return (
             query.new_empty(query.shape),
@@ -80,70 +86,99 @@ def define(
             query.new_empty(alpha_shape(query, key, *tensors) if with_alpha else (0,)),
         )
 
-    def backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, attn = arguments[3:6]
+    def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+        query, key, attn, edge_features, edge_projection = arguments[3:8]
         mapped = query.shape[: arguments[-4]]
+        has_edges, with_d_edge_features = edge_features is not None, arguments[-1]
         return (
             query.new_empty(query.shape),
             key.new_empty(key.shape),
             attn.new_empty((*mapped, *attn.shape)),
+            query.new_empty(edge_features.shape if has_edges and with_d_edge_features else (0,)),
+            query.new_empty((*mapped, *edge_projection.shape) if has_edges else (0,)),
         )
 
     torch.library.register_fake(operator, forward_fake, lib=_library)
     torch.library.register_fake(gradient, backward_fake, lib=_library)
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = inputs[-_N_OPTIONS + 1 :]
+        ctx.options = inputs[-_N_OPTIONS + 1 : -1]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1], *inputs[: -_N_OPTIONS + 1])
 
     def backward(ctx: Any, d_out: Tensor, _: Tensor, d_alpha: Tensor) -> tuple[Any, ...]:
         lse, *tensors = ctx.saved_tensors
-        query, _, attn, *others = tensors
+        query, _, attn, edge_features, edge_projection, *others = tensors
         d_out = torch.zeros_like(query) if d_out is None else d_out
         d_alpha = query.new_empty(0) if d_alpha is None else d_alpha
-        d_query, d_key, d_attn = gradient(d_out, d_alpha, lse, *tensors, *ctx.options)
-        d_attn = d_attn.reshape(-1, *attn.shape).sum(0)
-        return d_query, d_key, d_attn, *[None] * (len(others) + len(ctx.options))
+        needs_d_edge_features = ctx.needs_input_grad[3]
+        d_query, d_key, d_attn, d_edge_features, d_edge_projection = gradient(
+            d_out, d_alpha, lse, *tensors, *ctx.options, needs_d_edge_features
+        )
+        return (
+            d_query,
+            d_key,
+            d_attn.sum_to_size(attn.shape),
+            d_edge_features if needs_d_edge_features else None,
+            None if edge_features is None else d_edge_projection.sum_to_size(edge_projection.shape),
+            *[None] * (len(others) + len(ctx.options) + 1),
+        )
 
     def save_gradient_inputs(ctx: Any, inputs: tuple[Any, ...], _output: object) -> None:
         ctx.options = inputs[-_N_OPTIONS + 1 :]
         ctx.save_for_backward(*inputs[: -_N_OPTIONS + 1])
 
     def double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        d_out, d_alpha, _, query, key, attn, *tensors, seed = ctx.saved_tensors
-        n_blocks, n_mapped, negative_slope, dropout, _ = ctx.options
-        has_alpha = d_alpha.numel() > 0
+        d_out, d_alpha, _, query, key, attn, *edges_and_tensors, seed = ctx.saved_tensors
+        edges, tensors = edges_and_tensors[:2], edges_and_tensors[2:]
+        n_blocks, n_mapped, negative_slope, dropout, with_d_edge_features = ctx.options
+        has_alpha, has_edges = d_alpha.numel() > 0, edges[0] is not None
+        features = (query, key, attn, *edges) if has_edges else (query, key, attn)
+        is_wanted = (True, True, True, with_d_edge_features, True)[: len(features)]
 
         def gradients(d_out: Tensor, d_alpha: Tensor, *features: Tensor) -> Any:
-            def attend(query: Tensor, key: Tensor, attn: Tensor) -> Any:
+            def attend(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> Any:
                 out, alpha = reference(
-                    query, key, attn, tensors, seed, n_blocks, negative_slope, dropout
+                    query,
+                    key,
+                    attn,
+                    tensors,
+                    seed,
+                    n_blocks,
+                    negative_slope,
+                    dropout,
+                    *(edges or (None, None)),
                 )
                 return (out, alpha) if has_alpha else out
 
             pullback: Any = torch.func.vjp(attend, *features)[1]
-            return pullback((d_out, d_alpha) if has_alpha else d_out)
+            return tuple(compress(pullback((d_out, d_alpha) if has_alpha else d_out), is_wanted))
 
         mapped = gradients
+        in_dims = (0, 0 if has_alpha else None, *(0, 0, None, 0, None)[: len(features)])
         for _level in range(n_mapped):
-            mapped = torch.vmap(mapped, (0, 0 if has_alpha else None, 0, 0, None))
-        pullback: Any = torch.func.vjp(mapped, d_out, d_alpha, query, key, attn)[1]
-        to_d_out, to_d_alpha, *to_features = pullback(cotangents)
+            mapped = torch.vmap(mapped, in_dims)
+        pullback: Any = torch.func.vjp(mapped, d_out, d_alpha, *features)[1]
+        wanted = tuple(compress(cotangents, is_wanted))
+        to_d_out, to_d_alpha, *to_features = pullback(wanted)
+        to_features += [None] * (5 - len(features))
         others = [None] * (len(tensors) + 1 + len(ctx.options))
         return to_d_out, to_d_alpha, None, *to_features, *others
 
-    _differentiate(operator, save_inputs, backward, _batching_rule(operator, mappable=2))
+    _differentiate(operator, save_inputs, backward, _batching_rule(operator, mappable=(0, 1, 3)))
     _differentiate(
-        gradient, save_gradient_inputs, double_backward, _batching_rule(gradient, mappable=5)
+        gradient,
+        save_gradient_inputs,
+        double_backward,
+        _batching_rule(gradient, mappable=(0, 1, 2, 3, 4, 6)),
     )
     return operator
 
 
 def unsupported(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> list[str]:
     """The reasons why a fused CPU kernel can't serve these inputs; empty if it can."""
-    reasons = ["it does not read features of edges"] if edges else []
+    reasons = []
     if query.device.type != "cpu":
         reasons.append(f"it runs on the CPU only, and the features are on {query.device}")
     if query.dtype not in _DTYPES:
@@ -222,11 +257,11 @@ def _differentiate(
     torch.library.register_vmap(operator, batching_rule, lib=_library)
 
 
-def _batching_rule(operator: Any, mappable: int) -> Callable[..., Any]:
-    """The rule of vmap: over the first `mappable` tensors at once, over anything else one by one."""
+def _batching_rule(operator: Any, mappable: tuple[int, ...]) -> Callable[..., Any]:
+    """The rule of vmap: over tensors at the places `mappable` at once, over anything else one by one."""
 
     def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
-        if any(dim is not None for dim in in_dims[mappable:]):
+        if any(dim is not None for i, dim in enumerate(in_dims) if i not in mappable):
             results = [
                 operator(
                     *(
@@ -236,11 +271,14 @@ def _batching_rule(operator: Any, mappable: int) -> Callable[..., Any]:
                 )
                 for i in range(info.batch_size)
             ]
-            return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0, 0)
+            stacked = tuple(map(torch.stack, zip(*results, strict=True)))
+            return stacked, (0,) * len(stacked)
         mapped = list(arguments)
         mapped[-4] += 1
-        for i in range(mappable):
+        for i in mappable:
             tensor, dim = arguments[i], in_dims[i]
+            if tensor is None:
+                continue
             if tensor.ndim - (dim is not None) == 1:  # no cotangent of alpha
                 mapped[i] = tensor.new_empty(0)
             elif dim is None:

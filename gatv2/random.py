@@ -56,6 +56,26 @@ def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     return (shifted >> 32) + (multiplier >> 1), shifted & _LOW_32_BITS
 
 
+def as_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """A seed as a 0-d int64 tensor; drawn from PyTorch's generator if None.
+
+    Raises:
+        ValueError: an int that does not fit, or a tensor of another dtype or shape.
+    """
+    if seed is None:
+        return torch.randint(2**63 - 1, (), device=device)
+    if isinstance(seed, int):
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"`seed` must lie in [-2**63, 2**63); got {seed}")
+        return torch.tensor(seed, dtype=torch.int64, device=device)
+    if seed.dtype != torch.int64 or seed.ndim != 0:
+        raise ValueError(
+            f"`seed` must be an int or a 0-d int64 tensor; got {seed.dtype} with shape "
+            f"{tuple(seed.shape)}"
+        )
+    return seed.to(device)
+
+
 def keep_mask(
     seed: Tensor,
     dropout: float,

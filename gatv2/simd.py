@@ -135,6 +135,20 @@ def load(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def broadcast(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+    """`array[index]` in every lane of a vector of class `cls`."""
+    vector = _vector(cls)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalar = builder.load(_pointer(context, builder, sig, args, 1, 1))
+        undefined = ir.Constant(vector.llvm, ir.Undefined)
+        first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+        return _shuffle(builder, first, [0] * vector.lanes)
+
+    return vector(cls, array, types.intp), lower
+
+
+@intrinsic
 def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Store a vector from `array[index]` on."""
 

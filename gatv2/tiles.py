@@ -63,18 +63,24 @@ class Tiles:
         return self.n_groups * self.span * self.lanes
 
     @property
+    def line(self) -> int:
+        """Lanes of a cache line."""
+        return _LINE_BYTES // self.dtype.itemsize
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Groups of heads, and tiles a head spans."""
         return self.n_groups, self.span
 
     @cached_property
     def vectors(self) -> Vectors:
-        """Vectors: a tile, its heads, coefficients of heads, random words, a part of a mask."""
+        """Vectors: a tile, its heads, coefficients, a cache line, random words, a part of a mask."""
         scalar = np.float64 if self.dtype == torch.float64 else np.float32
         return Vectors(
             tile=(scalar, self.lanes),
             heads=(scalar, self.group),
-            flat=(scalar, max(self.group, _LINE_BYTES // self.dtype.itemsize)),
+            flat=(scalar, max(self.group, self.line)),
+            line=(scalar, self.line),
             words=(np.uint32, LANES),
             word=(np.uint32, MASK_LANES),
         )

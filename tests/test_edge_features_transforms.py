@@ -11,18 +11,6 @@ from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention
 from gatv2.dispatch import KERNELS, Kernel
 from gatv2.testing import assert_agrees
 
-
-@pytest.fixture(autouse=True)
-def _serves(request: pytest.FixtureRequest) -> None:
-    """Leave out kernels that say they do not read features of edges."""
-    kernel = (
-        request.node.callspec.params.get("kernel") if hasattr(request.node, "callspec") else None
-    )
-    zeros = torch.zeros(1, 1, 1)
-    if kernel is not None and kernel.unsupported(zeros, zeros, zeros[0], zeros, zeros):
-        pytest.skip("the kernel does not read features of edges")
-
-
 EDGE_INDEX = torch.tensor([[0, 3, 0, 1, 1, 3, 3, 0], [3, 0, 0, 2, 2, 1, 2, 1]])  # 2 has no keys
 MASK = torch.zeros(5, 4, 1, dtype=torch.bool).index_put((*EDGE_INDEX,), torch.tensor(True))
 
@@ -145,6 +133,31 @@ def test_compile(backend: str, dynamic: bool) -> None:
         leaf = x.clone().requires_grad_()
         out = function(h, adj_mat, edge_features=leaf, seed=1)
         results.append((out, *torch.autograd.grad(out, (leaf, *layer.parameters()), cotangent)))
+    for actual, exact in zip(*results, strict=True):
+        assert_agrees(actual, exact)
+
+
+def test_export(backend: str) -> None:
+    layer, (h, adj_mat, x) = auto(backend).eval(), layer_inputs(backend)
+    program: Any = torch.export.export(layer, (h, adj_mat), {"edge_features": x})
+    names = {str(node.target) for node in program.graph.nodes}
+    assert f"gatv2.{backend}_attention.default" in names
+    actual = program.module()(h, adj_mat, edge_features=x)
+    assert_agrees(actual, layer(h, adj_mat, edge_features=x))
+
+
+def test_no_gradient_for_features_that_want_none(kernel: Kernel) -> None:
+    """Then the projection gets the same, and so it does when differentiated twice."""
+    results = []
+    for needs in (False, True):
+        torch.manual_seed(0)
+        *tensors, x, projection = tensors_of(kernel, 2)
+        x.requires_grad_(needs)
+        leaves = [y.requires_grad_() for y in (*tensors, projection)]
+        out = function_of(kernel)(*tensors, x, projection)
+        once = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        penalty = torch.stack([y.square().sum() for y in once]).sum()
+        results.append((*once, *torch.autograd.grad(penalty, leaves)))
     for actual, exact in zip(*results, strict=True):
         assert_agrees(actual, exact)
 

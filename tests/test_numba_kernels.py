@@ -27,6 +27,10 @@ REFERENCES: dict[str, Kernel] = {
     kernel.backend: kernel for kernel in KERNELS if kernel.name == "torch"
 }
 SHAPES = [(8, 8), (1, 1), (1, 7), (3, 5), (9, 8), (4, 32), (2, 65), (1, 121), (40, 1)]
+SHAPES_WITH_EDGES = [(8, 8, 16), (1, 1, 3), (3, 5, 1), (2, 65, 17), (40, 1, 5)]
+
+
+EDGES = pytest.mark.parametrize("edge_dim", [None, 5], ids=["", "edge features"])
 
 
 @pytest.fixture(params=FUSED.keys())
@@ -41,8 +45,9 @@ def random_inputs(
     n_nodes: tuple[int, int] = (60, 70),
     dtype: torch.dtype = torch.float32,
     batch_shape: tuple[int, ...] = (),
+    edge_dim: int | None = None,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Query, key and attn; a mask; a cotangent of the output."""
+    """Query, key, attn and maybe features of edges and their projection; a mask; a cotangent."""
     n_queries, n_keys = n_nodes
 
     def normal(*shape: int) -> Tensor:
@@ -51,16 +56,22 @@ def random_inputs(
     query = normal(*batch_shape, n_queries, n_heads, n_hidden)
     key = normal(*batch_shape, n_keys, n_heads, n_hidden)
     mask = torch.rand(n_queries, n_keys, 1) < 0.3
-    return [query, key, normal(n_heads, n_hidden)], mask, torch.randn_like(query)
+    features = [query, key, normal(n_heads, n_hidden)]
+    if edge_dim is not None:
+        edges = normal(*batch_shape, n_queries, n_keys, edge_dim)
+        features += [edges, normal(n_heads, n_hidden, edge_dim)]
+    return features, mask, torch.randn_like(query)
 
 
 def outcome(
     kernel: Kernel, features: list[Tensor], mask: Tensor, cotangent: Tensor, dropout: float = 0.3
 ) -> list[Tensor]:
-    """Output, coefficients, and gradients of query, key and attn."""
+    """Output, coefficients, and gradients of all features."""
     adjacency = Graph.from_mask(mask) if kernel.backend == "sparse" else mask
     leaves = [x.detach().clone().requires_grad_() for x in features]
-    query, key, attn = leaves
+    query, key, attn, *edges = leaves
+    if edges and kernel.backend == "sparse":
+        edges[0] = edges[0][..., mask.any(-1), :]
     results = kernel.attention(
         query,
         key,
@@ -70,6 +81,7 @@ def outcome(
         dropout=dropout,
         seed=torch.tensor(5) if dropout else None,
         return_attention=True,
+        **dict(zip(("edge_features", "edge_projection"), edges, strict=False)),
     )
     alpha = results[1]
     assert alpha is not None
@@ -91,9 +103,11 @@ def assert_as_good(actual: list[Tensor], reference: list[Tensor], exact: list[Te
         assert_agrees(a, e.double(), r)
 
 
-@pytest.mark.parametrize(("n_heads", "n_hidden"), SHAPES)
-def test_every_shape(backend: str, n_heads: int, n_hidden: int) -> None:
-    features, mask, cotangent = random_inputs(n_heads, n_hidden)
+@pytest.mark.parametrize(
+    ("n_heads", "n_hidden", "edge_dim"), [*((*s, None) for s in SHAPES), *SHAPES_WITH_EDGES]
+)
+def test_every_shape(backend: str, n_heads: int, n_hidden: int, edge_dim: int | None) -> None:
+    features, mask, cotangent = random_inputs(n_heads, n_hidden, edge_dim=edge_dim)
     actual = outcome(FUSED[backend], features, mask, cotangent)
     reference = outcome(REFERENCES[backend], features, mask, cotangent)
     in_float64 = [x.double() for x in features]
@@ -101,9 +115,12 @@ def test_every_shape(backend: str, n_heads: int, n_hidden: int) -> None:
     assert_as_good(actual, reference, exact)
 
 
+@EDGES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_is_computed_in_float32(backend: str, dtype: torch.dtype) -> None:
-    features, mask, cotangent = random_inputs(dtype=dtype)
+def test_half_precision_is_computed_in_float32(
+    backend: str, dtype: torch.dtype, edge_dim: int | None
+) -> None:
+    features, mask, cotangent = random_inputs(dtype=dtype, edge_dim=edge_dim)
     actual = outcome(FUSED[backend], features, mask, cotangent, dropout=0.0)
     in_float32 = [x.float() for x in features]
     expected = outcome(FUSED[backend], in_float32, mask, cotangent.float(), dropout=0.0)
@@ -113,10 +130,11 @@ def test_half_precision_is_computed_in_float32(backend: str, dtype: torch.dtype)
         assert float((a.float() - e).abs().max()) <= 4 * rounding
 
 
-def test_long_rows_are_joined_from_blocks(backend: str) -> None:
+@EDGES
+def test_long_rows_are_joined_from_blocks(backend: str, edge_dim: int | None) -> None:
     """Queries with thousands of keys, and keys with thousands of queries."""
     for n_nodes in ((3, 5003), (5003, 3)):
-        features, mask, cotangent = random_inputs(2, 4, n_nodes)
+        features, mask, cotangent = random_inputs(2, 4, n_nodes, edge_dim=edge_dim)
         mask[0] = True
         actual = outcome(FUSED[backend], features, mask, cotangent)
         reference = outcome(REFERENCES[backend], features, mask, cotangent)
@@ -125,8 +143,11 @@ def test_long_rows_are_joined_from_blocks(backend: str) -> None:
         assert_as_good(actual, reference, exact)
 
 
-def test_dense_gradients_are_joined_from_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, mask, cotangent = random_inputs(batch_shape=(2,))
+@EDGES
+def test_dense_gradients_are_joined_from_blocks(
+    edge_dim: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, mask, cotangent = random_inputs(batch_shape=(2,), edge_dim=edge_dim)
     expected = outcome(
         REFERENCES["dense"], [x.double() for x in features], mask, cotangent.double()
     )
@@ -135,12 +156,18 @@ def test_dense_gradients_are_joined_from_blocks(monkeypatch: pytest.MonkeyPatch)
     assert_as_good(outcome(FUSED["dense"], features, mask, cotangent), reference, expected)
 
 
+@EDGES
 @pytest.mark.parametrize("batch_shape", [(), (3,)])
 def test_same_bits_on_any_number_of_threads(
-    backend: str, batch_shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    batch_shape: tuple[int, ...],
+    edge_dim: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(parallel, "_CHUNK_WORK", 1 << 10)  # many chunks
-    features, mask, cotangent = random_inputs(n_nodes=(300, 200), batch_shape=batch_shape)
+    features, mask, cotangent = random_inputs(
+        n_nodes=(300, 200), batch_shape=batch_shape, edge_dim=edge_dim
+    )
     n_threads = torch.get_num_threads()
     try:
         results = []
@@ -235,9 +262,12 @@ def test_nan_stays_where_it_is_attended_to(backend: str) -> None:
     assert out[2].abs().sum() == 0
 
 
-def test_memory_is_written_before_it_is_read(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@EDGES
+def test_memory_is_written_before_it_is_read(
+    backend: str, edge_dim: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """New memory holds NaN here, and results do not change."""
-    features, mask, cotangent = random_inputs(n_heads=3)
+    features, mask, cotangent = random_inputs(n_heads=3, edge_dim=edge_dim)
     mask[:, :7], mask[3:6] = False, False
     expected = outcome(FUSED[backend], features, mask, cotangent)
 
@@ -257,8 +287,9 @@ import torch
 sys.path.insert(0, {tests!r})
 from test_numba_kernels import FUSED, outcome, random_inputs
 for backend in FUSED:
-    for shape in ((2, 8), (1, 65)):
-        features, mask, cotangent = random_inputs(*shape, n_nodes=(33, 70), batch_shape=(2,))
+    for shape, edge_dim in (((2, 8), None), ((1, 65), None), ((1, 65), 17)):
+        options = {{"n_nodes": (33, 70), "batch_shape": (2,), "edge_dim": edge_dim}}
+        features, mask, cotangent = random_inputs(*shape, **options)
         mask[:5] = False
         outcome(FUSED[backend], features, mask, cotangent)
         outcome(FUSED[backend], features, mask.expand(-1, -1, shape[0]), cotangent)

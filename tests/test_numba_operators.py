@@ -35,20 +35,35 @@ def random_features(*batch_shape: int, dtype: torch.dtype = torch.float64) -> li
     return [query, key, torch.randn(N_HEADS, N_HIDDEN, dtype=dtype)]
 
 
-def adjacency_of(backend: str, mask: Tensor) -> list[Tensor | None]:
+def random_edges(backend: str, mask: Tensor, *batch_shape: int) -> list[Tensor]:
+    """Features of edges and their projection."""
+    rows = mask.shape[:2] if backend == "dense" else (int(mask.any(-1).sum()),)
+    x = torch.randn(*batch_shape, *rows, 4, dtype=torch.float64)
+    return [x, torch.randn(N_HEADS, N_HIDDEN, 4, dtype=torch.float64)]
+
+
+def adjacency_of(
+    backend: str, mask: Tensor, has_edge_features: bool = False
+) -> list[Tensor | None]:
     """The operator's tensors of a mask."""
     if backend == "dense":
         return [mask]
     graph = Graph.from_mask(mask)
-    return [graph.query_ptr, graph.key_index, *graph.by_key, graph.head_mask]
+    edge_id = graph.edge_id if has_edge_features else None
+    return [graph.query_ptr, graph.key_index, *graph.by_key, graph.head_mask, edge_id]
 
 
 @pytest.mark.parametrize("mask", [MASK, HEAD_MASK], ids=["one mask", "head mask"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("with_alpha", [False, True])
-def test_opcheck(backend: str, mask: Tensor, dropout: float, with_alpha: bool) -> None:
-    features = [x.requires_grad_() for x in random_features(2)]
-    adjacency = adjacency_of(backend, mask)
+@pytest.mark.parametrize("with_edges", [False, True])
+def test_opcheck(
+    backend: str, mask: Tensor, dropout: float, with_alpha: bool, with_edges: bool
+) -> None:
+    tensors = [*random_features(2), *(random_edges(backend, mask, 2) if with_edges else ())]
+    features: list[Tensor | None] = [x.requires_grad_() for x in tensors]
+    features += [None] * (5 - len(features))
+    adjacency = adjacency_of(backend, mask, with_edges)
     seed = torch.tensor(3) if dropout else None
     options = (seed, 1, 0, 0.2, dropout, with_alpha)
     operator = getattr(torch.ops.gatv2, f"{backend}_attention").default
@@ -192,9 +207,10 @@ def test_forward_mode_goes_to_the_reference(backend: str) -> None:
         assert selection.kernel.name == "torch"
         assert "forward-mode" in selection.rejected["numba"][0]
         options = (None, 1, 0, 0.2, 0.0, False)
+        edges = (None, None)
         operator = getattr(torch.ops.gatv2, f"{backend}_attention")
         with pytest.raises(NotImplementedError, match="forward mode AD"):
-            operator(dual, *features[1:], *adjacency_of(backend, MASK), *options)
+            operator(dual, *features[1:], *edges, *adjacency_of(backend, MASK), *options)
 
 
 def test_unsupported_inputs_are_told(backend: str) -> None:

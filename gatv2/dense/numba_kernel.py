@@ -24,9 +24,10 @@ def gatv2_attention(
     edge_projection: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """GATv2 attention without anything of `[N, M]` beside the mask; see `gatv2.dense.reference`."""
+    features = (query, key, attn, edge_features, edge_projection)
     n_mapped = 0
     out, _, alpha = _attention(
-        query, key, attn, mask, seed, 1, n_mapped, negative_slope, dropout, return_attention
+        *features, mask, seed, 1, n_mapped, negative_slope, dropout, return_attention
     )
     return out, alpha if return_attention else None
 
@@ -46,6 +47,8 @@ def _reference(
     _n_blocks: int,
     negative_slope: float,
     dropout: float,
+    edge_features: Tensor | None,
+    edge_projection: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     out, alpha = reference.gatv2_attention(
         query,
@@ -56,6 +59,8 @@ def _reference(
         dropout=dropout,
         seed=seed,
         return_attention=True,
+        edge_features=edge_features,
+        edge_projection=edge_projection,
     )
     assert alpha is not None
     return out, alpha

@@ -28,7 +28,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = call.query.shape[:-2]
     out, largest, total = tiles.empty(*shape), tiles.empty_heads(*shape), tiles.empty_heads(*shape)
     n_keys = mask.shape[-2]
-    alpha = tiles.empty_heads(*shape, n_keys) if call.with_alpha else tiles.empty_heads(0)
+    alpha = tiles.empty_heads(*shape, n_keys) if call.wants_rows else tiles.empty_heads(0)
     n_rows = call.n_copies * call.n_queries
     n_chunks = min(count_chunks(n_rows * n_keys * tiles.length), max(n_rows, 1))
     results = (out, largest, total, alpha)
@@ -36,6 +36,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         _forward,
         n_chunks,
         *call.arguments,
+        call.edges,
         n_rows,
         as_array(mask),
         None if mask.shape[-1] == 1 else mask.shape[-1],
@@ -44,10 +45,8 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return call.results(*results)
 
 
-def backward(
-    d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and attn; for the arguments see `gatv2.operator.define`."""
+def backward(d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Gradients of the features; for the arguments see `gatv2.operator.define`."""
     call = Call(*arguments)
     mask, tiles = _fold(call), call.tiles
     n_keys, n_heads = mask.shape[-2:]
@@ -57,6 +56,8 @@ def backward(
     np.cumsum(ptr, out=ptr)
     limit = max(_BLOCK // tiles.padded[0], 1)
     gradients = Gradients(call, d_out, lse, min(int(ptr[-1]), limit))
+    if gradients.d_edge_features is not None:
+        gradients.d_edge_features.zero_()
     begin = 0
     while begin < call.n_queries:
         end = max(int(np.searchsorted(ptr, ptr[begin] + limit, side="right")) - 1, begin + 1)
@@ -77,10 +78,17 @@ def backward(
             None if head_mask is None else as_array(head_mask),
         )
         heads = None if head_mask is None else tiles.pad_heads(head_mask)
-        edge_d_alpha = _of_edges(call, d_alpha, begin, block, key_index)
+        edge_d_alpha, edge_id = d_alpha, None
+        if d_alpha.numel() or call.edges is not None:
+            cells = _cells(call, begin, block, key_index)
+            if d_alpha.numel():
+                pairs = d_alpha.reshape(call.n_copies, -1, d_alpha.shape[-1])
+                edge_d_alpha = pairs.index_select(1, cells)
+            if call.edges is not None:
+                edge_id = as_array(cells)
         csc = transpose(block, key_index, call.n_keys)
         gradients.add(
-            (as_array(block), as_array(key_index), heads),
+            (as_array(block), as_array(key_index), edge_id, heads),
             (*map(as_array, csc), None if heads is None else True),
             tiles.pad_heads(edge_d_alpha),
         )
@@ -99,14 +107,12 @@ def _fold(call: Call) -> Tensor:
     return mask
 
 
-def _of_edges(call: Call, d_alpha: Tensor, begin: int, ptr: Tensor, key_index: Tensor) -> Tensor:
-    """The cotangents of alpha that belong to the edges of a block of queries."""
-    if d_alpha.numel() == 0:
-        return d_alpha
+def _cells(call: Call, begin: int, ptr: Tensor, key_index: Tensor) -> Tensor:
+    """Where the edges of a block of queries stand in a mask without heads."""
     n_keys = call.n_keys // call.n_blocks
     query = torch.arange(begin, begin + ptr.numel() - 1).repeat_interleave(ptr.diff())
-    position = query * n_keys + key_index % n_keys
-    return d_alpha.reshape(call.n_copies, -1, d_alpha.shape[-1]).index_select(1, position)
+    cells: Tensor = query * n_keys + key_index % n_keys
+    return cells.int() if call.n_queries * n_keys < 2**31 else cells  # as a `Graph` has them
 
 
 @kernel
@@ -118,6 +124,7 @@ def _forward(
     features: Any,
     slope: Any,
     dropout: Any,
+    edges: Any,
     n_rows: Any,
     mask: Any,
     mask_heads: Any,
@@ -150,16 +157,26 @@ def _forward(
                     head_mask,
                     n_heads,
                 )
-            row, first_key, drop_query, block_key, drop_word, _ = place(
+            row, first_key, drop_query, block_key, drop_word, _, first_pair = place(
                 sizes, 0, row // n_queries, i
             )
             forward_row(
                 vectors,
                 shape,
                 features,
+                edges,
                 slope,
                 dropout,
-                (row, first_key + block_key, drop_query, 0, drop_word, 0),
+                (
+                    row,
+                    first_key + block_key,
+                    drop_query,
+                    0,
+                    drop_word,
+                    0,
+                    first_pair + i * block_keys,
+                ),
+                keys[:n],
                 keys[:n],
                 head_mask,
                 0,

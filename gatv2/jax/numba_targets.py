@@ -24,6 +24,7 @@ ARRAYS = {
         "edges_by_key",
         "queries_by_key",
         "head_mask",  # None if it is missing
+        "edge_id",  # always missing
     ),
     "dense": ("mask",),
 }
@@ -39,6 +40,8 @@ def _forward(
             query=query,
             key=key,
             attn=attn,
+            edge_features=None,
+            edge_projection=None,
             **dict(zip_longest(names, arrays)),
             **_options(seed, attributes),
             with_alpha=alpha.numel() > 0,
@@ -61,11 +64,13 @@ def _backward(
             query=query,
             key=key,
             attn=attn,
+            edge_features=None,
+            edge_projection=None,
             **dict(zip_longest(names, arrays)),
             **_options(seed, attributes),
-            with_alpha=d_alpha.numel() > 0,
+            with_d_edge_features=False,
         )
-        for output, result in zip(gradients, results, strict=True):
+        for output, result in zip(gradients, results[:3], strict=True):
             output.copy_(result)
 
 

@@ -28,19 +28,25 @@ def gatv2_attention(
     """GATv2 attention without anything of `[E, H, F]`; see `gatv2.sparse.reference`.
 
     Forward keeps one log-sum-exp for each query and head, and backward recomputes the coefficients.
-    Its scratch is two numbers for each edge and head, and one bit for each edge and feature.
+    Its scratch is two numbers for each edge and head, and one bit for each edge and feature. Features
+    of edges are projected while they are read.
     """
+    features = [query, key, attn]
+    features += [x for x in (edge_features, edge_projection) if x is not None]
     by_key: Sequence[Tensor | None] = (None, None, None)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, attn)):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in features):
         by_key = graph.by_key
     out, _, alpha = _attention(
         query,
         key,
         attn,
+        edge_features,
+        edge_projection,
         graph.query_ptr,
         graph.key_index,
         *by_key,
         graph.head_mask,
+        None if edge_features is None else graph.edge_id,
         seed,
         graph.n_blocks,
         0,
@@ -66,8 +72,10 @@ def _reference(
     n_blocks: int,
     negative_slope: float,
     dropout: float,
+    edge_features: Tensor | None,
+    edge_projection: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    query_ptr, key_index, *_, head_mask = adjacency
+    query_ptr, key_index, *_, head_mask, edge_id = adjacency
     assert query_ptr is not None
     assert key_index is not None
     n_queries, n_edges = query_ptr.shape[0] - 1, key_index.shape[0]
@@ -81,6 +89,8 @@ def _reference(
         head_mask=head_mask,
         n_blocks=n_blocks,
     )
+    if edge_features is not None and edge_id is not None:
+        edge_features = edge_features.index_select(-2, edge_id)
     out, alpha = reference.gatv2_attention(
         query,
         key,
@@ -90,6 +100,8 @@ def _reference(
         dropout=dropout,
         seed=seed,
         return_attention=True,
+        edge_features=edge_features,
+        edge_projection=edge_projection,
     )
     assert alpha is not None
     return out, alpha
@@ -102,7 +114,7 @@ def _alpha_shape(query: Tensor, _key: Tensor, *adjacency: Tensor) -> tuple[int, 
 _attention = define(
     "sparse_attention",
     "Tensor query_ptr, Tensor key_index, Tensor? key_ptr, Tensor? edges_by_key, "
-    "Tensor? queries_by_key, Tensor? head_mask",
+    "Tensor? queries_by_key, Tensor? head_mask, Tensor? edge_id",
     _launcher,
     _reference,
     _alpha_shape,

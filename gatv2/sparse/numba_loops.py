@@ -24,19 +24,23 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     n_edges = call.adjacency[1].shape[0]
     out = tiles.empty(*batch, n_queries)
     largest, total = tiles.empty_heads(*batch, n_queries), tiles.empty_heads(*batch, n_queries)
-    alpha = tiles.empty_heads(*batch, n_edges) if call.with_alpha else tiles.empty_heads(0)
+    alpha = tiles.empty_heads(*batch, n_edges) if call.wants_rows else tiles.empty_heads(0)
     n_chunks = count_chunks((n_edges + n_queries) * tiles.length)
     results = (out, largest, total, alpha)
     run_chunks(
-        _forward, n_chunks * call.n_copies, n_chunks, *call.arguments, *csr, *map(as_array, results)
+        _forward,
+        n_chunks * call.n_copies,
+        n_chunks,
+        *call.arguments,
+        call.edges,
+        *csr,
+        *map(as_array, results),
     )
     return call.results(*results)
 
 
-def backward(
-    d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and attn; for the arguments see `gatv2.operator.define`."""
+def backward(d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Gradients of the features; for the arguments see `gatv2.operator.define`."""
     call = Call(*arguments)
     gradients = Gradients(call, d_out, lse, call.adjacency[1].shape[0])
     gradients.add(_csr(call), _csc(call), call.tiles.pad_heads(d_alpha))
@@ -44,7 +48,7 @@ def backward(
 
 
 class Gradients:
-    """Gradients of query, key and attn, of one block of queries after another."""
+    """Gradients of the features, of one block of queries after another."""
 
     def __init__(self, call: Call, d_out: Tensor, lse: Tensor, n_edges: int) -> None:
         self.call, tiles = call, call.tiles
@@ -54,13 +58,25 @@ class Gradients:
         n_rows = max(call.n_queries, call.n_keys)
         self.n_chunks = count_chunks((n_edges + n_rows) * tiles.length)
         self.d_attn = np.zeros((call.n_copies, self.n_chunks, tiles.length), self.d_out.dtype)
+        self.d_edge_features: Tensor | None = None
+        self.d_edge_projection: Tensor | None = None
+        self.d_edges: tuple[Array, ...] | None = None
+        if call.edges is not None:
+            n_features = call.edges[2]
+            shape = (call.n_copies, self.n_chunks, n_features)
+            self.d_edge_projection = tiles.empty(*shape).zero_()
+            n_rows = call.n_copies * call.n_edge_rows if call.wants_rows else 0
+            self.d_edge_features = empty((n_rows, n_features), tiles.dtype)
+            of_edges = (self.d_edge_features, self.d_edge_projection, call.projection_by_lane)
+            self.d_edges = tuple(map(as_array, of_edges))
         self.first_query = 0
 
     def add(self, csr: tuple[Any, ...], csc: tuple[Any, ...], d_alpha: Array) -> None:
         """Add the next queries, and their share of the gradients of keys and attn.
 
         Args:
-            csr: pointers of the queries, key of each edge, head mask or None.
+            csr: pointers of the queries, key of each edge, its row of features, head mask; the last
+                two may be None.
             csc: pointers of the keys, edges and queries by key; None if there is no head mask.
             d_alpha: cotangent of alpha, padded; empty if there is none.
         """
@@ -73,6 +89,7 @@ class Gradients:
         run_chunks(
             _backward_queries,
             *common,
+            call.edges,
             *csr,
             self.lse,
             self.d_out,
@@ -80,6 +97,7 @@ class Gradients:
             *left,
             as_array(self.d_query),
             d_attn,
+            self.d_edges,
         )
         is_first = self.first_query == 0
         run_chunks(
@@ -94,20 +112,24 @@ class Gradients:
         )
         self.first_query += csr[0].size - 1
 
-    def results(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of query, key and attn."""
-        return self.call.gradients(self.d_query, self.d_key, self.d_attn)
+    def results(self) -> tuple[Tensor, ...]:
+        """Gradients of the features."""
+        return self.call.gradients(
+            self.d_query, self.d_key, self.d_attn, self.d_edge_features, self.d_edge_projection
+        )
 
 
 def _csr(call: Call) -> tuple[Any, ...]:
-    query_ptr, key_index, *_, head_mask = call.adjacency
+    query_ptr, key_index, *_, head_mask, edge_id = call.adjacency
     if head_mask is not None:
         head_mask = call.tiles.pad_heads(head_mask)
-    return as_array(query_ptr), as_array(key_index), head_mask
+    if edge_id is not None:
+        edge_id = as_array(edge_id)
+    return as_array(query_ptr), as_array(key_index), edge_id, head_mask
 
 
 def _csc(call: Call) -> tuple[Any, ...]:
-    query_ptr, key_index, *by_key, head_mask = call.adjacency
+    query_ptr, key_index, *by_key, head_mask, _ = call.adjacency
     has_none = by_key[0] is None  # made for an inference that was then differentiated
     csc = transpose(query_ptr, key_index, call.n_keys) if has_none else by_key
     return *map(as_array, csc), None if head_mask is None else True
@@ -123,8 +145,10 @@ def _forward(
     features: Any,
     slope: Any,
     dropout: Any,
+    edges: Any,
     query_ptr: Any,
     key_index: Any,
+    edge_id: Any,
     head_mask: Any,
     out: Any,
     largest: Any,
@@ -139,10 +163,12 @@ def _forward(
                 vectors,
                 shape,
                 features,
+                edges,
                 slope,
                 dropout,
                 place(sizes, key_index.size, chunk // n_chunks, i),
                 key_index,
+                edge_id,
                 head_mask,
                 query_ptr[i],
                 query_ptr[i + 1],
@@ -166,8 +192,10 @@ def _backward_queries(
     slope: Any,
     dropout: Any,
     first_query: Any,
+    edges: Any,
     query_ptr: Any,
     key_index: Any,
+    edge_id: Any,
     head_mask: Any,
     lse: Any,
     d_out: Any,
@@ -176,6 +204,7 @@ def _backward_queries(
     signs: Any,
     d_query: Any,
     d_attn: Any,
+    d_edges: Any,
 ) -> None:
     buffers = scratch(vectors.heads, d_out)
     chunk = next_chunk(chunks)
@@ -185,10 +214,12 @@ def _backward_queries(
                 vectors,
                 shape,
                 features,
+                edges,
                 slope,
                 dropout,
                 place(sizes, key_index.size, chunk // n_chunks, first_query + i),
                 key_index,
+                edge_id,
                 head_mask,
                 query_ptr[i],
                 query_ptr[i + 1],
@@ -200,6 +231,7 @@ def _backward_queries(
                 signs,
                 d_query,
                 d_attn,
+                d_edges,
                 chunk,
             )
         chunk = next_chunk(chunks)
@@ -266,7 +298,7 @@ def _rows(ptr: Any, chunk: Any, n_chunks: Any) -> Any:
 @inline
 def place(sizes: Any, n_edges: Any, copy: Any, i: Any) -> Any:
     """Where query i of a copy stands; see `forward_row`."""
-    n_queries, n_keys, n_batches, block_queries, block_keys, n_words = sizes
+    n_queries, n_keys, n_batches, block_queries, block_keys, n_words, n_edge_rows = sizes
     block = i // block_queries if block_queries < n_queries else 0
     batch = copy % n_batches + block  # one of the two is zero
     return (
@@ -276,4 +308,5 @@ def place(sizes: Any, n_edges: Any, copy: Any, i: Any) -> Any:
         block * block_keys,
         batch * n_words,
         copy * n_edges,
+        copy * n_edge_rows,
     )
