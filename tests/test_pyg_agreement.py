@@ -129,8 +129,7 @@ def test_values_and_gradients(kernel: Kernel, case: Case) -> None:
     layer = from_pyg(case.conv)
     if kernel.backend == "dense":  # a mask holds no parallel edges
         case = case.without_parallel_edges()
-    layer.backend = kernel.backend
-    layer.kernel = kernel.name if case.edge_attr is None else "auto"
+    layer.backend, layer.kernel = kernel.backend, kernel.name
     assert_same(case, layer)
 
 
