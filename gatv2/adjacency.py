@@ -91,7 +91,7 @@ def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Ad
         return _checked_graph(adj_mat, sizes)
     if isinstance(adj_mat, Tensor) and adj_mat.layout == torch.strided:
         if _is_edge_index(adj_mat, sizes):
-            return _prepared_once(adj_mat, sizes, flow)
+            return prepared_once(adj_mat, sizes, flow)
         mask = _as_mask(adj_mat, sizes, flow)
         if not wants_graph:
             return mask
@@ -174,7 +174,7 @@ class _Prepared:
 _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _prepared_once(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
+def prepared_once(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
     """Prepare an edge index, or find what was prepared from the same tensor with the same values.
 
     Values are compared and not the tensor's version, which misses writes through NumPy or `.data`:

@@ -94,6 +94,25 @@ def test_files_that_contributors_are_told_of_exist() -> None:
     assert missing_files("see `numba_nothing.py` and `layer.py`") == ["numba_nothing.py"]
 
 
+def missing_tests(text: str) -> list[str]:
+    """Tests that a text names, `file::test`, and that do not exist; rows that claim and name none."""
+    missing = []
+    for file, name in re.findall(r"`(test_\w+)::(test_\w+)`", text):
+        path = ROOT / "tests" / f"{file}.py"
+        if not path.exists() or f"def {name}(" not in path.read_text():
+            missing.append(f"{file}::{name}")
+    claims = re.findall(r"^\| [^|]+ \| Y\b.*$", text, re.MULTILINE)
+    return missing + [row for row in claims if "::test_" not in row]
+
+
+def test_features_are_backed_by_tests() -> None:
+    text = (ROOT / "docs/features.md").read_text()
+    assert missing_tests(text) == []
+    assert text.count("::test_") > 40
+    wrong = "| flies | Y | `test_docs::test_it_flies` |\n| swims | Y | N | |"
+    assert missing_tests(wrong) == ["test_docs::test_it_flies", "| swims | Y | N | |"]
+
+
 def test_public_names_are_in_the_reference() -> None:
     reference = "".join(page.read_text() for page in ROOT.glob("docs/api/*.md"))
     for name in gatv2.__all__:

@@ -38,9 +38,7 @@ def from_pyg(conv: Any) -> GraphAttentionV2Layer:
         raise TypeError(f"`conv` must be a torch_geometric.nn.GATv2Conv; got {type(conv).__name__}")
     if conv.aggr not in ("add", "sum"):
         raise ValueError(f"our layer sums over the keys; `conv` has aggr={conv.aggr!r}")
-    is_pair = not isinstance(conv.in_channels, int)
-    has_reduction = conv.edge_dim is not None and isinstance(conv.fill_value, str)
-    _check_flow(conv.flow, is_pair, has_reduction and conv.add_self_loops)
+    check_flow(conv)
     state = {our_name(name): x for name, x in known_state(conv).items()}
     layer = layer_of(
         state | {"attn": conv.att[0]},
@@ -51,7 +49,7 @@ def from_pyg(conv: Any) -> GraphAttentionV2Layer:
         add_self_loops=conv.add_self_loops,
         fill_value=conv.fill_value,
         flow=conv.flow,
-        is_pair=is_pair,
+        is_pair=not isinstance(conv.in_channels, int),
     )
     return layer.train(conv.training)
 
@@ -74,9 +72,6 @@ def to_pyg(layer: GraphAttentionV2Layer) -> Any:
     from torch_geometric.nn import GATv2Conv
 
     check_ours(layer)
-    has_reduction = layer.edge_dim is not None and isinstance(layer.fill_value, str)
-    is_pair = not isinstance(layer.in_features, int)
-    _check_flow(layer.flow, is_pair, has_reduction and layer.add_self_loops)
     has_bias = layer.bias is not None
     if has_bias != (layer.linear_l.bias is not None):
         raise ValueError(
@@ -99,6 +94,7 @@ def to_pyg(layer: GraphAttentionV2Layer) -> Any:
         residual=layer.linear_residual is not None,
         flow=layer.flow,
     ).to(layer.attn)
+    check_flow(conv)
     renamed = {name: state[our_name(name)] for name in conv.state_dict()}
     conv.load_state_dict(renamed | {"att": layer.attn.unsqueeze(0)})
     return conv.train(layer.training)
@@ -117,15 +113,18 @@ def our_name(name: str) -> str:
     return ".".join(filter(None, (ours.get(module, module), rest)))
 
 
-def _check_flow(flow: str, is_pair: bool, reduces_edge_features: bool) -> None:
+def check_flow(conv: Any) -> None:
+    """Raise a ValueError for a `GATv2Conv` that does with a flow what our formula does not."""
+    if conv.flow == "source_to_target":
+        return
     # PyTorch Geometric 2.8 takes some of its sides by the flow, and others as if it were the default
-    if flow == "target_to_source" and (is_pair or reduces_edge_features):
-        where = (
-            "does not work on a bipartite graph"
-            if is_pair
-            else "reduces features of edges over their sources, not over their targets,"
-        )
-        raise ValueError(
-            f"`GATv2Conv` {where} with flow='target_to_source': set `flow` to 'source_to_target', and "
-            "give pairs and the rows of the edge index in that order"
-        )
+    if not isinstance(conv.in_channels, int):
+        problem = "does not work on a bipartite graph"
+    elif conv.add_self_loops and conv.edge_dim is not None and isinstance(conv.fill_value, str):
+        problem = "reduces features of edges over their sources, not over their targets,"
+    else:
+        return
+    raise ValueError(
+        f"`GATv2Conv` {problem} with flow='target_to_source': set `flow` to 'source_to_target', and "
+        "give pairs and the rows of the edge index in that order"
+    )

@@ -1,0 +1,210 @@
+"""Our layers inside of PyTorch Geometric: its containers, loaders, edge indices and explainers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch_geometric.nn as pyg
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.explain import AttentionExplainer, Explainer, Explanation
+from torch_geometric.loader import NeighborLoader
+
+import gatv2.pyg
+from gatv2 import GraphAttentionV2Layer
+from gatv2.convert import from_pyg
+from gatv2.testing import assert_agrees
+
+N_NODES = 30
+EDGE_INDEX = torch.randint(N_NODES, (2, 120), generator=torch.Generator().manual_seed(1))
+TYPES = [("paper", "cites", "paper"), ("author", "writes", "paper"), ("paper", "of", "author")]
+
+
+def drop_in(in_channels: Any, out_channels: int, **options: Any) -> Any:
+    return gatv2.pyg.GATv2Conv(in_channels, out_channels, heads=2, **options).double()
+
+
+def our_layer(in_channels: Any, out_channels: int, **options: Any) -> GraphAttentionV2Layer:
+    conv = pyg.GATv2Conv(in_channels, out_channels, heads=2, **options).double()
+    return from_pyg(conv)
+
+
+MAKERS: list[Callable[..., Any]] = [our_layer, drop_in]
+
+
+@pytest.fixture(params=MAKERS)
+def make(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Our layer, and their class with our kernels."""
+    return request.param  # type: ignore[no-any-return]
+
+
+def theirs_of(layer: Any) -> Any:
+    """PyTorch Geometric's own layer with the same parameters."""
+    if isinstance(layer, GraphAttentionV2Layer):
+        return gatv2.convert.to_pyg(layer)
+    conv = pyg.GATv2Conv(
+        layer.in_channels, layer.out_channels, 2, add_self_loops=layer.add_self_loops
+    )
+    conv.double().load_state_dict(layer.state_dict())
+    return conv
+
+
+def test_sequential_and_data(make: Any) -> None:
+    data: Any = Data(x=torch.randn(N_NODES, 3).double(), edge_index=EDGE_INDEX)
+    one, two = make(3, 4), make(8, 2)
+    steps = [(one, "x, edge_index -> x"), torch.nn.ELU(), (two, "x, edge_index -> x")]
+    model = pyg.Sequential("x, edge_index", steps)
+    hidden = torch.nn.functional.elu(theirs_of(one)(data.x, data.edge_index))
+    assert_agrees(model(data.x, data.edge_index), theirs_of(two)(hidden, data.edge_index))
+
+
+@pytest.mark.parametrize("sort_order", [None, "row", "col"])
+def test_edge_index(make: Any, sort_order: str | None) -> None:
+    layer, x = make(3, 4), torch.randn(N_NODES, 3).double()
+    edge_index = EdgeIndex(EDGE_INDEX, sparse_size=(N_NODES, N_NODES))
+    if sort_order is not None:
+        edge_index = edge_index.sort_by(sort_order).values
+    out = layer(x, edge_index)
+    assert type(out) is Tensor
+    assert_agrees(out, theirs_of(layer)(x, EDGE_INDEX))
+    assert_agrees(layer(x, edge_index), out)
+
+
+@pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without a 'pyg-lib'")
+def test_sampled_blocks(make: Any) -> None:
+    """With all neighbours sampled, two layers give the seeds what they have on the whole graph."""
+    data = Data(x=torch.randn(N_NODES, 3).double(), edge_index=EDGE_INDEX, num_nodes=N_NODES)
+    one, two = make(3, 4, add_self_loops=False), make(8, 2, add_self_loops=False)
+    expected = two(one(data.x, EDGE_INDEX).relu(), EDGE_INDEX)
+    for batch in NeighborLoader(data, num_neighbors=[-1, -1], batch_size=7):
+        n_seeds = batch.batch_size
+        out = two(one(batch.x, batch.edge_index).relu(), batch.edge_index)[:n_seeds]
+        assert_agrees(out, expected[batch.n_id[:n_seeds]])
+        # a bipartite block: the seeds, and all the nodes that they read
+        h = one(batch.x, batch.edge_index).relu()
+        block = batch.edge_index[:, batch.edge_index[1] < n_seeds]
+        assert_agrees(two((h, h[:n_seeds]), block), out)
+
+
+def hetero_data() -> Any:
+    torch.manual_seed(2)
+    data = HeteroData()
+    sizes = {"paper": 9, "author": 5}
+    for name, n_nodes in sizes.items():
+        data[name].x = torch.randn(n_nodes, 3).double()
+    for source, relation, target in TYPES:
+        rows = [torch.randint(sizes[name], (20,)) for name in (source, target)]
+        data[source, relation, target].edge_index = torch.stack(rows)
+    return data
+
+
+def test_hetero_conv(make: Any) -> None:
+    data = hetero_data()
+    layers = {kind: make((3, 3), 4, add_self_loops=False) for kind in TYPES}
+    ours = pyg.HeteroConv(layers)(data.x_dict, data.edge_index_dict)
+    theirs = pyg.HeteroConv({kind: theirs_of(layer) for kind, layer in layers.items()})
+    expected = theirs(data.x_dict, data.edge_index_dict)
+    for name in ("paper", "author"):
+        assert_agrees(ours[name], expected[name])
+
+
+class TwoLayers(torch.nn.Module):
+    def __init__(self, conv: Any) -> None:
+        super().__init__()
+        self.one = conv((-1, -1), 4, heads=2, add_self_loops=False)
+        self.two = conv((-1, -1), 2, heads=2, add_self_loops=False)
+
+    def forward(self, x: Any, edge_index: Any) -> Any:
+        return self.two(self.one(x, edge_index).relu(), edge_index)
+
+
+def test_to_hetero() -> None:
+    """It asks for PyTorch Geometric's base class, so it takes `gatv2.pyg.GATv2Conv`."""
+    data = hetero_data()
+    results = []
+    state = None
+    for conv in (pyg.GATv2Conv, gatv2.pyg.GATv2Conv):
+        model = pyg.to_hetero(TwoLayers(conv), data.metadata()).double()
+        model(data.x_dict, data.edge_index_dict)  # sizes become known
+        state = model.state_dict() if state is None else state
+        model.load_state_dict(state)
+        results.append(model(data.x_dict, data.edge_index_dict))
+    for name in ("paper", "author"):
+        assert_agrees(results[1][name], results[0][name])
+
+
+class Homogeneous(torch.nn.Module):
+    def __init__(self, conv: Any) -> None:
+        super().__init__()
+        self.one = conv(3, 4, heads=2, add_self_loops=False)
+        self.two = conv(8, 2, heads=2, add_self_loops=False)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.two(self.one(x, edge_index).relu(), edge_index)
+        return out
+
+
+def explain(model: torch.nn.Module, x: Tensor) -> Explanation:
+    explainer = Explainer(
+        model,
+        algorithm=AttentionExplainer(),
+        explanation_type="model",
+        edge_mask_type="object",
+        model_config={
+            "mode": "multiclass_classification",
+            "task_level": "node",
+            "return_type": "raw",
+        },
+    )
+    return explainer(x, EDGE_INDEX)
+
+
+def test_attention_explainer() -> None:
+    """From `gatv2.pyg.GATv2Conv`, as from PyTorch Geometric's; ours returns what it explains with."""
+    x = torch.randn(N_NODES, 3).double()
+    theirs = Homogeneous(pyg.GATv2Conv).double()
+    ours = Homogeneous(gatv2.pyg.GATv2Conv).double()
+    ours.load_state_dict(theirs.state_dict())
+    expected: Any = explain(theirs, x).edge_mask
+    actual: Any = explain(ours, x).edge_mask
+    assert_agrees(actual, expected)
+    hidden, one = from_pyg(theirs.one)(x, EDGE_INDEX, return_attention=True)
+    _, two = from_pyg(theirs.two)(hidden.relu(), EDGE_INDEX, return_attention=True)
+    by_hand: Any = Explanation(edge_mask=torch.cat((one, two), dim=-1).amax(-1))
+    assert_agrees(by_hand.edge_mask, expected)
+    # the layer works on as before
+    assert_agrees(ours(x, EDGE_INDEX), theirs(x, EDGE_INDEX))
+
+
+@pytest.mark.parametrize("layout", ["csr", "coo", "torch_sparse"])
+def test_adj_t_is_read_as_pyg_reads_it(layout: str) -> None:
+    """A sparse matrix's rows are targets: the class takes it as it is, the layer its transpose."""
+    torch_sparse = pytest.importorskip("torch_sparse")
+    edge_index = EDGE_INDEX.unique(dim=1)
+    x = torch.randn(N_NODES, 3).double()
+    conv: Any = drop_in(3, 4, add_self_loops=False)
+    expected = theirs_of(conv)(x, edge_index)
+    ones = torch.ones(edge_index.shape[1]).double()
+    size = (N_NODES, N_NODES)
+    if layout == "torch_sparse":
+        adj_t = torch_sparse.SparseTensor(row=edge_index[1], col=edge_index[0], sparse_sizes=size)
+    else:
+        coo = torch.sparse_coo_tensor(edge_index.flip(0), ones, size).coalesce()
+        adj_t = coo if layout == "coo" else coo.to_sparse_csr()
+    assert_agrees(conv(x, adj_t), expected)
+    assert_agrees(from_pyg(conv)(x, adj_t.t()), expected)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="has no self-loops to add"):
+        drop_in((3, 3), 4)(
+            (torch.randn(5, 3).double(), torch.randn(2, 3).double()), EDGE_INDEX[:, :0]
+        )
+    with pytest.raises(ValueError, match="came to a layer without `edge_dim`"):
+        drop_in(3, 4, add_self_loops=False)(
+            torch.randn(N_NODES, 3).double(), EDGE_INDEX, torch.randn(120, 4).double()
+        )
+    with pytest.raises(ValueError, match="does not work on a bipartite graph"):
+        gatv2.pyg.GATv2Conv((3, 5), 4, flow="target_to_source")

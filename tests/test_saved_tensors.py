@@ -1,0 +1,46 @@
+"""For the backward pass a fused kernel keeps nothing of size edges x heads x features."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gatv2 import GraphAttentionV2Layer
+from gatv2.dispatch import KERNELS, Kernel
+
+N_NODES, N_EDGES, N_HEADS, N_HIDDEN, EDGE_DIM = 30, 700, 5, 7, 2
+
+
+def largest_saved(kernel: Kernel, edge_dim: int | None) -> int:
+    """Elements of the largest tensor that a layer keeps for its backward pass."""
+    where: Any = {"backend": kernel.backend, "kernel": kernel.name}
+    layer = GraphAttentionV2Layer(
+        3, N_HEADS * N_HIDDEN, N_HEADS, dropout=0.5, edge_dim=edge_dim, **where
+    )
+    pairs = torch.randperm(N_NODES**2)[:N_EDGES]
+    edge_index = torch.stack((pairs // N_NODES, pairs % N_NODES))
+    features = None if edge_dim is None else torch.randn(N_EDGES, edge_dim)
+    sizes: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(torch.randn(N_NODES, 3), edge_index, edge_features=features)
+    return max(sizes)
+
+
+@pytest.mark.parametrize("edge_dim", [None, EDGE_DIM])
+def test_nothing_of_edges_heads_and_features(kernel: Kernel, edge_dim: int | None) -> None:
+    largest = largest_saved(kernel, edge_dim)
+    of_edges = N_EDGES * N_HEADS * N_HIDDEN
+    if kernel.name == "torch":  # which the check sees
+        assert largest >= of_edges
+    else:
+        assert largest < of_edges / 10
+
+
+def test_there_are_fused_kernels() -> None:
+    assert {kernel.backend for kernel in KERNELS if kernel.name != "torch"} == {"dense", "sparse"}
