@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RESULTS ?= results
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs benchmarks clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
@@ -18,6 +18,9 @@ check: $(VENV)/dev
 
 docs: $(VENV)/docs
 	$(VENV)/bin/python -m sphinx -n -W --keep-going docs build/docs
+
+benchmarks: $(VENV)/benchmarks
+	$(VENV)/bin/python -m benchmarks --output $(RESULTS)
 
 # the package with one of its extras; an empty file marks what is installed
 $(VENV)/%: pyproject.toml constraints.txt

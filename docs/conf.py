@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path += [str(DOCS), str(DOCS.parent / "examples")]
+sys.path += [str(DOCS), str(DOCS.parent), str(DOCS.parent / "examples")]
 
 import figures  # noqa: E402
 import jax  # noqa: E402

@@ -1,4 +1,4 @@
-"""Pictures of the pages, drawn from the CSV of runs when the pages are built.
+"""Pictures and a table of the pages, made from the CSV of runs when the pages are built.
 
 They are SVG that stands in the page itself, with `currentColor` for text and lines, and so look
 right in the light and in the dark theme.
@@ -11,7 +11,14 @@ import matplotlib as mpl
 import noise_figure
 import run_log
 
+from benchmarks import report
+
 DATA = Path(__file__).parent / "data"
+DRAWINGS = {
+    "lookup": lookup_figure.draw,
+    "noise": noise_figure.draw,
+    "benchmarks": report.draw,
+}
 INK = "#0a0b0c"  # stands for currentColor
 STYLE = {
     "text.color": INK,
@@ -28,11 +35,15 @@ STYLE = {
 
 
 def draw_all(folder: Path) -> None:
-    """Draw every picture into `folder`."""
+    """Draw every picture into `folder`, and write the table of the benchmarks."""
     folder.mkdir(exist_ok=True)
     with mpl.rc_context(STYLE):
-        for name, draw in (("lookup", lookup_figure.draw), ("noise", noise_figure.draw)):
+        for name, draw in DRAWINGS.items():
             path = folder / f"{name}.svg"
             draw(run_log.read(DATA / f"{name}.csv"), path)
             svg = path.read_text()
             path.write_text(svg[svg.index("<svg") :].replace(INK, "currentColor"))
+    rows = run_log.read(DATA / "benchmarks.csv")
+    lines = [list(report.COLUMNS), ["---"] * len(report.COLUMNS), *map(report.cells, rows)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    (folder / "benchmarks.md").write_text(table)
