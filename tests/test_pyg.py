@@ -1,6 +1,6 @@
 """Our layers inside of PyTorch Geometric: its containers, loaders, edge indices and explainers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.explain import AttentionExplainer, Explainer, Explanation
 from torch_geometric.loader import NeighborLoader
+from torch_geometric.utils import k_hop_subgraph
 
 import gatv2.pyg
 from gatv2 import GraphAttentionV2Layer
@@ -72,19 +73,35 @@ def test_edge_index(make: Any, sort_order: str | None) -> None:
     assert_agrees(layer(x, edge_index), out)
 
 
+def neighbor_loader(data: Data) -> Iterator[tuple[Tensor, Tensor, int]]:
+    pytest.importorskip("torch_sparse", reason="NeighborLoader needs pyg-lib or torch-sparse")
+    for batch in NeighborLoader(data, num_neighbors=[-1, -1], batch_size=7):
+        yield batch.n_id, batch.edge_index, batch.batch_size
+
+
+def k_hop_subgraphs(data: Data) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """The same blocks, seeds first, without a compiled sampler."""
+    for seeds in torch.arange(N_NODES).split(7):
+        found, edges, _, _ = k_hop_subgraph(seeds, 2, data.edge_index, num_nodes=N_NODES)
+        n_id = torch.cat((seeds, found[~torch.isin(found, seeds)]))
+        position = torch.empty(N_NODES, dtype=torch.long)
+        position[n_id] = torch.arange(len(n_id))
+        yield n_id, position[edges], len(seeds)
+
+
 @pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without a 'pyg-lib'")
-def test_sampled_blocks(make: Any) -> None:
+@pytest.mark.parametrize("sample", [neighbor_loader, k_hop_subgraphs])
+def test_sampled_blocks(make: Any, sample: Any) -> None:
     """With all neighbours sampled, two layers give the seeds what they have on the whole graph."""
     data = Data(x=torch.randn(N_NODES, 3).double(), edge_index=EDGE_INDEX, num_nodes=N_NODES)
     one, two = make(3, 4, add_self_loops=False), make(8, 2, add_self_loops=False)
     expected = two(one(data.x, EDGE_INDEX).relu(), EDGE_INDEX)
-    for batch in NeighborLoader(data, num_neighbors=[-1, -1], batch_size=7):
-        n_seeds = batch.batch_size
-        out = two(one(batch.x, batch.edge_index).relu(), batch.edge_index)[:n_seeds]
-        assert_agrees(out, expected[batch.n_id[:n_seeds]])
+    for n_id, edge_index, n_seeds in sample(data):
+        h = one(data.x[n_id], edge_index).relu()
+        out = two(h, edge_index)[:n_seeds]
+        assert_agrees(out, expected[n_id[:n_seeds]])
         # a bipartite block: the seeds, and all the nodes that they read
-        h = one(batch.x, batch.edge_index).relu()
-        block = batch.edge_index[:, batch.edge_index[1] < n_seeds]
+        block = edge_index[:, edge_index[1] < n_seeds]
         assert_agrees(two((h, h[:n_seeds]), block), out)
 
 
