@@ -4,7 +4,7 @@
 
 DIR is where PyTorch Geometric's `Planetoid` finds the data, or puts them if it may download. Two
 GATv2 layers, 8 heads of 8 features and then one head, are trained for each seed; what counts is the
-test accuracy at the epoch of the best validation accuracy.
+test accuracy at the epoch of the best validation accuracy, with the least validation loss among equals.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def as_graph(data: Data) -> Graph:
 def train(network: nn.Module, data: Data, graph: Graph, *, n_epochs: int) -> float:
     """Train; returns the test accuracy at the epoch of the best validation accuracy."""
     optimizer = torch.optim.Adam(network.parameters(), lr=0.005, weight_decay=5e-4)
-    best = (0.0, 0.0)
+    best, test_accuracy = (0.0, 0.0), 0.0
     for _ in range(n_epochs):
         network.train()
         logits = network(data.x, graph)
@@ -49,11 +49,13 @@ def train(network: nn.Module, data: Data, graph: Graph, *, n_epochs: int) -> flo
         optimizer.step()
         network.eval()
         with torch.no_grad():
-            hits = (network(data.x, graph).argmax(dim=1) == data.y).float()
-        accuracies = [float(hits[mask].mean()) for mask in (data.val_mask, data.test_mask)]
-        if accuracies[0] > best[0]:
-            best = (accuracies[0], accuracies[1])
-    return best[1]
+            logits = network(data.x, graph)
+            loss = cross_entropy(logits[data.val_mask], data.y[data.val_mask])
+        hits = (logits.argmax(dim=1) == data.y).float()
+        score = float(hits[data.val_mask].mean()), -float(loss)
+        if score > best:
+            best, test_accuracy = score, float(hits[data.test_mask].mean())
+    return test_accuracy
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
     parser.add_argument("--root", required=True, help="folder of the data sets")
     parser.add_argument("--name", default="Cora", choices=("Cora", "CiteSeer", "PubMed"))
     parser.add_argument("--seeds", type=int, default=5, help="train for seeds 0 to SEEDS - 1")
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=400)
     options = parser.parse_args(arguments)
 
     data = load(options.root, options.name)
