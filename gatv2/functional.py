@@ -97,8 +97,8 @@ def gatv2_attention(
             generator if None.
         flow: "source_to_target", PyTorch Geometric's default, turns `graph` round.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
-        kernel: "numba" (fused, on the CPU), "torch" (plain operations, anywhere), or "auto": the first of
-            them that serves the call.
+        kernel: "numba" (fused, on the CPU), "torch" (plain operations, anywhere), or "auto": the first
+            of them that serves the call.
         return_attention: whether to return :math:`\alpha` too, before dropout.
 
     Returns:
