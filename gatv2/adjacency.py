@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gatv2.graph import Flow, Graph, check_flow
-from gatv2.inspection import is_inspectable
+from gatv2.inspection import is_inspectable, made_to_last
 
 Backend = Literal["auto", "dense", "sparse"]
 BACKENDS: tuple[Backend, ...] = ("auto", "dense", "sparse")
@@ -82,7 +81,8 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
             "move one of them with `.to(device)`"
         )
     if backend == "dense" and isinstance(adjacency, Graph):
-        return adjacency.to_mask()
+        mask = adjacency.to_mask()
+        return mask if mask.ndim == 3 else mask.reshape(*sizes.batch_shape, *mask.shape[1:])
     return adjacency
 
 
@@ -90,7 +90,7 @@ def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Ad
     if isinstance(adj_mat, Graph):
         return _checked_graph(adj_mat, sizes)
     if isinstance(adj_mat, Tensor) and adj_mat.layout == torch.strided:
-        if _is_edge_index(adj_mat, sizes):
+        if _is_edge_index(adj_mat, sizes, flow):
             return prepared_once(adj_mat, sizes, flow)
         mask = _as_mask(adj_mat, sizes, flow)
         if not wants_graph:
@@ -119,11 +119,11 @@ def _checked_graph(graph: Graph, sizes: Sizes) -> Graph:
     return graph
 
 
-def _is_edge_index(tensor: Tensor, sizes: Sizes) -> bool:
+def _is_edge_index(tensor: Tensor, sizes: Sizes, flow: Flow) -> bool:
     """Whether a tensor is an edge index, and not a mask; what could be both is an error."""
     if tensor.ndim != 2 or tensor.dtype == torch.bool:
         return False
-    pair = (sizes.n_queries, sizes.n_keys)
+    pair = _matrix_shape(sizes, flow)
     looks_like_edges = tensor.shape[0] == 2 and not tensor.dtype.is_floating_point
     if tensor.shape == pair or not looks_like_edges:
         is_both = looks_like_edges and tensor.shape == pair
@@ -135,6 +135,12 @@ def _is_edge_index(tensor: Tensor, sizes: Sizes) -> bool:
             "`(adj_mat != 0).unsqueeze(-1)` for a mask"
         )
     return True
+
+
+def _matrix_shape(sizes: Sizes, flow: Flow) -> tuple[int, int]:
+    """The shape of the matrix `adj_mat`, as the caller has it."""
+    n, m = sizes.n_queries, sizes.n_keys
+    return (n, m) if flow == "target_to_source" else (m, n)
 
 
 def _as_mask(tensor: Tensor, sizes: Sizes, flow: Flow) -> Tensor:
@@ -149,11 +155,12 @@ def _as_mask(tensor: Tensor, sizes: Sizes, flow: Flow) -> Tensor:
         mask = mask != 0
     if flow == "source_to_target" and mask.ndim >= 3:
         mask = mask.transpose(-3, -2)
-    n, m, heads = sizes.n_queries, sizes.n_keys, sizes.n_heads
-    if mask.ndim < 3 or mask.shape[-3:] not in ((n, m, 1), (n, m, heads)):
-        sides = f"n={n}" if n == m else f"{n} queries and {m} keys"
+    sides, heads = (sizes.n_queries, sizes.n_keys), sizes.n_heads
+    if mask.ndim < 3 or mask.shape[-3:] not in ((*sides, 1), (*sides, heads)):
+        n, m = _matrix_shape(sizes, flow)
+        names = f"n={n}" if n == m else f"{sides[0]} queries and {sides[1]} keys"
         raise ValueError(
-            f"`adj_mat` must have shape ({n}, {m}, 1) or ({n}, {m}, {heads}) with {sides} and "
+            f"`adj_mat` must have shape ({n}, {m}, 1) or ({n}, {m}, {heads}) with {names} and "
             f"{heads} heads, batch dimensions in front, or be a bool mask of shape ({n}, {m}) or an "
             f"integer edge index of shape (2, n_edges); got {tensor.dtype} with shape "
             f"{tuple(tensor.shape)}"
@@ -183,8 +190,7 @@ def prepared_once(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
     n_nodes = (sizes.n_queries, sizes.n_keys)
     if not is_inspectable(edge_index):
         return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
-    # beneath the transforms that are active: what they wrap does not outlive them
-    with temporarily_clear_interpreter_stack():
+    with made_to_last(edge_index):
         known: _Prepared | None = _prepared.get(edge_index)
         if (
             known is not None
@@ -213,8 +219,7 @@ def _from_matrix(matrix: Any, sizes: Sizes, flow: Flow) -> Graph:
             f"scipy.sparse matrix, or a torch_sparse.SparseTensor; got {type(matrix).__name__}"
         )
     shape = tuple(matrix.sizes() if entries is _torch_sparse_entries else matrix.shape)
-    pair = (sizes.n_queries, sizes.n_keys)
-    expected = pair if flow == "target_to_source" else pair[::-1]
+    pair, expected = (sizes.n_queries, sizes.n_keys), _matrix_shape(sizes, flow)
     if shape != expected:
         raise ValueError(f"a sparse `adj_mat` must have shape {expected}; got {shape}")
     rows, columns = entries(matrix)

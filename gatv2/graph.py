@@ -1,15 +1,13 @@
 """Graph: the prepared form of a graph, sorted once and used by every layer and every epoch."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from gatv2.inspection import is_inspectable, numba_import_failure
+from gatv2.inspection import is_inspectable, made_to_last, numba_import_failure
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = ("target_to_source", "source_to_target")
@@ -109,6 +107,8 @@ class Graph:
             raise ValueError(
                 f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}"
             )
+        if edge_index.dtype.itemsize < 4:  # numbers of nodes need not fit into it
+            edge_index = edge_index.long()
         query, key = edge_index if flow == "target_to_source" else edge_index.flip(0)
         n_queries, n_keys = (n_nodes, n_nodes) if isinstance(n_nodes, int) else n_nodes
         if n_queries < 0 or n_keys < 0:
@@ -220,7 +220,8 @@ class Graph:
         """The edges sorted by (key, query); made when first asked for."""
         # functools.cached_property takes a lock, which torch.compile can't trace
         if "_by_key" not in self.__dict__:
-            self.__dict__["_by_key"] = _sort_by_key(self)
+            with made_to_last(self.key_index):
+                self.__dict__["_by_key"] = _sort_by_key(self)
         by_key: KeyOrder = self.__dict__["_by_key"]
         return by_key
 
@@ -273,9 +274,7 @@ class Graph:
     def self_loops(self) -> SelfLoops:
         """The graph with self-loops, and which edges it has of this one; made when first asked for."""
         if "_self_loops" not in self.__dict__:
-            # beneath the transforms that are active: what they wrap does not outlive them
-            beneath = is_inspectable(self.key_index)
-            with temporarily_clear_interpreter_stack() if beneath else nullcontext():
+            with made_to_last(self.key_index):
                 self.__dict__["_self_loops"] = _add_self_loops(self)
         loops: SelfLoops = self.__dict__["_self_loops"]
         return loops

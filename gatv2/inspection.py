@@ -1,10 +1,13 @@
 """What this process and this moment allow: Numba, and looking at a tensor's values."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 
 def is_inspectable(tensor: Tensor) -> bool:
@@ -18,6 +21,17 @@ def is_inspectable(tensor: Tensor) -> bool:
         or tensor.is_meta
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
+
+
+def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
+    """For what is made of `tensor` and kept: it outlives the active transforms and inference mode."""
+    return _beneath_transforms() if is_inspectable(tensor) else nullcontext()
+
+
+@contextmanager
+def _beneath_transforms() -> Iterator[None]:
+    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+        yield
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

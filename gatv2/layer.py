@@ -158,9 +158,10 @@ class GraphAttention(nn.Module, ABC):
 
         Returns:
             `[*batch, n_queries, out_features]`; with `return_attention` the pair of it and the
-            coefficients, `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse) or
-            `[*batch, n_queries, n_keys, n_heads]` (dense). With `add_self_loops` the edges are those of
-            :meth:`gatv2.Graph.add_self_loops`.
+            coefficients, `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse; of a
+            batch of graphs `[n_edges, n_heads]`, those of all) or `[*batch, n_queries, n_keys, n_heads]`
+            (dense). With `add_self_loops` the edges of a list are those of
+            :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
         h_query, h_key = self._as_pair(h)
         inputs = self._project(h_query, h_key, adj_mat, edge_features)

@@ -41,8 +41,8 @@ class GATv2(nn.Module):
         h^{(l+1)} = \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big), \qquad
         \mathrm{out} = \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
 
-    Hidden layers concatenate their heads, and the last averages its own. The graph is prepared once for
-    all of them.
+    Hidden layers concatenate their heads, and the last averages its own. A list of edges is sorted once
+    for all of them.
 
     Args:
         in_features: features of a node; -1 to be told by the first input.

@@ -84,7 +84,8 @@ class Call:
             return None
         x, n_batch = self.edge_features, self.query.ndim - 3
         is_folded = x.shape[n_batch:-1].numel() < self.n_edge_rows
-        if not is_folded and not any(x.stride()[:n_batch]):  # all feature sets share them
+        is_shared = self.n_copies > 0 and not any(x.stride()[:n_batch])  # by all feature sets
+        if is_shared and not is_folded:
             x = x[(0,) * n_batch]
         rows = as_array(x.to(self.tiles.dtype))
         n_features = x.shape[-1]

@@ -107,6 +107,8 @@ def _reduce_by_query(values: Tensor, query: Tensor, shape: tuple[int, ...], how:
 
 
 def _reduce_masked(values: Tensor, is_other: Tensor, how: str) -> Tensor:
+    if not is_other.shape[-2]:
+        return values.sum(-2)
     count = is_other.sum(-2)
     neutral = {"mul": 1.0, "min": torch.inf, "max": -torch.inf}.get(how, 0.0)
     others = torch.where(is_other, values, neutral)

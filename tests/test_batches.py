@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
 
-from gatv2 import Graph, gatv2_attention
+from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention
 from gatv2.dispatch import Kernel
 from gatv2.testing import AttentionInputs, assert_agrees, attention_inputs, value_and_gradients
 
@@ -62,3 +63,27 @@ def test_features_without_a_batch_meet_a_batch_of_masks(
     for element, mask in zip(out, batch, strict=True):
         exact = gatv2_attention(query, key, inputs.attn, mask, backend="dense", kernel="torch")
         assert_agrees(element, exact)
+
+
+def test_graphs_in_two_batch_dimensions() -> None:
+    graph = Graph.from_mask(torch.rand(6, 4, 4, 1) < 0.5)
+    layer = GraphAttentionV2Layer(3, 4, 2, dropout=0.0, edge_dim=2, dtype=torch.float64)
+    h = torch.randn(2, 3, 4, 3, dtype=torch.float64)
+    edge_features = torch.randn(graph.n_edges, 2, dtype=torch.float64)
+    layer.backend = "sparse"
+    expected = layer(h, graph, edge_features=edge_features)
+    layer.backend = "dense"
+    assert_agrees(layer(h, graph, edge_features=edge_features), expected)
+    scores = layer.attention_scores(h, graph, edge_features=edge_features)
+    assert scores.shape == (2, 3, 4, 4, 2)
+
+
+@pytest.mark.parametrize("kernel", ["numba", "torch"])
+def test_no_feature_sets(kernel: str) -> None:
+    layer = GraphAttentionV2Layer(3, 4, 2, edge_dim=2, kernel=kernel)
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    assert layer(torch.randn(0, 5, 3), edge_index, edge_features=torch.randn(3, 2)).shape == (
+        0,
+        5,
+        4,
+    )

@@ -179,6 +179,22 @@ class TestPreparedOnce:
             assert len(prepared) == 2
             assert torch.equal(changed, layer(h, torch.tensor([[0, 1, 2], [3, 2, 0]])))
 
+    @pytest.mark.parametrize("add_self_loops", [False, True])
+    @pytest.mark.parametrize("prepares", [False, True])
+    def test_what_inference_mode_has_seen_is_trained_on(
+        self, add_self_loops: bool, prepares: bool
+    ) -> None:
+        edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+        graph = Graph.from_edge_index(edge_index, 4) if prepares else edge_index
+        layer = GraphAttentionV2Layer(3, 4, 2, dropout=0.0, add_self_loops=add_self_loops)
+        h = torch.randn(4, 3, requires_grad=True)
+        with torch.inference_mode():
+            expected = layer(h, graph).clone()
+        out = layer(h, graph)
+        out.backward(torch.randn_like(out))
+        assert torch.equal(out.detach(), expected)
+        assert h.grad is not None
+
     def test_nothing_is_kept_alive(self, prepared: list[Tensor]) -> None:
         from gatv2.adjacency import _prepared
 
@@ -200,3 +216,25 @@ def test_auto_follows_the_form(data: st.DataObject) -> None:
     edge_index = mask.squeeze(-1).nonzero().T
     _, alpha = auto(h, edge_index, return_attention=True)
     assert alpha.shape == (edge_index.shape[1], N_HEADS)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32])
+def test_every_integer_dtype(dtype: torch.dtype) -> None:
+    """Numbers of nodes need not fit into the dtype of the indices."""
+    n_nodes = 70_000
+    edge_index = torch.tensor([[0, 1, 2, 100], [1, 2, 0, 0]])
+    graph = Graph.from_edge_index(edge_index.to(dtype), n_nodes)
+    assert torch.equal(graph.edge_index, edge_index)
+
+
+def test_a_matrix_in_the_other_flow_is_key_by_query() -> None:
+    """A 2-D tensor is ambiguous if it has the shape of the matrix that the caller would pass."""
+    layer = GraphAttentionV2Layer((4, 4), 8, 2, flow="source_to_target")
+    two, five = torch.randn(2, 4), torch.randn(5, 4)
+    both = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]])
+    with pytest.raises(ValueError, match="could be an edge index or a mask"):
+        layer((two, five), both)  # two keys, five queries
+    edges = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 1, 0, 1]])
+    assert layer((five, two), edges).shape == (2, 8)
+    with pytest.raises(ValueError, match=r"must have shape \(2, 5, 1\) .*; got .*\(5, 2, 1\)"):
+        layer((two, five), torch.ones(5, 2, 1))

@@ -181,3 +181,10 @@ def test_two_sets_of_nodes_have_none() -> None:
     for form in (mask, mask.squeeze(-1).nonzero().T, Graph.from_mask(mask)):
         with pytest.raises(ValueError, match="2 queries and 5 keys has no self-loops to add"):
             layer(h, form)
+
+
+@pytest.mark.parametrize("fill_value", ["min", "max", "mean", "mul", 1.0])
+def test_a_mask_without_nodes(fill_value: Any) -> None:
+    layer = GraphAttentionV2Layer(3, 4, 2, edge_dim=2, add_self_loops=True, fill_value=fill_value)
+    no_mask = torch.zeros(0, 0, 1, dtype=torch.bool)
+    assert layer(torch.randn(0, 3), no_mask, edge_features=torch.randn(0, 0, 2)).shape == (0, 4)

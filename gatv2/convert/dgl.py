@@ -126,7 +126,7 @@ def to_dgl(layer: GraphAttentionV2Layer) -> dict[str, Tensor]:
             "DGL's layer has a bias of the output in its residual's projection only: the layer's "
             "`bias` is not zero"
         )
-    return theirs
+    return {name: value.clone() for name, value in theirs.items()}
 
 
 def _identity_residual(state: State) -> Tensor:
