@@ -19,9 +19,10 @@ N_NODES = 11
 EDGE_INDEX = torch.tensor([[0, 4, 0, 7, 2, 4, 10, 2, 0], [1, 4, 9, 0, 10, 3, 5, 10, 1]])
 OPTIONS: list[dict[str, Any]] = [
     {"is_concat": True, "share_weights": False},
-    {"is_concat": False, "share_weights": True},
+    {"is_concat": False, "share_weights": True, "bias": True, "residual": True},
+    {"is_concat": True, "share_weights": False, "bias": "projections"},
 ]
-options = pytest.mark.parametrize("options", OPTIONS, ids=["concat", "mean-shared"])
+options = pytest.mark.parametrize("options", OPTIONS, ids=["concat", "mean-shared", "biases"])
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,13 @@ def _64_bits() -> Any:
 
 
 def make_layer(dtype: torch.dtype = torch.float64, **options: Any) -> gatv2.GraphAttentionV2Layer:
-    return gatv2.GraphAttentionV2Layer(
+    layer = gatv2.GraphAttentionV2Layer(
         7, 6, 3, **options, leaky_relu_negative_slope=0.3, dropout=0.4, dtype=dtype
     )
+    for parameter in layer.parameters():
+        if parameter.ndim == 1:  # a bias, which begins as zero
+            torch.nn.init.normal_(parameter)
+    return layer
 
 
 def features(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -188,6 +193,9 @@ def test_init_is_the_layer(options: dict[str, Any]) -> None:
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
     for name, array in params.items():
         bound = float(abs(expected[name]).max())
+        if name.endswith("bias"):
+            assert bound == abs(array).max() == 0
+            continue
         assert 0.97 * bound < abs(array).max() < 1.03 * bound
         assert abs(array.mean()) < bound / 5
 
@@ -205,6 +213,9 @@ def test_errors_of_init_and_apply() -> None:
         gat.apply(params, jnp.ones((5, 3)), mask)
     with pytest.raises(TypeError, match=r"must be a jax.Array; got Tensor: .*gatv2\.jax\.as_jax"):
         gat.apply(params, torch.ones(5, 3), mask)
+    with_edges = gat.from_torch(gatv2.GraphAttentionV2Layer(3, 8, 2, edge_dim=4))
+    with pytest.raises(ValueError, match=r"`params` has \['linear_e.weight'\], which"):
+        gat.apply(with_edges, jnp.ones((5, 3), jnp.float32), mask)
     with pytest.raises(ValueError, match="`rng` and `seed`"):
         gat.apply(params, jnp.ones((5, 3), jnp.float32), mask, rng=rng, seed=1)
 

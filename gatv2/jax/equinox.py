@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gatv2.jax.convert import Params
 from gatv2.jax.layer import apply, init
+from gatv2.layer import Bias
 
 
 class GraphAttentionV2Layer(eqx.Module):
@@ -43,13 +44,15 @@ class GraphAttentionV2Layer(eqx.Module):
         share_weights: bool = False,
         *,
         key: jax.Array,
+        bias: Bias = False,
+        residual: bool = False,
         inference: bool = False,
         dtype: Any = jnp.float32,
         **options: Any,
     ) -> None:
-        self.params = init(
-            key, in_features, out_features, n_heads, is_concat, share_weights, dtype=dtype
-        )
+        sizes = (in_features, out_features, n_heads)
+        kinds: Any = {"bias": bias, "residual": residual, "dtype": dtype}
+        self.params = init(key, *sizes, is_concat, share_weights, **kinds)
         self.inference = inference
         self.options = {
             "is_concat": is_concat,

@@ -5,6 +5,8 @@ Parameters are a dict with the names and the shapes of the PyTorch layer's state
     linear_l.weight  [n_heads * n_hidden, in_features]   W_l, projects queries
     linear_r.weight  [n_heads * n_hidden, in_features]   W_r, projects keys; left out if W_l = W_r
     attn             [n_heads, n_hidden]                 a
+
+and, for a layer that has them, `linear_l.bias`, `linear_r.bias`, `bias` and `linear_residual.weight`.
 """
 
 from typing import Any, Literal, TypedDict, Unpack, overload
@@ -18,8 +20,18 @@ from gatv2.graph import Flow
 from gatv2.jax.convert import Params
 from gatv2.jax.functional import gatv2_attention, gatv2_scores
 from gatv2.jax.random import seed_from_key
+from gatv2.layer import Bias
 
 Seed = int | np.integer[Any] | jax.Array | None
+_NAMES = {
+    "attn",
+    "bias",
+    "linear_l.bias",
+    "linear_l.weight",
+    "linear_r.bias",
+    "linear_r.weight",
+    "linear_residual.weight",
+}
 
 
 def init(
@@ -30,9 +42,11 @@ def init(
     is_concat: bool = True,
     share_weights: bool = False,
     *,
+    bias: Bias = False,
+    residual: bool = False,
     dtype: Any = jnp.float32,
 ) -> Params:
-    """Draw the parameters of a layer: Glorot uniform, as the paper's code.
+    """Draw the parameters of a layer: Glorot uniform, as the paper's code; biases are zero.
 
     Args:
         rng: a JAX key.
@@ -42,6 +56,8 @@ def init(
         n_heads: number of heads.
         is_concat: whether heads are concatenated (True) or averaged (False).
         share_weights: whether :math:`W_l = W_r`.
+        bias: whether the projections and the output have a bias; "projections" for these alone.
+        residual: whether a learned projection of the queries' features is added to the result.
         dtype: dtype of the parameters.
 
     Raises:
@@ -68,12 +84,20 @@ def init(
     shapes = {"attn": (n_heads, n_hidden), "linear_l.weight": (n_heads * n_hidden, in_features)}
     if not share_weights:
         shapes["linear_r.weight"] = shapes["linear_l.weight"]
+    if residual:
+        shapes["linear_residual.weight"] = (out_features, in_features)
     draw = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)
     keys = jax.random.split(rng, len(shapes))
-    return {
+    params = {
         name: draw(key, shape, dtype)
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
+    if bias:
+        of_projections = ["linear_l.bias"] + ["linear_r.bias"] * (not share_weights)
+        params |= {name: jnp.zeros(n_heads * n_hidden, dtype) for name in of_projections}
+    if bias is True:
+        params["bias"] = jnp.zeros(out_features, dtype)
+    return params
 
 
 class Options(TypedDict, total=False):
@@ -133,7 +157,8 @@ def apply(
         h'_i = \sum_{j \in N_i} \alpha_{ij} W_r h_j
 
     for each head; :math:`N_i` are the j with `adj_mat[i][j]`. Heads are concatenated or averaged. A
-    node without neighbours gives zeros; self-loops are not added. There is no bias.
+    node without neighbours gives zeros; self-loops are not added. Biases and a residual are added if
+    `params` has them.
 
     Args:
         params: as :func:`init` draws them, or :func:`gatv2.jax.from_torch` takes them over. Without
@@ -193,6 +218,10 @@ def apply(
         if is_concat
         else out.mean(-2)
     )
+    if "linear_residual.weight" in params:
+        out = out + h @ params["linear_residual.weight"].T
+    if "bias" in params:
+        out = out + params["bias"]
     return out if alpha is None else (out, alpha)
 
 
@@ -224,6 +253,11 @@ def attention_scores(
 
 def _project(params: Params, h: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`h` as queries and as keys, each `[*batch, n_nodes, n_heads, n_hidden]`."""
+    if unknown := params.keys() - _NAMES:
+        raise ValueError(
+            f"`params` has {sorted(unknown)}, which this layer does not know: in JAX there are no "
+            "features of edges, and it is one layer that is applied, not a stack"
+        )
     weight = params["linear_l.weight"]
     in_features = weight.shape[1]
     if not isinstance(h, jax.Array):
@@ -240,8 +274,12 @@ def _project(params: Params, h: jax.Array) -> tuple[jax.Array, jax.Array]:
             f"`h` must have the parameters' dtype {weight.dtype}; got {h.dtype}: "
             "convert one of them with `.astype(dtype)`"
         )
-    heads = params["attn"].shape
-    query = (h @ weight.T).reshape(*h.shape[:-1], *heads)
-    if "linear_r.weight" not in params:
-        return query, query
-    return query, (h @ params["linear_r.weight"].T).reshape(*h.shape[:-1], *heads)
+    query = _linear(params, "linear_l", h)
+    return query, _linear(params, "linear_r", h) if "linear_r.weight" in params else query
+
+
+def _linear(params: Params, name: str, h: jax.Array) -> jax.Array:
+    out = h @ params[f"{name}.weight"].T
+    if f"{name}.bias" in params:
+        out = out + params[f"{name}.bias"]
+    return out.reshape(*h.shape[:-1], *params["attn"].shape)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gatv2.jax.layer import apply, init
+from gatv2.layer import Bias
 
 
 class GraphAttentionV2Layer(nnx.Module):
@@ -40,12 +41,15 @@ class GraphAttentionV2Layer(nnx.Module):
         share_weights: bool = False,
         *,
         rngs: nnx.Rngs,
+        bias: Bias = False,
+        residual: bool = False,
         deterministic: bool = False,
         param_dtype: Any = jnp.float32,
         **options: Any,
     ) -> None:
         sizes = (in_features, out_features, n_heads)
-        params = init(rngs.params(), *sizes, is_concat, share_weights, dtype=param_dtype)
+        kinds: Any = {"bias": bias, "residual": residual, "dtype": param_dtype}
+        params = init(rngs.params(), *sizes, is_concat, share_weights, **kinds)
         self.params = nnx.Dict({name: nnx.Param(array) for name, array in params.items()})
         self.rngs = rngs.dropout.fork() if dropout > 0 else None
         self.deterministic = deterministic
