@@ -51,7 +51,7 @@ def run(rank: int, path: str) -> None:
         results[backend] = gradients(wrapped, rank)
     torch.save(results, f"{path}/{rank}.pt")
     dist.barrier()
-    # not destroy_process_group: it can hold the GIL while it joins gloo's threads, which wait for the GIL
+    # not destroy_process_group: holding the GIL, it can join gloo threads that wait for the GIL
     os._exit(0)
 
 
