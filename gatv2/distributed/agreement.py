@@ -17,7 +17,7 @@ def place_in(group: "dist.ProcessGroup | None") -> tuple[int, int]:
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
             "torch.distributed is not initialized: start the program with torchrun and call "
-            "torch.distributed.init_process_group('gloo') first, or, in one process, take the parts from "
+            "torch.distributed.init_process_group('gloo') first; in one process there is "
             "Partition.split(graph, n_parts)"
         )
     rank = dist.get_rank(group)

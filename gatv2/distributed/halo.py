@@ -1,9 +1,9 @@
 """The halo exchange: each process gets the rows of other processes that its edges need.
 
 An exchange is begun and ended by two differentiable functions, and what runs between them runs while
-rows travel. Backward mirrors it: the gradient of `finish` begins the exchange of gradients the other way,
-and that of `start` ends it. Each of the two is the other's derivative, so every order of differentiation
-works. All processes take part in each exchange, those without rows to send or to receive too.
+rows travel. Backward mirrors it: the gradient of `finish` begins the exchange of gradients the other
+way, and that of `start` ends it. Each of the two is the other's derivative, so every order of
+differentiation works. All processes take part in each exchange, also those that send or receive nothing.
 """
 
 from typing import Any
@@ -61,13 +61,13 @@ class Exchange:
 
 def start(rows: Tensor, exchange: Exchange) -> Tensor:
     """Begin an exchange of rows `[n_sent, ...]`; the empty result is for `finish`."""
-    token: Tensor = _Start.apply(rows, exchange)
+    token: Tensor = _Start.apply(rows, exchange)  # type: ignore[no-untyped-call]
     return token
 
 
 def finish(token: Tensor, exchange: Exchange) -> Tensor:
     """Wait for the exchange that `start` began: `[n_received, ...]`."""
-    rows: Tensor = _Finish.apply(token, exchange)
+    rows: Tensor = _Finish.apply(token, exchange)  # type: ignore[no-untyped-call]
     return rows
 
 

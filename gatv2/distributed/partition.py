@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -39,8 +38,8 @@ class Partition:
     in training too, as dropout knows the nodes by their numbers in the whole graph. All ranks call it
     together.
 
-    The order of a part's edges is ascending in the caller's numbers, `edge_id`. Features of edges come in
-    that order, `edge_features[partition.edge_id]`, and attention weights go out in it.
+    A part's edges are in the order of the caller's numbers, `edge_id`: features of edges come in that
+    order, `edge_features[partition.edge_id]`, and attention weights go out in it.
 
     Attributes:
         rank: which part it is.
@@ -151,7 +150,8 @@ class Partition:
             check_flow(flow)
             limits = _checked_bounds(bounds, n_parts)
             query, key = edge_index if flow == "target_to_source" else edge_index.flip(0)
-            _check_nodes(query, "query", *limits[rank : rank + 2], f"the nodes of rank {rank}")
+            start, end = limits[rank : rank + 2]
+            _check_nodes(query, "query", start, end, f"the nodes of rank {rank}")
             _check_nodes(key, "key", 0, limits[-1], "the nodes of all ranks")
             edge_id = torch.arange(edge_index.shape[1], device=edge_index.device)
             return _part(query, key, edge_id, limits, rank)
@@ -210,9 +210,7 @@ class Partition:
     def _connected_to(self, requests: Sequence[Tensor], split_id: str) -> "Partition":
         """The part with what others fetch of it: their numbers of its nodes, by rank."""
         sent = torch.cat(list(requests)) - self.bounds[self.rank]
-        return replace(
-            self, sent=sent, sent_counts=tuple(map(len, requests)), split_id=split_id
-        )
+        return replace(self, sent=sent, sent_counts=tuple(map(len, requests)), split_id=split_id)
 
 
 def _equal_edges(graph: Graph, n_parts: int) -> tuple[int, ...]:
@@ -299,22 +297,53 @@ def _numbered(nodes: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
 
 
 def _add_self_loops(part: Partition) -> Loops:
+    of_local, of_remote = part.local.edge_index, part.remote.edge_index
+    query = of_local.new_empty(part.n_edges)
+    query[part.is_local], query[~part.is_local] = of_local[0], of_remote[0]
     is_loop = torch.zeros_like(part.is_local)
-    query = part.edge_id.new_empty(part.n_edges)
-    for graph, chosen in ((part.local, part.is_local), (part.remote, ~part.is_local)):
-        of_graph = graph.edge_index
-        query[chosen] = of_graph[0].to(query)
-    local_query, local_key = part.local.edge_index
-    is_loop[part.is_local] = local_query == local_key
+    is_loop[part.is_local] = of_local[0] == of_local[1]
     kept = (~is_loop).nonzero().squeeze(1)
-    added = part.n_own
+    added = part.edge_id.new_full((part.n_own,), -1)
     looped = replace(
         part,
-        edge_id=torch.cat((part.edge_id[kept], part.edge_id.new_full((added,), -1))),
-        is_local=torch.cat((part.is_local[kept], part.is_local.new_ones(added))),
+        edge_id=torch.cat((part.edge_id[kept], added)),
+        is_local=torch.cat((part.is_local[kept], torch.ones_like(added, dtype=torch.bool))),
         local=part.local.add_self_loops(),
     )
     return Loops(looped, kept, query[kept])
+
+
+def _checked_bounds(bounds: Sequence[int], n_parts: int) -> tuple[int, ...]:
+    limits = tuple(int(bound) for bound in bounds)
+    if len(limits) != n_parts + 1 or limits[0] != 0 or list(limits) != sorted(limits):
+        raise ValueError(
+            f"`bounds` must be n_parts + 1 = {n_parts + 1} numbers of nodes that do not descend, the "
+            f"first of which is 0; got {limits}"
+        )
+    return limits
+
+
+def _check_nodes(index: Tensor, role: str, start: int, end: int, whose: str) -> None:
+    is_outside = (index < start) | (index >= end)
+    if bool(is_outside.any()):
+        edge = int(is_outside.nonzero()[0])
+        raise IndexError(
+            f"edge {edge} has {role} {int(index[edge])}, but {whose} are those in [{start}, {end})"
+        )
+
+
+def _digest(part: Partition) -> bytes:
+    """What tells a part from any other one, but for the caller's numbers of its edges."""
+    digest = hashlib.sha256(repr((part.rank, part.bounds)).encode())
+    for graph in (part.local, part.remote):
+        for tensor in (graph.query_ptr, graph.key_index, graph.key_id, graph.head_mask):
+            if tensor is not None:
+                digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.digest()
+
+
+def _join(digests: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 class _Summary(NamedTuple):
@@ -349,4 +378,5 @@ def _agreed(
     exchange.begin(part.halo)
     requests = exchange.end().split(sent_counts)
     split_id = _join([summary.digest for summary in summaries])
-    return replace(part, group=group)._connected_to(requests, split_id)
+    mine: Partition = replace(part, group=group)
+    return mine._connected_to(requests, split_id)
