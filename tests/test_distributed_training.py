@@ -36,7 +36,8 @@ def curve(group: Any = None) -> Tensor:
     torch.manual_seed(1)
     model: Any = GATv2(6, 8, N_CLASSES, n_heads=2, dropout=0.5, feature_dropout=0.0, bias=True)
     model = model.double()
-    n_processes, adjacency, own = 1, graph, slice(None)
+    n_processes, own = 1, slice(None)
+    adjacency: Any = graph
     if group is not False:
         n_processes = dist.get_world_size(group)
         model = DistributedDataParallel(model, process_group=group)
