@@ -308,6 +308,7 @@ class Graph:
 
     def to(self, device: torch.device | str) -> "Graph":
         """The graph on another device."""
+        device = torch.device(device)  # and not a dtype
         tensors: dict[str, Any] = {
             field.name: value.to(device)
             for field in fields(self)

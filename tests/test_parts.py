@@ -136,6 +136,6 @@ def test_numbers_go_with_the_graph() -> None:
             assert torch.equal(numbers, ids)
     with pytest.raises(ValueError, match="use backend='sparse'"):
         graph.coalesce().to_mask()
+    h, attn = torch.randn(2, 1, 3), torch.randn(1, 3)
     with pytest.raises(ValueError, match="use backend='sparse'"):
-        h, attn = torch.randn(2, 1, 3), torch.randn(1, 3)
         gatv2_attention(h, h, attn, graph.coalesce(), backend="dense")

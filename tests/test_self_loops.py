@@ -183,6 +183,16 @@ def test_two_sets_of_nodes_have_none() -> None:
             layer(h, form)
 
 
+@pytest.mark.parametrize("adj_mat", [torch.ones(4, 4, 1) > 0, torch.tensor([[0], [1]])])
+def test_a_fill_value_of_another_size(adj_mat: Tensor) -> None:
+    layer = GraphAttentionV2Layer(
+        3, 4, 2, edge_dim=2, add_self_loops=True, fill_value=torch.ones(3)
+    )
+    features = torch.zeros(*((4, 4, 2) if adj_mat.ndim == 3 else (1, 2)))
+    with pytest.raises(ValueError, match=r"`fill_value` must be a number or have shape \(2,\)"):
+        layer(torch.randn(4, 3), adj_mat, edge_features=features)
+
+
 @pytest.mark.parametrize("fill_value", ["min", "max", "mean", "mul", 1.0])
 def test_a_mask_without_nodes(fill_value: Any) -> None:
     layer = GraphAttentionV2Layer(3, 4, 2, edge_dim=2, add_self_loops=True, fill_value=fill_value)
