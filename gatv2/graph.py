@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from os import PathLike
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -315,6 +316,42 @@ class Graph:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **tensors)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Save the graph to a file, in the safetensors format; one of that name is replaced.
+
+        Stopped on the way, it leaves what there was. What the backward pass reads is not saved but made
+        when it is needed.
+
+        Raises:
+            ImportError: safetensors is missing.
+        """
+        from gatv2.graph_file import save_graph
+
+        save_graph(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Graph":
+        """Load a graph that `save` has written, on the CPU.
+
+        Its tensors are mapped: they are read from the file when they are needed, by all processes that
+        load it together. Before, every byte is checked, and that it is a graph.
+
+        Raises:
+            ImportError: safetensors is missing.
+            OSError: there is no such file, or it can't be read.
+            ValueError: the file is not one of a graph, or has been truncated or changed.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> path = mkdtemp() + "/graph.safetensors"
+            >>> Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), n_nodes=2).save(path)
+            >>> Graph.load(path)
+            Graph(n_queries=2, n_keys=2, n_edges=2, dtype=torch.int32, device=cpu)
+        """
+        from gatv2.graph_file import load_graph
+
+        return load_graph(path)
 
     def __repr__(self) -> str:
         blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""

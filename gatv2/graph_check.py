@@ -1,5 +1,8 @@
 """Is it a graph? Everything that kernels rely on, which look at no index twice while they run."""
 
+from dataclasses import fields
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -43,6 +46,12 @@ def check_graph(graph: Graph) -> None:
 
 
 def _check_layout(graph: Graph) -> None:
+    for field in fields(graph):
+        value, expected = getattr(graph, field.name), cast(type, field.type)
+        _require(
+            isinstance(value, expected),
+            f"`{field.name}` must be of type {expected}; it is a {type(value).__name__}",
+        )
     dtype, n_edges = graph.key_index.dtype, graph.key_index.numel()
     _require(
         dtype in (torch.int32, torch.int64), f"indices must be int32 or int64; they are {dtype}"
@@ -62,7 +71,10 @@ def _check_layout(graph: Graph) -> None:
             f"`head_mask` must be bool with shape ({n_edges}, n_heads); it is {mask.dtype} with shape "
             f"{tuple(mask.shape)}",
         )
-    _require(graph.n_keys >= 0, f"there can't be {graph.n_keys} keys")
+    _require(
+        0 <= graph.n_keys <= torch.iinfo(dtype).max,
+        f"there can't be {graph.n_keys} keys in {dtype}",
+    )
     n_blocks = max(graph.n_blocks, 1)
     _require(
         graph.n_blocks >= 0 and graph.n_queries % n_blocks == graph.n_keys % n_blocks == 0,
@@ -84,6 +96,9 @@ def _check_edges(graph: Graph, start: int) -> None:
         n_queries, n_keys = graph.block_shape
         is_inside = query // n_queries == graph.key_index[part] // n_keys
         _require(bool(is_inside.all()), "an edge must join nodes of one block; one does not")
+    if graph.head_mask is not None:
+        is_bool = graph.head_mask[part].view(torch.uint8) <= 1
+        _require(bool(is_bool.all()), "`head_mask` must be of bytes 0 and 1; it has others")
     part = slice(max(start - 1, 0), start + _CHUNK)
     query, key = graph.query_index[part], graph.key_index[part]
     is_sorted = (query[1:] > query[:-1]) | (key[1:] >= key[:-1])
