@@ -104,15 +104,7 @@ class Graph:
             IndexError: an index is negative or past the end.
         """
         check_flow(flow)
-        if not _is_integer(edge_index.dtype):
-            raise TypeError(
-                f"an edge index must hold integers; got {edge_index.dtype}: "
-                "convert it with `edge_index.long()`"
-            )
-        if edge_index.ndim != 2 or edge_index.shape[0] != 2:
-            raise ValueError(
-                f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}"
-            )
+        check_edge_index(edge_index)
         if edge_index.dtype.itemsize < 4:  # numbers of nodes need not fit into it
             edge_index = edge_index.long()
         query, key = edge_index if flow == "target_to_source" else edge_index.flip(0)
@@ -425,6 +417,19 @@ def check_has_self_loops(n_queries: int, n_keys: int) -> None:
         raise ValueError(
             f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
             "add_self_loops=False pass the edges that you want"
+        )
+
+
+def check_edge_index(edge_index: Tensor) -> None:
+    """Raise a TypeError or ValueError unless a tensor has an edge index's dtype and shape."""
+    if not _is_integer(edge_index.dtype):
+        raise TypeError(
+            f"an edge index must hold integers; got {edge_index.dtype}: "
+            "convert it with `edge_index.long()`"
+        )
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise ValueError(
+            f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}"
         )
 
 
