@@ -43,7 +43,7 @@ class Result:
 
 def run(output: Path, *, k: int = 10, n_epochs: int = 10, seed: int = 3) -> Path:
     """Train both layers, print a table, and draw their attention; returns where the picture is."""
-    data = DictionaryLookup.generate(k, seed=seed)
+    data = DictionaryLookup.generate(k, n_held_out=k, seed=seed)  # of each key one pair is tested
     print(
         f"Dictionary lookup, k={k}: {len(data.train)} training and {len(data.test)} test instances, "
         "1 head"

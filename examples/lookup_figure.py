@@ -98,7 +98,7 @@ def main() -> None:
     )
     parser.add_argument("--k", type=int, nargs="+", default=list(range(4, 21, 4)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max-steps", type=int, default=3000)
+    parser.add_argument("--max-steps", type=int, default=5000)
     parser.add_argument("--results", type=Path, default=Path("results/lookup.csv"))
     options = parser.parse_args()
     runs = [

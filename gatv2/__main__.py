@@ -112,7 +112,7 @@ def _value_and_gradients(
     attention: dispatch.Attention, inputs: list[Tensor], adjacency: Any, cotangent: Tensor
 ) -> list[Tensor]:
     query, key, attn = leaves = [x.clone().requires_grad_() for x in inputs]
-    out, _ = attention(
+    out, _, _ = attention(
         query, key, attn, adjacency, seed=torch.tensor(SEED), return_attention=False, **OPTIONS
     )
     return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]

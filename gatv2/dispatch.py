@@ -31,7 +31,7 @@ class Attention(Protocol):
         return_attention: bool,
         edge_features: Tensor | None = None,
         edge_projection: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]: ...
+    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True)

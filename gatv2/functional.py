@@ -36,6 +36,7 @@ def gatv2_attention(
     edge_projection: Tensor | None = ...,
     kernel: str = ...,
     return_attention: Literal[False] = ...,
+    return_lse: Literal[False] = ...,
     **options: Unpack[Options],
 ) -> Tensor: ...
 @overload
@@ -48,7 +49,8 @@ def gatv2_attention(
     edge_features: Tensor | None = ...,
     edge_projection: Tensor | None = ...,
     kernel: str = ...,
-    return_attention: bool,
+    return_attention: bool = ...,
+    return_lse: bool = ...,
     **options: Unpack[Options],
 ) -> Any: ...
 
@@ -68,7 +70,8 @@ def gatv2_attention(
     backend: Backend = "auto",
     kernel: str = "auto",
     return_attention: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
     r"""Graph Attention v2: each query attends to the keys of its edges.
 
     .. math::
@@ -100,11 +103,15 @@ def gatv2_attention(
         kernel: "numba" (fused, on the CPU), "torch" (plain operations, anywhere), or "auto": the first
             of them that serves the call.
         return_attention: whether to return :math:`\alpha` too, before dropout.
+        return_lse: whether to return :math:`\log \sum_{j \in N_i} \exp e_{ij}` too. It joins attention
+            over parts :math:`N_i^k` of the keys: the whole is
+            :math:`\sum_k \exp(\mathrm{lse}_k - \log \sum_l \exp \mathrm{lse}_l) \, \mathrm{out}_k`.
 
     Returns:
-        `[*batch, n_queries, n_heads, n_hidden]`; with `return_attention` the pair of it and the
-        coefficients: `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
-        `[*batch, n_queries, n_keys, n_heads]` (dense).
+        `[*batch, n_queries, n_heads, n_hidden]`; with `return_attention` and `return_lse` a tuple of it,
+        the coefficients, `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse) or
+        `[*batch, n_queries, n_keys, n_heads]` (dense), and the log-sum-exp of the scores,
+        `[*batch, n_queries, n_heads]`, in float32 or float64, -inf for a query without keys.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -132,7 +139,7 @@ def gatv2_attention(
     selected = select_kernel(
         call.query, call.key, attn, call.adjacency, kernel=kernel, **call.edges
     )
-    out, alpha = selected.kernel.attention(
+    out, lse, alpha = selected.kernel.attention(
         call.query,
         call.key,
         attn,
@@ -143,8 +150,10 @@ def gatv2_attention(
         return_attention=return_attention,
         **call.edges,
     )
-    out = out.reshape(call.out_shape)
-    return out if alpha is None else (out, alpha)
+    results = [out.reshape(call.out_shape)]
+    results += [] if alpha is None else [alpha]
+    results += [lse.reshape(call.out_shape[:-1])] if return_lse else []
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def gatv2_scores(
@@ -244,12 +253,12 @@ def gat_attention(
     )
     seed = as_seed(seed, query.device) if dropout > 0 else None
     if isinstance(call.adjacency, Graph):
-        out, alpha = sparse_reference.attend(
+        out, _, alpha = sparse_reference.attend(
             scores, call.key, call.adjacency, dropout=dropout, seed=seed
         )
         alpha = call.adjacency.in_callers_order(alpha, dim=-2)
     else:
-        out, alpha = dense_reference.attend(
+        out, _, alpha = dense_reference.attend(
             scores, call.key, call.adjacency, dropout=dropout, seed=seed
         )
     out = out.reshape(call.out_shape)

@@ -53,6 +53,9 @@ class Graph:
         n_keys: number of keys.
         head_mask: `[n_edges, n_heads]` bool, the heads that use an edge; None if all do.
         n_blocks: B if the graph is the block-diagonal union of B graphs of one size, else 1.
+        query_id: `[n_queries]`, int64, the numbers by which dropout knows the queries: those of a whole
+            graph that this one is a part of, so that both drop the same. None: their positions.
+        key_id: `[n_keys]`, int64, the same of the keys.
 
     Example:
         Query 0 attends to keys 2 and 1, and query 2 to key 0; query 1 has no keys.
@@ -74,6 +77,8 @@ class Graph:
     n_keys: int
     head_mask: Tensor | None = None
     n_blocks: int = 1
+    query_id: Tensor | None = None
+    key_id: Tensor | None = None
 
     @classmethod
     def from_edge_index(
@@ -185,6 +190,8 @@ class Graph:
             edge_id=torch.cat(shifted("edge_id", 2)),
             n_keys=n_keys,
             head_mask=_join_head_masks(graphs),
+            query_id=_join_ids([graph.query_id for graph in graphs], offsets[:, 0]),
+            key_id=_join_ids([graph.key_id for graph in graphs], offsets[:, 1]),
         )
 
     @property
@@ -250,7 +257,7 @@ class Graph:
         head_mask = None if self.head_mask is None else self.head_mask[is_first]
         edge_index = torch.stack((self.query_index[is_first], self.key_index[is_first]))
         graph = Graph.from_edge_index(edge_index, (self.n_queries, self.n_keys))
-        return replace(graph, head_mask=head_mask, n_blocks=self.n_blocks)
+        return _with_nodes_of(self, replace(graph, head_mask=head_mask))
 
     def add_self_loops(self) -> "Graph":
         """The graph with one self-loop at each node; those that there are give way to it.
@@ -283,8 +290,14 @@ class Graph:
         """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
 
         Raises:
-            ValueError: the graph has parallel edges, which a mask cannot hold.
+            ValueError: the graph has parallel edges or numbers of its own for nodes, which a mask cannot
+                hold.
         """
+        if self.query_id is not None or self.key_id is not None:
+            raise ValueError(
+                "the graph numbers its nodes for dropout (`query_id`, `key_id`), which a dense mask "
+                "cannot hold: use backend='sparse'"
+            )
         if bool((self.multiplicity > 0).any()):
             raise ValueError(
                 "the graph has parallel edges, which a dense mask cannot hold: use backend='sparse', "
@@ -333,6 +346,20 @@ def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
     )
 
 
+def _join_ids(ids: list[Tensor | None], offsets: Tensor) -> Tensor | None:
+    """Numbers of the nodes of a batch: those that a graph gives them, else their positions."""
+    if all(own is None for own in ids):
+        return None
+    positions = torch.arange(int(offsets[-1]), device=offsets.device)
+    starts_and_ends = offsets.unfold(0, 2, 1).tolist()
+    return torch.cat(
+        [
+            positions[start:end] if own is None else own
+            for own, (start, end) in zip(ids, starts_and_ends, strict=True)
+        ]
+    )
+
+
 def _add_self_loops(graph: Graph) -> SelfLoops:
     check_has_self_loops(*graph.block_shape)
     edge_index, n_nodes = graph.edge_index, graph.n_queries
@@ -345,8 +372,13 @@ def _add_self_loops(graph: Graph) -> SelfLoops:
         of_loops = head_mask.new_ones(n_nodes, head_mask.shape[1])
         of_kept = graph.in_callers_order(head_mask, dim=0)[kept]
         head_mask = torch.cat((of_kept, of_loops))[result.edge_id.long()]
-    result = replace(result, head_mask=head_mask, n_blocks=graph.n_blocks)
+    result = _with_nodes_of(graph, replace(result, head_mask=head_mask))
     return SelfLoops(result, kept, edge_index[0])
+
+
+def _with_nodes_of(graph: Graph, other: Graph) -> Graph:
+    """`other`, with the blocks and the numbers of nodes of `graph`."""
+    return replace(other, n_blocks=graph.n_blocks, query_id=graph.query_id, key_id=graph.key_id)
 
 
 def check_has_self_loops(n_queries: int, n_keys: int) -> None:

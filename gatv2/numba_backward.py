@@ -2,7 +2,7 @@
 
 With x = query_i + key_j, and s_ij = 1 where x is positive, else the negative slope:
 
-    p = exp(e - lse),   dp = keep * (d_out . key) + d_alpha,   de = p * (dp - sum_j p dp)
+    p = exp(e - lse),   dp = keep * (d_out . key) + d_alpha,   de = p * (dp - sum_j p dp + d_lse)
     d_query_i = a * sum_j de_ij s_ij
     d_key_j = sum_i keep_ij p_ij d_out_i + a * sum_i de_ij s_ij
     d_attn = sum_i query_i * (sum_j de_ij s_ij) + sum_j key_j * (sum_i de_ij s_ij)
@@ -52,7 +52,7 @@ def backward_query_row(
     """Backward of one query: its row of `d_query`, its share of `d_attn`; `weights` and `signs`.
 
     Args beyond those of `forward_row`:
-        lse: [queries, heads], log-sum-exp of the scores.
+        lse: log-sum-exp of the scores, [queries, heads], and its cotangent, or empty.
         d_out: cotangent of `out`.
         d_alpha: cotangent of `alpha`, or empty.
         weights: (keep * p, de) of each edge, [edges, groups, 2, G].
@@ -64,14 +64,14 @@ def backward_query_row(
     """
     tile, heads, flat = vectors.tile, vectors.heads, vectors.flat
     n_groups, span = shape
-    row, _, drop_query, drop_key, drop_word, first_edge, first_row = place
+    row, _, drop_query, drop_key, drop_word, first_edge, first_row, key_id = place
     scores, d_scores, keep, counters = buffers
     query, _, attn = features
     n_lanes, n_tiles = heads.lanes, n_groups * span
     zero, nothing = splat(heads, 0.0), splat(tile, 0.0)
     slopes, rest = splat(tile, slope), splat(tile, 1.0 - slope)
     for group in range(n_groups):
-        lse_row = load(heads, lse, (row * n_groups + group) * n_lanes)
+        lse_row = load(heads, lse[0], (row * n_groups + group) * n_lanes)
         lse_flat = repeat(flat, lse_row)
         delta, sum_p, sum_de = zero, zero, zero
         n_blocks = (stop - start + BLOCK - 1) // BLOCK
@@ -113,6 +113,7 @@ def backward_query_row(
                             n_lanes,
                             key_index,
                             drop_key,
+                            key_id,
                             start,
                             begin,
                             end,
@@ -148,6 +149,8 @@ def backward_query_row(
                     if block == 0:
                         inverse = select(sum_p > zero, splat(heads, 1.0) / sum_p, sum_p)
                         delta = delta * inverse
+                        if lse[1].size > 0:
+                            delta = delta - load(heads, lse[1], (row * n_groups + group) * n_lanes)
                     for e in range(begin, end):
                         at = (e - begin) * n_lanes
                         p = load(heads, scores, at) * inverse

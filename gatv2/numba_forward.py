@@ -47,7 +47,7 @@ def forward_row(
         slope: negative slope.
         dropout: see `keep_factors`; none if the least word that is kept is 0.
         place: (row of the query, row of key 0, query and key 0 and batch as dropout counts them,
-            first edge of alpha, first row of x).
+            first edge of alpha, first row of x, numbers of the keys for dropout or None).
         key_index: key of each edge.
         edge_id: row of each edge in x, or anything if there is none.
         head_mask: [edges, heads], or None.
@@ -61,7 +61,7 @@ def forward_row(
     """
     tile, heads, flat = vectors.tile, vectors.heads, vectors.flat
     n_groups, span = shape
-    row, first_key, drop_query, drop_key, drop_word, first_edge, _ = place
+    row, first_key, drop_query, drop_key, drop_word, first_edge, _, key_id = place
     scores, _, keep, counters = buffers
     key, n_lanes = features[1], heads.lanes
     zero, nothing = splat(heads, 0.0), splat(tile, 0.0)
@@ -115,6 +115,7 @@ def forward_row(
                     n_lanes,
                     key_index,
                     drop_key,
+                    key_id,
                     start,
                     begin,
                     end,

@@ -18,6 +18,7 @@ def keep_factors(
     n_heads: Any,
     key_index: Any,
     block_key: Any,
+    key_id: Any,
     start: Any,
     begin: Any,
     end: Any,
@@ -35,6 +36,7 @@ def keep_factors(
         n_heads: a power of two; from 4 on it divides `first_head`.
         key_index: key of each edge.
         block_key: the key that is number 0 in the query's own graph.
+        key_id: numbers of the keys; None if they are numbered from `block_key` on.
         start: first edge of the query.
         begin: first edge that is written.
         end: end of the edges that are written.
@@ -52,7 +54,10 @@ def keep_factors(
     for e in range(begin, end):
         if e > begin:
             multiplicity = multiplicity + 1 if key_index[e] == key_index[e - 1] else 0
-        counters[e - begin] = key_index[e] - block_key
+        if key_id is None:
+            counters[e - begin] = key_index[e] - block_key
+        else:
+            counters[e - begin] = key_id[key_index[e]]
         counters[multiplicities + e - begin] = multiplicity
     for e in range(0, end - begin, LANES):
         for head in range(0, n_heads, 4):

@@ -28,8 +28,8 @@ register_model: Callable[..., Decorator] = extending.register_model
 type_callable: Callable[..., Decorator] = extending.type_callable
 unbox: Callable[..., Decorator] = extending.unbox
 
-# Numba's cache asks for the age of the file of the function it compiled, and of no other. `Vectors`
-# carry a digest of all the sources that end up in a kernel, so that stale code is never loaded.
+# Numba's cache asks for the age of the file of the function it compiled, and of no other, and reads an
+# index of types before it does. So its version carries a digest of all that ends up in a kernel.
 _HERE = Path(__file__).parent
 _SOURCES = sorted(
     path
@@ -84,7 +84,7 @@ class VectorsType(types.Type):  # type: ignore[misc]
 
     def __init__(self, members: dict[str, VectorType]) -> None:
         self.members = {name: VectorClassType(vector) for name, vector in members.items()}
-        super().__init__(name=f"Vectors({members}, {_DIGEST})")
+        super().__init__(name=f"Vectors({members})")
 
 
 class Vectors:
@@ -147,9 +147,12 @@ def _get_constant(context: Any, _builder: Any, typ: Any, _value: Any, name: str)
 def kernel(function: Function) -> Function:
     """`numba.njit` for kernels: without the GIL, cached on disk where a directory can be written."""
     try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)  # type: ignore[no-any-return]
+        compiled = njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # neither beside the source nor in the user's cache directory
         return njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    index = compiled._cache._cache_file
+    index._version = f"{index._version} {_DIGEST}"
+    return compiled  # type: ignore[no-any-return]
 
 
 def inline(function: Function) -> Function:

@@ -29,14 +29,14 @@ class Launcher(Protocol):
         """(out, log-sum-exp, alpha) of the operator's arguments."""
 
     def backward(
-        self, d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
+        self, d_out: Tensor, d_lse: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
     ) -> tuple[Tensor, ...]:
         """Gradients of query, key, attn, edge_features and edge_projection."""
 
 
-Reference = Callable[..., tuple[Tensor, Tensor]]
+Reference = Callable[..., tuple[Tensor, Tensor, Tensor | None]]
 """(query, key, attn, adjacency, seed, n_blocks, negative_slope, dropout, edge_features,
-edge_projection) -> (out, alpha)."""
+edge_projection) -> (out, log-sum-exp, alpha)."""
 
 
 def define(
@@ -52,9 +52,10 @@ def define(
     n_mapped, negative_slope, dropout, with_alpha) -> (out, log-sum-exp, alpha). `n_mapped` is the
     number of leading batch dimensions that dropout does not tell apart, and for which the gradients
     of attn and edge_projection are not summed: those that `torch.vmap` added. Without `with_alpha`,
-    alpha is empty. `edge_features`, None or with the batch dimensions of query, have a row for each
-    edge or pair of nodes. The gradients of what is None are empty, and that of edge_features is
-    without `with_d_edge_features`.
+    alpha is empty, and a cotangent of alpha or of the log-sum-exp is empty if it is zero.
+    `edge_features`, None or with the batch dimensions of query, have a row for each edge or pair of
+    nodes. The gradients of what is None are empty, and that of edge_features is without
+    `with_d_edge_features`.
 
     Args:
         name: name of the operator.
@@ -69,7 +70,8 @@ def define(
     )
     _library.define(f"{name}({inputs} with_alpha) -> (Tensor, Tensor, Tensor)")
     _library.define(
-        f"{name}_backward(Tensor d_out, Tensor d_alpha, Tensor lse, {inputs} with_d_edge_features) "
+        f"{name}_backward(Tensor d_out, Tensor d_lse, Tensor d_alpha, Tensor lse, {inputs} "
+        "with_d_edge_features) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
     operator = getattr(torch.ops.gatv2, name).default
@@ -87,7 +89,7 @@ def define(
         )
 
     def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-        query, key, attn, edge_features, edge_projection = arguments[3:8]
+        query, key, attn, edge_features, edge_projection = arguments[4:9]
         mapped = query.shape[: arguments[-4]]
         has_edges, with_d_edge_features = edge_features is not None, arguments[-1]
         return (
@@ -103,18 +105,17 @@ def define(
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.options = inputs[-_N_OPTIONS + 1 : -1]
-        ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1], *inputs[: -_N_OPTIONS + 1])
 
-    def backward(ctx: Any, d_out: Tensor, _: Tensor, d_alpha: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_out: Tensor, d_lse: Tensor, d_alpha: Tensor) -> tuple[Any, ...]:
         lse, *tensors = ctx.saved_tensors
         query, _, attn, edge_features, edge_projection, *others = tensors
         d_out = torch.zeros_like(query) if d_out is None else d_out
-        d_alpha = query.new_empty(0) if d_alpha is None else d_alpha
+        d_lse, d_alpha = (query.new_empty(0) if d is None else d for d in (d_lse, d_alpha))
         needs_d_edge_features = ctx.needs_input_grad[3]
         d_query, d_key, d_attn, d_edge_features, d_edge_projection = gradient(
-            d_out, d_alpha, lse, *tensors, *ctx.options, needs_d_edge_features
+            d_out, d_lse, d_alpha, lse, *tensors, *ctx.options, needs_d_edge_features
         )
         return (
             d_query,
@@ -130,16 +131,17 @@ def define(
         ctx.save_for_backward(*inputs[: -_N_OPTIONS + 1])
 
     def double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        d_out, d_alpha, _, query, key, attn, *edges_and_tensors, seed = ctx.saved_tensors
+        d_out, d_lse, d_alpha, _, query, key, attn, *edges_and_tensors, seed = ctx.saved_tensors
         edges, tensors = edges_and_tensors[:2], edges_and_tensors[2:]
         n_blocks, n_mapped, negative_slope, dropout, with_d_edge_features = ctx.options
-        has_alpha, has_edges = d_alpha.numel() > 0, edges[0] is not None
+        is_used = (True, d_lse.numel() > 0, d_alpha.numel() > 0)
+        has_edges = edges[0] is not None
         features = (query, key, attn, *edges) if has_edges else (query, key, attn)
         is_wanted = (True, True, True, with_d_edge_features, True)[: len(features)]
 
-        def gradients(d_out: Tensor, d_alpha: Tensor, *features: Tensor) -> Any:
+        def gradients(d_out: Tensor, d_lse: Tensor, d_alpha: Tensor, *features: Tensor) -> Any:
             def attend(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> Any:
-                out, alpha = reference(
+                results = reference(
                     query,
                     key,
                     attn,
@@ -150,28 +152,31 @@ def define(
                     dropout,
                     *(edges or (None, None)),
                 )
-                return (out, alpha) if has_alpha else out
+                return tuple(compress(results, is_used))
 
             pullback: Any = torch.func.vjp(attend, *features)[1]
-            return tuple(compress(pullback((d_out, d_alpha) if has_alpha else d_out), is_wanted))
+            return tuple(
+                compress(pullback(tuple(compress((d_out, d_lse, d_alpha), is_used))), is_wanted)
+            )
 
         mapped = gradients
-        in_dims = (0, 0 if has_alpha else None, *(0, 0, None, 0, None)[: len(features)])
+        in_dims = (*(0 if is_one else None for is_one in is_used), 0, 0, None, 0, None)
+        in_dims = in_dims[: 3 + len(features)]
         for _level in range(n_mapped):
             mapped = torch.vmap(mapped, in_dims)
-        pullback: Any = torch.func.vjp(mapped, d_out, d_alpha, *features)[1]
+        pullback: Any = torch.func.vjp(mapped, d_out, d_lse, d_alpha, *features)[1]
         wanted = tuple(compress(cotangents, is_wanted))
-        to_d_out, to_d_alpha, *to_features = pullback(wanted)
+        to_d_out, to_d_lse, to_d_alpha, *to_features = pullback(wanted)
         to_features += [None] * (5 - len(features))
         others = [None] * (len(tensors) + 1 + len(ctx.options))
-        return to_d_out, to_d_alpha, None, *to_features, *others
+        return to_d_out, to_d_lse, to_d_alpha, None, *to_features, *others
 
     _differentiate(operator, save_inputs, backward, _batching_rule(operator, mappable=(0, 1, 3)))
     _differentiate(
         gradient,
         save_gradient_inputs,
         double_backward,
-        _batching_rule(gradient, mappable=(0, 1, 2, 3, 4, 6)),
+        _batching_rule(gradient, mappable=(0, 1, 2, 3, 4, 5, 7)),
     )
     return operator
 
@@ -279,7 +284,7 @@ def _batching_rule(operator: Any, mappable: tuple[int, ...]) -> Callable[..., An
             tensor, dim = arguments[i], in_dims[i]
             if tensor is None:
                 continue
-            if tensor.ndim - (dim is not None) == 1:  # no cotangent of alpha
+            if tensor.ndim - (dim is not None) == 1:  # no cotangent
                 mapped[i] = tensor.new_empty(0)
             elif dim is None:
                 mapped[i] = tensor.expand(info.batch_size, *tensor.shape)

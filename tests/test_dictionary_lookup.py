@@ -35,12 +35,22 @@ def assert_held_out(data: DictionaryLookup) -> None:
     assert not seen & counted, f"seen in training: {seen & counted}"
 
 
-@given(k=st.integers(2, 12), n_instances=st.integers(50, 400), seed=st.integers(0, 2**32))
-def test_held_out_pairs_are_never_in_training(k: int, n_instances: int, seed: int) -> None:
-    data = DictionaryLookup.generate(k, n_instances=n_instances, seed=seed)
+@given(
+    k=st.integers(2, 12),
+    holds_all=st.booleans(),
+    n_instances=st.integers(100, 400),
+    seed=st.integers(0, 2**32),
+)
+def test_held_out_pairs_are_never_in_training(
+    k: int, holds_all: bool, n_instances: int, seed: int
+) -> None:
+    n_held_out = k if holds_all else None
+    data = DictionaryLookup.generate(k, n_held_out=n_held_out, n_instances=n_instances, seed=seed)
     assert_held_out(data)
     assert data.is_unseen(data.test).any(dim=1).all()
-    for instances in (data.held_out.unsqueeze(0), data.train, data.test):
+    held_out = data.held_out[data.held_out >= 0]
+    assert len(held_out) == len(held_out.unique()) == (k if holds_all else max(k // 4, 1))
+    for instances in (data.train, data.test):
         assert torch.equal(instances.sort(dim=1).values, torch.arange(k).expand_as(instances))
     n_all = len(data.train) + len(data.test)
     assert n_all == min(n_instances, math.factorial(k))
@@ -66,6 +76,9 @@ def test_a_seed_gives_the_same_instances() -> None:
 def test_there_must_be_a_choice() -> None:
     with pytest.raises(ValueError, match="`k` must be at least 2"):
         DictionaryLookup.generate(1)
+    for n_held_out in (0, 6):
+        with pytest.raises(ValueError, match=r"`n_held_out` must lie in \[1, k=5\]"):
+            DictionaryLookup.generate(5, n_held_out=n_held_out)
 
 
 @pytest.mark.parametrize("k", [2, 3, 7])
@@ -119,7 +132,7 @@ def test_accuracy_counts_what_it_should() -> None:
 
 def solve(layer: type[GraphAttention]) -> tuple[list[float], float, float, bool]:
     torch.manual_seed(0)
-    data = DictionaryLookup.generate(7)
+    data = DictionaryLookup.generate(7, n_held_out=7)
     model = DictionaryLookupModel(7, layer)
     losses = []
     for epoch in train(model, data, n_epochs=10):

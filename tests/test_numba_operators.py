@@ -50,7 +50,7 @@ def adjacency_of(
         return [mask]
     graph = Graph.from_mask(mask)
     edge_id = graph.edge_id if has_edge_features else None
-    return [graph.query_ptr, graph.key_index, *graph.by_key, graph.head_mask, edge_id]
+    return [graph.query_ptr, graph.key_index, *graph.by_key, graph.head_mask, edge_id, None, None]
 
 
 @pytest.mark.parametrize("mask", [MASK, HEAD_MASK], ids=["one mask", "head mask"])
@@ -69,9 +69,10 @@ def test_opcheck(
     operator = getattr(torch.ops.gatv2, f"{backend}_attention").default
     torch.library.opcheck(operator, (*features, *adjacency, *options))
     out, lse, alpha = operator(*features, *adjacency, *options)
-    d_out, d_alpha = torch.randn_like(out), torch.randn_like(alpha)
+    d_out, d_lse, d_alpha = torch.randn_like(out), torch.randn_like(lse), torch.randn_like(alpha)
     gradient = getattr(torch.ops.gatv2, f"{backend}_attention_backward").default
-    arguments = (d_out.requires_grad_(), d_alpha, lse.detach(), *features, *adjacency, *options)
+    d_out, d_lse = d_out.requires_grad_(), d_lse.masked_fill(lse.isinf(), 0.0).requires_grad_()
+    arguments = (d_out, d_lse, d_alpha, lse.detach(), *features, *adjacency, *options)
     torch.library.opcheck(gradient, arguments)
 
 

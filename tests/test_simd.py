@@ -116,7 +116,7 @@ def test_mask_as_integer() -> None:
 def _philox(vectors: Any, keys: Any, counters: Any, keep: Any) -> None:
     dropout = (0x80000000, 2.0, 0xA4093822, 0x299F31D0)
     keep_factors(
-        vectors.words, dropout, 0x243F6A88, 0x03707344, 0, 4, keys, 0, 0, 0, 1, counters, keep
+        vectors.words, dropout, 0x243F6A88, 0x03707344, 0, 4, keys, 0, None, 0, 0, 1, counters, keep
     )
 
 

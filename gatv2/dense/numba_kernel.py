@@ -22,14 +22,14 @@ def gatv2_attention(
     return_attention: bool,
     edge_features: Tensor | None = None,
     edge_projection: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention without anything of `[N, M]` beside the mask; see `gatv2.dense.reference`."""
     features = (query, key, attn, edge_features, edge_projection)
     n_mapped = 0
-    out, _, alpha = _attention(
+    out, lse, alpha = _attention(
         *features, mask, seed, 1, n_mapped, negative_slope, dropout, return_attention
     )
-    return out, alpha if return_attention else None
+    return out, lse, alpha if return_attention else None
 
 
 def _launcher() -> Launcher:
@@ -49,8 +49,8 @@ def _reference(
     dropout: float,
     edge_features: Tensor | None,
     edge_projection: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    out, alpha = reference.gatv2_attention(
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return reference.gatv2_attention(
         query,
         key,
         attn,
@@ -62,8 +62,6 @@ def _reference(
         edge_features=edge_features,
         edge_projection=edge_projection,
     )
-    assert alpha is not None
-    return out, alpha
 
 
 def _alpha_shape(query: Tensor, key: Tensor, _mask: Tensor) -> tuple[int, ...]:

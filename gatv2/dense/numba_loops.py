@@ -45,7 +45,9 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return call.results(*results)
 
 
-def backward(d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def backward(
+    d_out: Tensor, d_lse: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
     """Gradients of the features; for the arguments see `gatv2.operator.define`."""
     call = Call(*arguments)
     mask, tiles = _fold(call), call.tiles
@@ -55,7 +57,7 @@ def backward(d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any) -> tu
     run_chunks(_count_edges, n_chunks, _VECTORS, rows, n_keys * n_heads, n_heads, ptr)
     np.cumsum(ptr, out=ptr)
     limit = max(_BLOCK // tiles.padded[0], 1)
-    gradients = Gradients(call, d_out, lse, min(int(ptr[-1]), limit))
+    gradients = Gradients(call, d_out, d_lse, lse, min(int(ptr[-1]), limit))
     if gradients.d_edge_features is not None:
         gradients.d_edge_features.zero_()
     begin = 0
@@ -157,8 +159,8 @@ def _forward(
                     head_mask,
                     n_heads,
                 )
-            row, first_key, drop_query, block_key, drop_word, _, first_pair = place(
-                sizes, 0, row // n_queries, i
+            row, first_key, drop_query, block_key, drop_word, _, first_pair, no_ids = place(
+                sizes, 0, row // n_queries, i, None
             )
             forward_row(
                 vectors,
@@ -175,6 +177,7 @@ def _forward(
                     drop_word,
                     0,
                     first_pair + i * block_keys,
+                    no_ids,
                 ),
                 keys[:n],
                 keys[:n],

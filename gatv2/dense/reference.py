@@ -7,6 +7,8 @@ out_i = sum over j of dropout(alpha_ij) g_r[j]
 With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
@@ -26,8 +28,11 @@ def gatv2_attention(
     return_attention: bool,
     edge_features: Tensor | None = None,
     edge_projection: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """GATv2 attention: `(out, alpha)`, alpha `[*B, N, M, H]` after the softmax and before dropout.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """GATv2 attention: `(out, lse, alpha)`.
+
+    `lse` `[*B, N, H]` is the log-sum-exp of a query's scores, -inf without any, in float32 or float64;
+    `alpha` `[*B, N, M, H]` is after the softmax and before dropout.
 
     Args:
         query: g_l `[*B, N, H, F]`.
@@ -52,8 +57,8 @@ def gatv2_attention(
         edge_features=edge_features,
         edge_projection=edge_projection,
     )
-    out, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
-    return out, alpha if return_attention else None
+    out, lse, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
+    return out, lse, alpha if return_attention else None
 
 
 def gatv2_scores(
@@ -82,15 +87,21 @@ def gat_scores(
 
 def attend(
     scores: Tensor, value: Tensor, mask: Tensor, *, dropout: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Softmax over the keys of the mask, dropout, weighted sum of `value`: `(out, alpha)`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax over the keys of the mask, dropout, weighted sum of `value`: `(out, lse, alpha)`."""
     # finfo.min, not -inf: a row without keys stays finite, and the second fill makes it exactly zero
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     alpha = scores.softmax(dim=-2).masked_fill(~mask, 0.0)  # [*B, N, M, H]
     weight = alpha
     if seed is not None:
         weight = alpha * _keep(seed, dropout, scores) / (1 - dropout)
-    return torch.einsum("...ijh,...jhf->...ihf", weight, value), alpha
+    lse = scores.logsumexp(dim=-2).masked_fill(~mask.any(-2), -math.inf)
+    return torch.einsum("...ijh,...jhf->...ihf", weight, value), as_lse(lse), alpha
+
+
+def as_lse(lse: Tensor) -> Tensor:
+    """The log-sum-exp in the dtype that every kernel gives it: float32 at least."""
+    return lse.to(torch.promote_types(lse.dtype, torch.float32))
 
 
 def _keep(seed: Tensor, dropout: float, scores: Tensor) -> Tensor:

@@ -137,7 +137,13 @@ class Graph:
 
         Raises:
             TypeError: the graph needs 64-bit indices, and JAX does not have them enabled.
+            ValueError: the graph numbers its nodes for dropout, which this one does not.
         """
+        if graph.query_id is not None or graph.key_id is not None:
+            raise ValueError(
+                "a JAX graph has no `query_id` and `key_id`: take over the graph without them, "
+                "`dataclasses.replace(graph, query_id=None, key_id=None)`"
+            )
         return cls(
             query_ptr=as_jax(graph.query_ptr),
             key_index=as_jax(graph.key_index),

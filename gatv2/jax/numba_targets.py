@@ -24,7 +24,9 @@ ARRAYS = {
         "edges_by_key",
         "queries_by_key",
         "head_mask",  # None if it is missing
-        "edge_id",  # always missing
+        "edge_id",  # the rest is always missing
+        "query_id",
+        "key_id",
     ),
     "dense": ("mask",),
 }
@@ -59,6 +61,7 @@ def _backward(
         query, key, attn, seed, d_out, d_alpha, lse, *arrays = call
         results = gradient(
             d_out=d_out,
+            d_lse=d_out.new_empty(0),  # JAX does not differentiate it
             d_alpha=d_alpha,
             lse=lse,
             query=query,

@@ -24,7 +24,7 @@ def gatv2_attention(
     return_attention: bool,
     edge_features: Tensor | None = None,
     edge_projection: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention without anything of `[E, H, F]`; see `gatv2.sparse.reference`.
 
     Forward keeps one log-sum-exp for each query and head, and backward recomputes the coefficients.
@@ -36,7 +36,7 @@ def gatv2_attention(
     by_key: Sequence[Tensor | None] = (None, None, None)
     if torch.is_grad_enabled() and any(x.requires_grad for x in features):
         by_key = graph.by_key
-    out, _, alpha = _attention(
+    out, lse, alpha = _attention(
         query,
         key,
         attn,
@@ -47,6 +47,7 @@ def gatv2_attention(
         *by_key,
         graph.head_mask,
         None if edge_features is None else graph.edge_id,
+        *((None, None) if seed is None else _node_ids(graph)),
         seed,
         graph.n_blocks,
         0,
@@ -54,7 +55,20 @@ def gatv2_attention(
         dropout,
         return_attention,
     )
-    return out, graph.in_callers_order(alpha, dim=-2) if return_attention else None
+    return out, lse, graph.in_callers_order(alpha, dim=-2) if return_attention else None
+
+
+def _node_ids(graph: Graph) -> tuple[Tensor | None, Tensor | None]:
+    """Numbers of queries and of keys for dropout: both, or none if they are the positions."""
+    if graph.query_id is None and graph.key_id is None:
+        return None, None
+    block_queries, block_keys = graph.block_shape
+    query_id, key_id = graph.query_id, graph.key_id
+    if query_id is None:
+        query_id = torch.arange(graph.n_queries) % max(block_queries, 1)
+    if key_id is None:
+        key_id = torch.arange(graph.n_keys) % max(block_keys, 1)
+    return query_id, key_id
 
 
 def _launcher() -> Launcher:
@@ -74,8 +88,8 @@ def _reference(
     dropout: float,
     edge_features: Tensor | None,
     edge_projection: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    query_ptr, key_index, *_, head_mask, edge_id = adjacency
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    query_ptr, key_index, *_, head_mask, edge_id, query_id, key_id = adjacency
     assert query_ptr is not None
     assert key_index is not None
     n_queries, n_edges = query_ptr.shape[0] - 1, key_index.shape[0]
@@ -88,10 +102,12 @@ def _reference(
         n_keys=key.shape[-3],
         head_mask=head_mask,
         n_blocks=n_blocks,
+        query_id=query_id,
+        key_id=key_id,
     )
     if edge_features is not None and edge_id is not None:
         edge_features = edge_features.index_select(-2, edge_id)
-    out, alpha = reference.gatv2_attention(
+    return reference.gatv2_attention(
         query,
         key,
         attn,
@@ -103,8 +119,6 @@ def _reference(
         edge_features=edge_features,
         edge_projection=edge_projection,
     )
-    assert alpha is not None
-    return out, alpha
 
 
 def _alpha_shape(query: Tensor, _key: Tensor, *adjacency: Tensor) -> tuple[int, ...]:
@@ -114,7 +128,7 @@ def _alpha_shape(query: Tensor, _key: Tensor, *adjacency: Tensor) -> tuple[int, 
 _attention = define(
     "sparse_attention",
     "Tensor query_ptr, Tensor key_index, Tensor? key_ptr, Tensor? edges_by_key, "
-    "Tensor? queries_by_key, Tensor? head_mask, Tensor? edge_id",
+    "Tensor? queries_by_key, Tensor? head_mask, Tensor? edge_id, Tensor? query_id, Tensor? key_id",
     _launcher,
     _reference,
     _alpha_shape,

@@ -33,26 +33,29 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         n_chunks,
         *call.arguments,
         call.edges,
+        _node_ids(call),
         *csr,
         *map(as_array, results),
     )
     return call.results(*results)
 
 
-def backward(d_out: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def backward(
+    d_out: Tensor, d_lse: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
     """Gradients of the features; for the arguments see `gatv2.operator.define`."""
     call = Call(*arguments)
-    gradients = Gradients(call, d_out, lse, call.adjacency[1].shape[0])
-    gradients.add(_csr(call), _csc(call), call.tiles.pad_heads(d_alpha))
+    gradients = Gradients(call, d_out, d_lse, lse, call.adjacency[1].shape[0])
+    gradients.add(_csr(call), _csc(call), call.tiles.pad_heads(d_alpha), _node_ids(call))
     return gradients.results()
 
 
 class Gradients:
     """Gradients of the features, of one block of queries after another."""
 
-    def __init__(self, call: Call, d_out: Tensor, lse: Tensor, n_edges: int) -> None:
+    def __init__(self, call: Call, d_out: Tensor, d_lse: Tensor, lse: Tensor, n_edges: int) -> None:
         self.call, tiles = call, call.tiles
-        self.d_out, self.lse = tiles.pad(d_out), tiles.pad_heads(lse)
+        self.d_out, self.lse = tiles.pad(d_out), (tiles.pad_heads(lse), tiles.pad_heads(d_lse))
         self.d_query = tiles.empty(*call.query.shape[:-2])
         self.d_key = tiles.empty(*call.key.shape[:-2])
         n_rows = max(call.n_queries, call.n_keys)
@@ -71,7 +74,13 @@ class Gradients:
             self.d_edges = tuple(map(as_array, of_edges))
         self.first_query = 0
 
-    def add(self, csr: tuple[Any, ...], csc: tuple[Any, ...], d_alpha: Array) -> None:
+    def add(
+        self,
+        csr: tuple[Any, ...],
+        csc: tuple[Any, ...],
+        d_alpha: Array,
+        node_ids: tuple[Array, Array] | None = None,
+    ) -> None:
         """Add the next queries, and their share of the gradients of keys and attn.
 
         Args:
@@ -79,6 +88,7 @@ class Gradients:
                 two may be None.
             csc: pointers of the keys, edges and queries by key; None if there is no head mask.
             d_alpha: cotangent of alpha, padded; empty if there is none.
+            node_ids: numbers of queries and keys for dropout; None if they are the positions.
         """
         call, tiles = self.call, self.call.tiles
         n_edges = csr[1].size
@@ -90,6 +100,7 @@ class Gradients:
             _backward_queries,
             *common,
             call.edges,
+            node_ids,
             *csr,
             self.lse,
             self.d_out,
@@ -120,7 +131,7 @@ class Gradients:
 
 
 def _csr(call: Call) -> tuple[Any, ...]:
-    query_ptr, key_index, *_, head_mask, edge_id = call.adjacency
+    query_ptr, key_index, *_, head_mask, edge_id, _, _ = call.adjacency
     if head_mask is not None:
         head_mask = call.tiles.pad_heads(head_mask)
     if edge_id is not None:
@@ -129,10 +140,15 @@ def _csr(call: Call) -> tuple[Any, ...]:
 
 
 def _csc(call: Call) -> tuple[Any, ...]:
-    query_ptr, key_index, *by_key, head_mask, _ = call.adjacency
+    query_ptr, key_index, *by_key, head_mask, _, _, _ = call.adjacency
     has_none = by_key[0] is None  # made for an inference that was then differentiated
     csc = transpose(query_ptr, key_index, call.n_keys) if has_none else by_key
     return *map(as_array, csc), None if head_mask is None else True
+
+
+def _node_ids(call: Call) -> tuple[Array, Array] | None:
+    query_id, key_id = call.adjacency[-2:]
+    return None if query_id is None else (as_array(query_id), as_array(key_id))
 
 
 @kernel
@@ -146,6 +162,7 @@ def _forward(
     slope: Any,
     dropout: Any,
     edges: Any,
+    node_ids: Any,
     query_ptr: Any,
     key_index: Any,
     edge_id: Any,
@@ -166,7 +183,7 @@ def _forward(
                 edges,
                 slope,
                 dropout,
-                place(sizes, key_index.size, chunk // n_chunks, i),
+                place(sizes, key_index.size, chunk // n_chunks, i, node_ids),
                 key_index,
                 edge_id,
                 head_mask,
@@ -193,6 +210,7 @@ def _backward_queries(
     dropout: Any,
     first_query: Any,
     edges: Any,
+    node_ids: Any,
     query_ptr: Any,
     key_index: Any,
     edge_id: Any,
@@ -217,7 +235,7 @@ def _backward_queries(
                 edges,
                 slope,
                 dropout,
-                place(sizes, key_index.size, chunk // n_chunks, first_query + i),
+                place(sizes, key_index.size, chunk // n_chunks, first_query + i, node_ids),
                 key_index,
                 edge_id,
                 head_mask,
@@ -296,7 +314,7 @@ def _rows(ptr: Any, chunk: Any, n_chunks: Any) -> Any:
 
 
 @inline
-def place(sizes: Any, n_edges: Any, copy: Any, i: Any) -> Any:
+def place(sizes: Any, n_edges: Any, copy: Any, i: Any, node_ids: Any) -> Any:
     """Where query i of a copy stands; see `forward_row`."""
     n_queries, n_keys, n_batches, block_queries, block_keys, n_words, n_edge_rows = sizes
     block = i // block_queries if block_queries < n_queries else 0
@@ -304,9 +322,10 @@ def place(sizes: Any, n_edges: Any, copy: Any, i: Any) -> Any:
     return (
         copy * n_queries + i,
         copy * n_keys,
-        i - block * block_queries,
+        i - block * block_queries if node_ids is None else node_ids[0][i],
         block * block_keys,
         batch * n_words,
         copy * n_edges,
         copy * n_edge_rows,
+        None if node_ids is None else node_ids[1],
     )

@@ -7,10 +7,13 @@ out_i = sum over the edges of query i of dropout(alpha_ij) g_r[j]
 With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
+from gatv2.dense.reference import as_lse
 from gatv2.graph import Graph
 from gatv2.random import keep_mask
 
@@ -27,8 +30,11 @@ def gatv2_attention(
     return_attention: bool,
     edge_features: Tensor | None = None,
     edge_projection: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """GATv2 attention: `(out, alpha)`, alpha `[*B, E, H]` after the softmax and before dropout.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """GATv2 attention: `(out, lse, alpha)`.
+
+    `lse` `[*B, N, H]` is the log-sum-exp of a query's scores, -inf without any, in float32 or float64;
+    `alpha` `[*B, E, H]` is after the softmax and before dropout.
 
     Args:
         query: g_l `[*B, N, H, F]`.
@@ -51,8 +57,8 @@ def gatv2_attention(
         edge_features=edge_features,
         edge_projection=edge_projection,
     )
-    out, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
-    return out, graph.in_callers_order(alpha, dim=-2) if return_attention else None
+    out, lse, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
+    return out, lse, graph.in_callers_order(alpha, dim=-2) if return_attention else None
 
 
 def gatv2_scores(
@@ -92,17 +98,17 @@ def gat_scores(
 
 def attend(
     scores: Tensor, value: Tensor, graph: Graph, *, dropout: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Softmax over each query's edges, dropout, weighted sum of `value`: `(out, alpha)`."""
-    alpha = _scatter_softmax(scores, graph)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax over each query's edges, dropout, weighted sum of `value`: `(out, lse, alpha)`."""
+    lse, alpha = _scatter_softmax(scores, graph)
     weight = alpha
     if seed is not None:
         weight = alpha * _keep(seed, dropout, scores, graph) / (1 - dropout)
     message = weight.unsqueeze(-1) * value.index_select(-3, graph.key_index)  # [*B, E, H, F]
-    return _scatter_sum(message, graph, dim=-3), alpha
+    return _scatter_sum(message, graph, dim=-3), lse, alpha
 
 
-def _scatter_softmax(scores: Tensor, graph: Graph) -> Tensor:
+def _scatter_softmax(scores: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
     if graph.head_mask is not None:
         # finfo.min, not -inf: a head without edges stays finite, and the last fill makes it zero
         scores = scores.masked_fill(~graph.head_mask, torch.finfo(scores.dtype).min)
@@ -112,7 +118,11 @@ def _scatter_softmax(scores: Tensor, graph: Graph) -> Tensor:
     numerator = (scores - largest.index_select(-2, graph.query_index)).exp()
     denominator = _scatter_sum(numerator, graph, dim=-2)
     alpha = numerator / denominator.index_select(-2, graph.query_index)
-    return alpha if graph.head_mask is None else alpha.masked_fill(~graph.head_mask, 0.0)
+    is_empty = (denominator == 0) | (largest == torch.finfo(scores.dtype).min)
+    lse = (largest + denominator.masked_fill(is_empty, 1.0).log()).masked_fill(is_empty, -math.inf)
+    if graph.head_mask is not None:
+        alpha = alpha.masked_fill(~graph.head_mask, 0.0)
+    return as_lse(lse), alpha
 
 
 def _scatter_sum(values: Tensor, graph: Graph, dim: int) -> Tensor:
@@ -124,13 +134,18 @@ def _scatter_sum(values: Tensor, graph: Graph, dim: int) -> Tensor:
 def _keep(seed: Tensor, dropout: float, scores: Tensor, graph: Graph) -> Tensor:
     *batch_shape, _, n_heads = scores.shape
     block_queries, block_keys = graph.block_shape
-    query, key = graph.query_index.long(), graph.key_index.long()
+    query_index, key_index = graph.query_index.long(), graph.key_index.long()
+    query, key = query_index, key_index
     if graph.n_blocks > 1:
-        batch = query // block_queries
-        query, key = query % block_queries, key % block_keys
+        batch = query_index // block_queries
+        query, key = query_index % block_queries, key_index % block_keys
     else:
         n_batches = torch.Size(batch_shape).numel()
         batch = torch.arange(n_batches, device=scores.device).view(*batch_shape, 1)
+    if graph.query_id is not None:
+        query = graph.query_id.index_select(0, query_index)
+    if graph.key_id is not None:
+        key = graph.key_id.index_select(0, key_index)
     return keep_mask(
         seed, dropout, query, key, n_heads, multiplicity=graph.multiplicity, batch=batch
     )
