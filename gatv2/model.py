@@ -9,6 +9,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import elu
 
 from gatv2.adjacency import Backend, Sizes, as_adjacency
+from gatv2.distributed.partition import Partition
 from gatv2.edge_features import is_mask
 from gatv2.graph import Flow
 from gatv2.inference import BLOCK_SIZE, apply_in_blocks
@@ -193,11 +194,11 @@ class GATv2(nn.Module):
         return h
 
     def _prepare(self, h: Tensor, adj_mat: object) -> object:
-        """A list of edges as a `Graph`, for all layers; a mask needs no preparation."""
+        """A list of edges as a `Graph`, for all layers; a mask or a part needs no preparation."""
         first: Any = self.layers[0]
         if not isinstance(h, Tensor):
             raise TypeError(f"`h` must be a torch.Tensor; got {type(h).__name__}")
-        if is_mask(adj_mat) or h.ndim < 2:
+        if isinstance(adj_mat, Partition) or is_mask(adj_mat) or h.ndim < 2:
             return adj_mat  # the first layer says what is wrong with `h`
         n_nodes = h.shape[-2]
         sizes = Sizes(n_nodes, n_nodes, first.n_heads, h.shape[:-2], h.device)
