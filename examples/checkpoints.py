@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.stateful import Stateful
 
 
@@ -45,14 +46,14 @@ class Checkpoints:
         """Set `state` to the latest that was saved; whether there is one."""
         saved = self._saved()
         if saved:
-            dcp.load({"state": state}, checkpoint_id=saved[-1])
+            load({"state": state}, checkpoint_id=saved[-1])
         return bool(saved)
 
     def save(self, state: Stateful, epoch: int) -> None:
         """Save `state`, and remove all but the two latest."""
         complete = self.directory / f"epoch-{epoch:06}"
         partial = complete.with_suffix(".partial")
-        dcp.save({"state": state}, checkpoint_id=partial)
+        save({"state": state}, checkpoint_id=partial)
         if dist.get_rank() == 0:  # its `save` returns when all processes have written
             partial.rename(complete)
             for old in self._saved()[:-2]:

@@ -17,7 +17,9 @@ import argparse
 import datetime
 import os
 import resource
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ class Network(nn.Module):
     """Attention layers over a part of a graph, and a classifier; any split gives the same."""
 
     def __init__(
-        self, layers: Sequence[nn.Module], classifier: nn.Module, feature_dropout: float = 0.0
+        self, layers: Iterable[nn.Module], classifier: nn.Module, feature_dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -206,12 +208,27 @@ def gather_by_rank(value: object) -> list[Any]:
     return values
 
 
-def start_processes(timeout: float) -> None:
-    """Join torchrun's processes; without torchrun, be alone."""
+@contextmanager
+def processes(timeout: float) -> Iterator[None]:
+    """Join torchrun's processes; without torchrun, be alone.
+
+    An error in one process ends all of them. The group's destructor waits for gloo's threads, which
+    may wait for the GIL, and only `destroy_process_group` lets go of it meanwhile. So
+    `DistributedDataParallel`, which holds the group, has to be gone by then, and after an error
+    nothing is destroyed.
+    """
     options: dict[str, Any] = {"timeout": datetime.timedelta(seconds=timeout)}
     if "RANK" not in os.environ:
-        options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        alone: Any = dist.HashStore()  # type: ignore[attr-defined]
+        options |= {"store": alone, "rank": 0, "world_size": 1}
     dist.init_process_group("gloo", **options)
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
@@ -231,54 +248,52 @@ def main(arguments: Sequence[str] | None = None) -> float:
         "--timeout", type=float, default=300, help="seconds to wait for a process (default: 300)"
     )
     options = parser.parse_args(arguments)
-    is_cora = options.dataset == "cora"
-    if is_cora and options.root is None:
+    if options.dataset == "cora" and options.root is None:
         parser.error("--dataset cora needs --root")
     if options.nodes < N_ATTRIBUTES:
         parser.error(f"--nodes must be {N_ATTRIBUTES} or more; got {options.nodes}")
 
-    start_processes(options.timeout)
     torch.set_default_dtype(getattr(torch, options.dtype))
     torch.manual_seed(options.seed)
+    with processes(options.timeout):
+        return train(options)
+
+
+def train(options: argparse.Namespace) -> float:
+    """Make this process's part, train, and let the first process report."""
+    is_cora, output = options.dataset == "cora", options.output
     part, network = cora(options.root) if is_cora else synthetic(options.nodes, options.seed)
     rate, decay = (0.005, 5e-4) if is_cora else (0.03, 0.0)
     optimizer = torch.optim.Adam(network.parameters(), lr=rate, weight_decay=decay)
     run = Run(DistributedDataParallel(network), optimizer, part)
     checkpoints = None
-    if options.output is not None:
+    if output is not None:
         problem = {name: getattr(options, name) for name in ("dataset", "nodes", "seed", "dtype")}
-        checkpoints = Checkpoints(options.output, problem)
+        checkpoints = Checkpoints(output, problem)
         checkpoints.restore(run)
-    train(run, options.epochs or (300 if is_cora else 60), checkpoints, options.save_every)
-    *_, accuracy = run.best()
-    peaks = gather_by_rank(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-    if dist.get_rank() == 0:
-        if options.output is not None:
-            lines = (COLUMNS, *run.history)
-            text = "".join(",".join(map(str, line)) + "\n" for line in lines)
-            (options.output / "curve.csv").write_text(text)
-        print(f"peak memory of each process: {', '.join(f'{peak:.2f} GiB' for peak in peaks)}")
-        print(f"{options.dataset}, {len(run.history)} epochs: test accuracy {accuracy:.2%}")
-    dist.barrier()
-    dist.destroy_process_group()
-    return accuracy
 
-
-def train(run: Run, n_epochs: int, checkpoints: Checkpoints | None, save_every: int) -> None:
-    """Go on to `n_epochs`; the first process shows how it goes."""
+    n_epochs, done = options.epochs or (300 if is_cora else 60), len(run.history)
     is_first = dist.get_rank() == 0
-    for line in gather_by_rank(str(run.part.partition)):
-        if is_first:
-            tqdm.write(line)
-    done = len(run.history)
+    show: Callable[[str], None] = tqdm.write if is_first else lambda line: None
+    for line in gather_by_rank(str(part.partition)):
+        show(line)
     progress = tqdm(
         range(done, n_epochs), initial=done, total=n_epochs, unit="epoch", disable=not is_first
     )
     for epoch in progress:
         run.epoch()
         progress.set_postfix(zip(COLUMNS, (f"{x:.4f}" for x in run.history[-1]), strict=True))
-        if checkpoints is not None and (epoch + 1) % save_every == 0:
+        if checkpoints is not None and (epoch + 1) % options.save_every == 0:
             checkpoints.save(run, epoch + 1)
+    if output is not None and is_first:
+        lines = (COLUMNS, *run.history)
+        text = "".join(",".join(map(str, line)) + "\n" for line in lines)
+        (output / "curve.csv").write_text(text)
+    peaks = gather_by_rank(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    show(f"peak memory of each process: {', '.join(f'{peak:.2f} GiB' for peak in peaks)}")
+    *_, accuracy = run.best()
+    show(f"{options.dataset}, {len(run.history)} epochs: test accuracy {accuracy:.2%}")
+    return accuracy
 
 
 if __name__ == "__main__":

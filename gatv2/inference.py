@@ -132,6 +132,7 @@ def _take_queries(
         query_index=graph.query_index[edges] - rows.start,
         edge_id=torch.arange(len(edge_id), dtype=edge_id.dtype, device=edge_id.device),
         head_mask=None if graph.head_mask is None else graph.head_mask[edges],
+        query_id=None if graph.query_id is None else graph.query_id[rows],
     )
     if edge_features is not None:
         edge_features = edge_features.index_select(-2, edge_id)
