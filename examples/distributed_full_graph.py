@@ -86,13 +86,17 @@ def cora(root: str) -> tuple[Part, Network]:
     """The data set and the network of `planetoid.py`."""
     from planetoid import as_graph, build, load
 
+    if dist.get_rank() == 0:  # the others find what it downloads and writes
+        load(root)
+    dist.barrier()
     data = load(root)
     partition = Partition.from_graph(as_graph(data))
     split = torch.full((data.num_nodes,), -1)
     for i, mask in enumerate((data.train_mask, data.val_mask, data.test_mask)):
         split[mask] = i
     own, n_classes = partition.own, int(data.y.max()) + 1
-    part = Part(partition, data.x[own], data.y[own], split[own], n_classes)
+    h = data.x[own].to(torch.get_default_dtype())
+    part = Part(partition, h, data.y[own], split[own], n_classes)
     network = build(data.num_features, n_classes)
     return part, Network(network.layers, nn.Identity(), network.feature_dropout)
 
@@ -277,6 +281,8 @@ def train(options: argparse.Namespace) -> float:
     show: Callable[[str], None] = tqdm.write if is_first else lambda line: None
     for line in gather_by_rank(str(part.partition)):
         show(line)
+    if done:
+        show(f"goes on after epoch {done}")
     progress = tqdm(
         range(done, n_epochs), initial=done, total=n_epochs, unit="epoch", disable=not is_first
     )
