@@ -213,6 +213,11 @@ def _from_matrix(matrix: Any, sizes: Sizes, flow: Flow) -> Graph:
         entries = _scipy_entries
     elif _is_from("torch_sparse", "SparseTensor", matrix):
         entries = _torch_sparse_entries
+    elif _is_from("gatv2.distributed", "Partition", matrix):
+        raise TypeError(
+            "a Partition is read by GraphAttentionV2Layer and gatv2.distributed.gatv2_attention, which "
+            "exchange rows with the other processes, and by nothing else: pass a Graph"
+        )
     else:
         raise TypeError(
             "`adj_mat` must be a torch.Tensor (mask or edge index), a gatv2.Graph, a torch.sparse or "

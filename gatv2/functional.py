@@ -131,7 +131,7 @@ def gatv2_attention(
 
     Source: Brody, Alon, Yahav, "How Attentive are Graph Attention Networks?", ICLR 2022, equation 7.
     """
-    _check_projections(query, key, attn=attn)
+    check_projections(query, key, attn=attn)
     check_slope(negative_slope)
     check_dropout(dropout)
     edges = (edge_features, edge_projection)
@@ -179,7 +179,7 @@ def gatv2_scores(
         >>> gatv2_scores(query, key, torch.ones(1, 1), torch.tensor([[0, 1, 0], [0, 0, 1]])).squeeze()
         tensor([ 3.0000, -0.2000,  0.0000])
     """
-    _check_projections(query, key, attn=attn)
+    check_projections(query, key, attn=attn)
     check_slope(negative_slope)
     edges = (edge_features, edge_projection)
     call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
@@ -356,7 +356,7 @@ def _gat_scores(
     flow: Flow,
     backend: Backend,
 ) -> tuple[_Call, Tensor]:
-    _check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
+    check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
     call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
     if isinstance(call.adjacency, Graph):
         scores = sparse_reference.gat_scores(
@@ -383,7 +383,13 @@ def _as_caller_sees(scores: Tensor, adjacency: Adjacency) -> Tensor:
     return adjacency.in_callers_order(scores, dim=-2)
 
 
-def _check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -> None:
+def check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -> None:
+    """Raise unless features of queries and keys, and vectors that score their pairs, fit one another.
+
+    Raises:
+        TypeError: not a tensor, or not one floating-point dtype.
+        ValueError: devices or shapes do not fit.
+    """
     tensors = {"query": query, "key": key, **attention_vectors}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):

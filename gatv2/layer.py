@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from gatv2.adjacency import BACKENDS, Backend, Sizes, as_adjacency, common_batch_shape
 from gatv2.dispatch import KERNELS
+from gatv2.distributed.attention import gatv2_attention as attention_of_part
+from gatv2.distributed.partition import Partition
 from gatv2.edge_features import is_mask
 from gatv2.functional import check_dropout, check_slope, gatv2_attention, gatv2_scores
 from gatv2.graph import Flow, check_flow
@@ -148,7 +151,9 @@ class GraphAttention(nn.Module, ABC):
                 `flow="source_to_target"`, as in PyTorch Geometric, `(h_key, h_query)`.
             adj_mat: mask `[*batch, n_nodes, n_nodes, 1 or n_heads]`, edge index `[2, n_edges]` or any
                 other form of a graph; `adj_mat[i][j]` lets i attend to j. See
-                :func:`gatv2.functional.gatv2_attention`. For a pair: `n_queries` and `n_keys`.
+                :func:`gatv2.functional.gatv2_attention`. For a pair: `n_queries` and `n_keys`. One
+                process's part of a graph, a :class:`gatv2.distributed.Partition`, comes with the
+                features of its own nodes.
             edge_features: features of the edges, laid out as `adj_mat`, for a layer with `edge_dim`:
                 `[*batch, n_edges, edge_dim]` in the order of a list of edges, or
                 `[*batch, n_nodes, n_nodes, edge_dim]` with a mask.
@@ -167,11 +172,7 @@ class GraphAttention(nn.Module, ABC):
         inputs = self._project(h_query, h_key, adj_mat, edge_features)
         result = self._attend(inputs, return_attention=return_attention, seed=seed)
         out, alpha = result if isinstance(result, tuple) else (result, None)
-        out = out.flatten(-2) if self.is_concat else out.mean(-2)
-        if self.linear_residual is not None:
-            out = out + self.linear_residual(h_query)
-        if self.bias is not None:
-            out = out + self.bias.to(out.dtype)
+        out = self._join(out, h_query)
         return out if alpha is None else (out, alpha)
 
     def attention_scores(
@@ -265,14 +266,26 @@ class GraphAttention(nn.Module, ABC):
         key = query if is_same else self.linear_r(h_key).unflatten(-1, heads)
         if not self.add_self_loops:
             return Projected(query, key, adj_mat, edge_features, self.flow)
+        if isinstance(adj_mat, Partition):
+            of_part = add_self_loops(adj_mat, edge_features, self.fill_value)
+            return Projected(query, key, *of_part, self.flow)
         batch_shape = common_batch_shape(adj_mat, query.shape[:-3])
         sizes = Sizes(query.shape[-3], key.shape[-3], self.n_heads, batch_shape, query.device)
         # "auto" leaves a mask a mask, which keeps its batch; the backend's form comes with the call
         adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
         if edge_features is not None and is_mask(adj_mat) and self.flow == "source_to_target":
             edge_features = edge_features.transpose(-3, -2)
-        adjacency, edge_features = add_self_loops(adjacency, edge_features, self.fill_value)
-        return Projected(query, key, adjacency, edge_features, "target_to_source")
+        with_loops = add_self_loops(adjacency, edge_features, self.fill_value)
+        return Projected(query, key, *with_loops, "target_to_source")
+
+    def _join(self, out: Tensor, h_query: Tensor) -> Tensor:
+        """The result: heads side by side or their mean, the residual of the queries, the bias."""
+        out = out.flatten(-2) if self.is_concat else out.mean(-2)
+        if self.linear_residual is not None:
+            out = out + self.linear_residual(h_query)
+        if self.bias is not None:
+            out = out + self.bias.to(out.dtype)
+        return out
 
     def _active_dropout(self) -> float:
         return self.dropout if self.training else 0.0
@@ -393,7 +406,9 @@ class GraphAttentionV2Layer(GraphAttention):
     def _attend(
         self, inputs: Projected, *, return_attention: bool, seed: int | Tensor | None
     ) -> Any:
-        return gatv2_attention(
+        is_part = isinstance(inputs.adj_mat, Partition)
+        attend: Any = attention_of_part if is_part else partial(gatv2_attention, flow=inputs.flow)
+        return attend(
             inputs.query,
             inputs.key,
             self.attn.to(inputs.query.dtype),
@@ -402,7 +417,6 @@ class GraphAttentionV2Layer(GraphAttention):
             negative_slope=self.leaky_relu_negative_slope,
             dropout=self._active_dropout(),
             seed=seed,
-            flow=inputs.flow,
             backend=self.backend,
             kernel=self.kernel,
             return_attention=return_attention,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gatv2.adjacency import Adjacency
-from gatv2.graph import Graph, check_has_self_loops
+from gatv2.distributed.partition import Loops, Partition
+from gatv2.graph import SelfLoops, check_has_self_loops
 
 Reduction = Literal["mean", "sum", "add", "min", "max", "mul"]
 FillValue = float | Tensor | Reduction
@@ -33,12 +34,15 @@ def check_fill_value(fill_value: Any) -> None:
 
 
 def add_self_loops(
-    adjacency: Adjacency, edge_features: Tensor | None = None, fill_value: FillValue = "mean"
-) -> tuple[Adjacency, Tensor | None]:
+    adjacency: Adjacency | Partition,
+    edge_features: Tensor | None = None,
+    fill_value: FillValue = "mean",
+) -> tuple[Adjacency | Partition, Tensor | None]:
     """A graph or mask with one self-loop at each node, and features of edges that fit it.
 
     Args:
-        adjacency: a `Graph`, whose self-loops are made once and kept with it, or a bool mask.
+        adjacency: a `Graph` or one process's part of one, whose self-loops are made once and kept with
+            it, or a bool mask.
         edge_features: `[*batch, n_edges, D]` in the caller's order of the graph's edges, or
             `[*batch, n, n, D]` with a mask; None for edges without features.
         fill_value: features of the self-loops: a number, `[D]`, or a reduction of the features of the
@@ -46,12 +50,14 @@ def add_self_loops(
             node without any they are zero, with "mul" one.
 
     Returns:
-        The graph, as `Graph.add_self_loops` numbers its edges, or the mask; and the features.
+        The graph, as `Graph.add_self_loops` numbers its edges (a part has its own nodes' self-loops,
+        behind its other edges), or the mask; and the features.
 
     Raises:
         ValueError: there are not as many queries as keys, or sizes do not fit.
 
     Example:
+        >>> from gatv2 import Graph
         >>> graph = Graph.from_edge_index(torch.tensor([[0, 1, 0], [1, 1, 2]]), n_nodes=3)
         >>> graph, features = add_self_loops(graph, torch.tensor([[1.0], [2.0], [5.0]]))
         >>> graph.edge_index
@@ -62,10 +68,12 @@ def add_self_loops(
 
     Source: torch_geometric.utils.add_self_loops, after remove_self_loops.
     """
-    if isinstance(adjacency, Graph):
+    if not isinstance(adjacency, Tensor):
+        loops = adjacency.self_loops
         if edge_features is None:
-            return adjacency.add_self_loops(), None
-        return adjacency.add_self_loops(), _of_graph(adjacency, edge_features, fill_value)
+            return loops.graph, None
+        _check_rows(edge_features, -2, adjacency.n_edges)
+        return loops.graph, _of_edges(loops, edge_features, fill_value)
     n_queries, n_keys = adjacency.shape[-3:-1]
     check_has_self_loops(n_queries, n_keys)
     loop = torch.eye(n_queries, dtype=torch.bool, device=adjacency.device).unsqueeze(-1)
@@ -81,11 +89,10 @@ def add_self_loops(
     return adjacency | loop, torch.where(loop, filled, edge_features)
 
 
-def _of_graph(graph: Graph, values: Tensor, fill_value: FillValue) -> Tensor:
-    _check_rows(values, -2, graph.n_edges)
-    loops = graph.self_loops
+def _of_edges(loops: SelfLoops | Loops, values: Tensor, fill_value: FillValue) -> Tensor:
     kept = values.index_select(-2, loops.kept)
-    shape = *kept.shape[:-2], graph.n_queries, kept.shape[-1]
+    n_nodes = loops.graph.n_edges - len(loops.kept)
+    shape = *kept.shape[:-2], n_nodes, kept.shape[-1]
     if isinstance(fill_value, str):
         filled = _reduce_by_query(kept, loops.query, shape, fill_value)
     else:

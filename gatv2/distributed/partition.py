@@ -1,0 +1,242 @@
+"""Partition: one process's part of a graph, and what it exchanges with the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gatv2.graph import Flow, Graph
+from gatv2.tensor_file import PathLike
+
+
+class Loops(NamedTuple):
+    """A part with one self-loop at each own node; as `gatv2.graph.SelfLoops` has it of a graph."""
+
+    graph: "Partition"
+    kept: Tensor
+    """Positions of the edges that are no self-loops, ascending."""
+    query: Tensor
+    """Own rows of the queries of those edges."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Partition:
+    """One process's part of a graph: a block of nodes, and all edges by which they attend to others.
+
+    Nodes are split into contiguous blocks, one a process ("rank"), with equal numbers of edges: no
+    part has more than an n-th of all edges and the largest degree together. Edges to keys of the
+    same block are `local`. The other keys, the `halo`, belong to other ranks, which send their rows
+    to every layer: an edge to one of them is `remote`.
+
+    A layer takes a part in the place of the graph, and the features of the part's own nodes in the
+    place of all: `layer(h[partition.own], partition)` are the rows `partition.own` of `layer(h, graph)`,
+    in training too, as dropout knows the nodes by their numbers in the whole graph. All ranks call it
+    together.
+
+    A part's edges are in the order of the caller's numbers, `edge_id`: features of edges come in that
+    order, `edge_features[partition.edge_id]`, and attention weights go out in it.
+
+    Attributes:
+        rank: which part it is.
+        bounds: `n_parts + 1` ints; the nodes of rank r are `bounds[r]` to `bounds[r + 1] - 1`.
+        edge_id: `[n_edges]`, the caller's numbers of the part's edges, ascending; -1 for self-loops
+            that were added.
+        is_local: `[n_edges]`, bool, whether the key is an own node.
+        local: the edges among own nodes, which are numbered from the block's start.
+        remote: the edges to nodes of other ranks, which are numbered by their place in `halo`.
+        halo: `[n_halo]`, int64, the nodes whose rows are fetched, ascending and so grouped by rank.
+        halo_counts: how many of them each rank sends.
+        sent: `[n_sent]`, int64, own rows that others fetch, grouped by who does.
+        sent_counts: how many of them each rank fetches.
+        split_id: the same for all parts of one split, and another one for another.
+        group: the processes; None for the default group of `torch.distributed`.
+
+    Example:
+        A ring of six nodes, each of which attends to the next one:
+
+        >>> node = torch.arange(6)
+        >>> graph = Graph.from_edge_index(torch.stack((node, (node + 1) % 6)), n_nodes=6)
+        >>> first, second = Partition.split(graph, n_parts=2)
+        >>> first
+        Partition(rank=0, n_parts=2, n_nodes=6, n_own=3, n_edges=3, n_halo=1, n_sent=1)
+        >>> first.halo, second.sent  # node 2 attends to node 3, which is row 0 of rank 1
+        (tensor([3]), tensor([0]))
+    """
+
+    rank: int
+    bounds: tuple[int, ...]
+    edge_id: Tensor
+    is_local: Tensor
+    local: Graph
+    remote: Graph
+    halo: Tensor
+    halo_counts: tuple[int, ...]
+    sent: Tensor
+    sent_counts: tuple[int, ...]
+    split_id: str
+    group: "dist.ProcessGroup | None" = None
+
+    @classmethod
+    def split(cls, graph: Graph, n_parts: int) -> list["Partition"]:
+        """All parts of a graph, in one process and without `torch.distributed`.
+
+        Args:
+            graph: one graph (no batch) of nodes that attend to one another.
+            n_parts: number of parts. With more parts than nodes, some are empty.
+
+        Raises:
+            ValueError: the graph is bipartite or a batch, or `n_parts` is not positive.
+        """
+        from gatv2.distributed.cut import split
+
+        return split(graph, n_parts)
+
+    @classmethod
+    def from_graph(cls, graph: Graph, group: "dist.ProcessGroup | None" = None) -> "Partition":
+        """This process's part of a graph, which every process of the group passes.
+
+        Args:
+            graph: as for :meth:`split`. It may be memory-mapped: of the edges only own ones are read.
+            group: a group of `torch.distributed`, of any backend; None for the default one.
+
+        Raises:
+            RuntimeError: there is no group, or another process raised.
+            ValueError: as for :meth:`split`; or the processes have different graphs.
+        """
+        from gatv2.distributed.cut import from_graph
+
+        return from_graph(graph, group)
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Tensor,
+        bounds: Sequence[int],
+        group: "dist.ProcessGroup | None" = None,
+        *,
+        flow: Flow = "target_to_source",
+    ) -> "Partition":
+        """This process's part, made of the edges of its own queries: no process needs them all.
+
+        Args:
+            edge_index: `[2, n_edges]`, integer, in the whole graph's numbers of nodes; `edge_id` are
+                positions in it. Every query is a node of this rank.
+            bounds: the nodes of rank r are `bounds[r]` to `bounds[r + 1] - 1`; the same everywhere.
+            group: a group of `torch.distributed`, of any backend; None for the default one.
+            flow: what row 0 holds, as in :meth:`gatv2.Graph.from_edge_index`.
+
+        Raises:
+            RuntimeError: there is no group, or another process raised.
+            TypeError: `edge_index` is not an integer tensor.
+            ValueError: `edge_index` or `bounds` are of another form, or the processes' bounds differ.
+            IndexError: a query is not this rank's, or there is no such key.
+        """
+        from gatv2.distributed.cut import from_edge_index
+
+        return from_edge_index(edge_index, bounds, group, flow)
+
+    def save(self, directory: PathLike) -> None:
+        """Write the part to a file of its own, which :meth:`load` reads.
+
+        Args:
+            directory: where to; it is made if there is none. The same for all parts, but for those whose
+                processes have a disk each.
+
+        Raises:
+            ImportError: safetensors is missing.
+            OSError: the file can't be written.
+        """
+        from gatv2.distributed.partition_file import save
+
+        save(self, directory)
+
+    @classmethod
+    def load(cls, directory: PathLike, group: "dist.ProcessGroup | None" = None) -> "Partition":
+        """This process's part, from the one file that :meth:`save` has written for its rank.
+
+        The tensors are mapped, and all of them are checked.
+
+        Args:
+            directory: where the parts are; this process needs its own only.
+            group: a group of `torch.distributed`, of any backend, of as many processes as there are
+                parts; None for the default one.
+
+        Raises:
+            ImportError: safetensors is missing.
+            OSError: there is no file for this rank, or it can't be read.
+            RuntimeError: there is no group, or another process raised.
+            ValueError: the file is damaged or no part of a graph, or the processes have loaded parts of
+                different splits.
+        """
+        from gatv2.distributed.partition_file import load
+
+        return load(directory, group)
+
+    @property
+    def n_parts(self) -> int:
+        """Number of parts, and of processes."""
+        return len(self.bounds) - 1
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes of the whole graph."""
+        return self.bounds[-1]
+
+    @property
+    def own(self) -> slice:
+        """The part's own nodes."""
+        return slice(*self.bounds[self.rank : self.rank + 2])
+
+    @property
+    def n_own(self) -> int:
+        """Number of own nodes."""
+        return self.local.n_queries
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges of the part: those of own queries."""
+        return self.edge_id.shape[0]
+
+    @property
+    def self_loops(self) -> Loops:
+        """The part with self-loops, and which edges it has of this one; made when first asked for."""
+        if "_self_loops" not in self.__dict__:
+            self.__dict__["_self_loops"] = _add_self_loops(self)
+        loops: Loops = self.__dict__["_self_loops"]
+        return loops
+
+    def to(self, device: torch.device | str) -> "Partition":
+        """The part on another device."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), (Tensor, Graph))
+        }
+        return replace(self, **moved)
+
+    def __repr__(self) -> str:
+        return (
+            f"Partition(rank={self.rank}, n_parts={self.n_parts}, n_nodes={self.n_nodes}, "
+            f"n_own={self.n_own}, n_edges={self.n_edges}, n_halo={len(self.halo)}, "
+            f"n_sent={len(self.sent)})"
+        )
+
+
+def _add_self_loops(part: Partition) -> Loops:
+    of_local, of_remote = part.local.edge_index, part.remote.edge_index
+    query = of_local.new_empty(part.n_edges)
+    query[part.is_local], query[~part.is_local] = of_local[0], of_remote[0]
+    is_loop = torch.zeros_like(part.is_local)
+    is_loop[part.is_local] = of_local[0] == of_local[1]
+    kept = (~is_loop).nonzero().squeeze(1)
+    added = part.edge_id.new_full((part.n_own,), -1)
+    looped = replace(
+        part,
+        edge_id=torch.cat((part.edge_id[kept], added)),
+        is_local=torch.cat((part.is_local[kept], torch.ones_like(added, dtype=torch.bool))),
+        local=part.local.add_self_loops(),
+    )
+    return Loops(looped, kept, query[kept])
