@@ -172,11 +172,7 @@ class GraphAttention(nn.Module, ABC):
         inputs = self._project(h_query, h_key, adj_mat, edge_features)
         result = self._attend(inputs, return_attention=return_attention, seed=seed)
         out, alpha = result if isinstance(result, tuple) else (result, None)
-        out = out.flatten(-2) if self.is_concat else out.mean(-2)
-        if self.linear_residual is not None:
-            out = out + self.linear_residual(h_query)
-        if self.bias is not None:
-            out = out + self.bias.to(out.dtype)
+        out = self._join(out, h_query)
         return out if alpha is None else (out, alpha)
 
     def attention_scores(
@@ -281,6 +277,15 @@ class GraphAttention(nn.Module, ABC):
             edge_features = edge_features.transpose(-3, -2)
         with_loops = add_self_loops(adjacency, edge_features, self.fill_value)
         return Projected(query, key, *with_loops, "target_to_source")
+
+    def _join(self, out: Tensor, h_query: Tensor) -> Tensor:
+        """The result: heads side by side or their mean, the residual of the queries, the bias."""
+        out = out.flatten(-2) if self.is_concat else out.mean(-2)
+        if self.linear_residual is not None:
+            out = out + self.linear_residual(h_query)
+        if self.bias is not None:
+            out = out + self.bias.to(out.dtype)
+        return out
 
     def _active_dropout(self) -> float:
         return self.dropout if self.training else 0.0

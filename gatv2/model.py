@@ -12,6 +12,7 @@ from gatv2.adjacency import Backend, Sizes, as_adjacency
 from gatv2.distributed.partition import Partition
 from gatv2.edge_features import is_mask
 from gatv2.graph import Flow
+from gatv2.inference import BLOCK_SIZE, apply_in_blocks
 from gatv2.layer import Bias, GraphAttention, GraphAttentionV2Layer
 from gatv2.projection import reset_parameters
 from gatv2.self_loops import FillValue
@@ -142,6 +143,54 @@ class GATv2(nn.Module):
         for layer in self.layers[:-1]:
             h = drop(h, self.feature_dropout, self.training)
             h = self.activation(layer(h, graph, edge_features=edge_features))
+        return h
+
+    @torch.no_grad()
+    def inference(
+        self,
+        h: Tensor,
+        adj_mat: object,
+        *,
+        edge_features: Tensor | None = None,
+        block_size: int = BLOCK_SIZE,
+    ) -> Tensor:
+        """What `forward` gives in evaluation, layer by layer in the memory of one layer.
+
+        Each layer is applied to all nodes, `block_size` queries at a time, before the next begins, by
+        :func:`gatv2.inference.apply_in_blocks`: beside `h`, a layer's input, keys and output are held,
+        and nothing of another layer.
+
+        Args:
+            h: `[*batch, n_nodes, in_features]`.
+            adj_mat: the graph, in any form that a layer reads, but for batches of masks.
+            edge_features: features of the edges, for layers with `edge_dim`, in the order of the edges.
+            block_size: number of queries in a block.
+
+        Returns:
+            `[*batch, n_nodes, out_features]`.
+
+        Raises:
+            RuntimeError: the model is in training mode.
+            ValueError: `block_size` is not positive, or the graph is a batch of masks.
+
+        Example:
+            >>> model = GATv2(16, 64, 7).eval()
+            >>> h, edge_index = torch.randn(20, 16), torch.randint(20, (2, 60))
+            >>> out = model.inference(h, edge_index, block_size=8)
+            >>> torch.allclose(out, model(h, edge_index), atol=1e-6)
+            True
+        """
+        graph = self._prepare(h, adj_mat)
+        layers: Any = self.layers
+        for i, layer in enumerate(layers, start=1):
+            h = apply_in_blocks(
+                layer,
+                h,
+                graph,
+                edge_features=edge_features,
+                activation=self.activation if i < len(layers) else None,
+                block_size=block_size,
+            )
         return h
 
     def _prepare(self, h: Tensor, adj_mat: object) -> object:

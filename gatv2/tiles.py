@@ -113,7 +113,9 @@ class Tiles:
     def crop(self, features: Tensor, dtype: torch.dtype) -> Tensor:
         """The caller's part of padded `[..., heads, features]`, in the caller's dtype."""
         if self.is_padded:
-            features = features[..., : self.n_heads, : self.n_hidden].contiguous()
+            # not `contiguous`, which leaves the strides of a single head
+            features = features[..., : self.n_heads, : self.n_hidden]
+            features = features.clone(memory_format=torch.contiguous_format)
         return features if features.dtype == dtype else features.to(dtype)
 
     def crop_heads(self, values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gatv2 import GraphAttentionV2Layer
+from gatv2.dispatch import Kernel
 from gatv2.testing import assert_agrees
 
 N_PROCESSES = 2
@@ -52,3 +53,13 @@ def test_gradients_are_averaged(tmp_path: Path) -> None:
         ):
             for gradient in actual:
                 assert_agrees(gradient, expected)
+
+
+@pytest.mark.parametrize("sizes", [(3, 7, 1), (3, 6, 2), (3, 8, 2)])
+def test_gradients_are_laid_out_as_parameters(kernel: Kernel, sizes: tuple[int, int, int]) -> None:
+    """`DistributedDataParallel` warns of others, and copies them."""
+    layer = GraphAttentionV2Layer(*sizes, backend=kernel.backend, kernel=kernel.name)
+    layer(torch.randn(4, 3), torch.ones(4, 4, 1)).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride(), name

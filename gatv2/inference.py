@@ -1,0 +1,139 @@
+"""Layer-wise inference: one layer over all nodes, in blocks of queries, and then the next layer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gatv2.adjacency import Sizes, as_adjacency
+from gatv2.graph import Graph
+from gatv2.layer import GraphAttention, NodeFeatures, Projected
+from gatv2.self_loops import add_self_loops
+
+BLOCK_SIZE = 65_536
+
+
+@torch.no_grad()
+def apply_in_blocks(
+    layer: GraphAttention,
+    h: NodeFeatures,
+    adj_mat: object,
+    *,
+    edge_features: Tensor | None = None,
+    activation: Callable[[Tensor], Tensor] | None = None,
+    block_size: int = BLOCK_SIZE,
+) -> Tensor:
+    """What a layer gives in evaluation, without gradients, a block of queries at a time.
+
+    All keys are projected once. Beside its arguments and its result the function holds these keys,
+    `n_keys * n_heads * n_hidden` numbers, and what belongs to one block: queries, the layer's output and
+    that of the activation. (A fused kernel that has to pad its heads to whole SIMD vectors holds the
+    padded keys, too.) So a stack of layers, one call after another, never holds more than one layer's
+    activations.
+
+    Args:
+        layer: a layer in evaluation mode.
+        h: features of the nodes, as :meth:`gatv2.GraphAttentionV2Layer.forward` takes them; they may be
+            memory-mapped.
+        adj_mat: the graph, in any form that the layer reads, but for batches of masks.
+        edge_features: features of the edges, for a layer with `edge_dim`, in the order of the edges.
+        activation: what comes between layers, applied to each block of rows.
+        block_size: number of queries in a block.
+
+    Returns:
+        `[*batch, n_queries, out_features]`.
+
+    Raises:
+        RuntimeError: the layer is in training mode.
+        ValueError: `block_size` is not positive, or the graph is a batch of masks.
+
+    Example:
+        Two layers, each over the whole graph before the next begins:
+
+        >>> from gatv2 import GraphAttentionV2Layer
+        >>> one = GraphAttentionV2Layer(16, 8, n_heads=2).eval()
+        >>> two = GraphAttentionV2Layer(8, 3, n_heads=1).eval()
+        >>> x, edge_index = torch.randn(20, 16), torch.randint(20, (2, 60))
+        >>> h = apply_in_blocks(one, x, edge_index, activation=torch.relu, block_size=7)
+        >>> out = apply_in_blocks(two, h, edge_index, block_size=7)
+        >>> torch.allclose(out, two(one(x, edge_index).relu(), edge_index), atol=1e-6)
+        True
+
+    Source: the layer-wise inference of PyTorch Geometric's `BasicGNN.inference`, without its loader.
+    """
+    if layer.training:
+        raise RuntimeError("inference has no dropout: call `.eval()` on the model first")
+    if block_size < 1:
+        raise ValueError(f"`block_size` must be positive; got {block_size}")
+    h_query, h_key = layer._as_pair(h)
+    layer._check_edge_features(edge_features)
+    graph, edge_features = _prepare(layer, h_query, h_key, adj_mat, edge_features)
+    heads = (layer.n_heads, layer.n_hidden)
+    key = layer.linear_r(h_key).unflatten(-1, heads)
+    is_same = layer.share_weights and h_key is h_query
+    result = None
+    for start in range(0, max(graph.n_queries, 1), block_size):
+        rows = slice(start, min(start + block_size, graph.n_queries))
+        own = h_query[..., rows, :]
+        query = key[..., rows, :, :] if is_same else layer.linear_l(own).unflatten(-1, heads)
+        part, of_part = _take_queries(graph, rows, edge_features)
+        inputs = Projected(query, key, part, of_part, "target_to_source")
+        out = layer._join(layer._attend(inputs, return_attention=False, seed=None), own)
+        out = out if activation is None else activation(out)
+        if result is None:
+            result = out.new_empty(*out.shape[:-2], graph.n_queries, out.shape[-1])
+        result[..., rows, :] = out
+    assert result is not None
+    return result
+
+
+def _prepare(
+    layer: GraphAttention,
+    h_query: Tensor,
+    h_key: Tensor,
+    adj_mat: object,
+    edge_features: Tensor | None,
+) -> tuple[Graph, Tensor | None]:
+    """The whole graph, sorted, with the self-loops that the layer adds."""
+    sizes = Sizes(
+        h_query.shape[-2], h_key.shape[-2], layer.n_heads, h_query.shape[:-2], h_query.device
+    )
+    graph = as_adjacency(adj_mat, sizes, flow=layer.flow, backend="sparse")
+    assert isinstance(graph, Graph)
+    if graph.n_blocks > 1:
+        raise ValueError(
+            f"the graph is a batch of {graph.n_blocks} masks, which is not taken apart in blocks of "
+            "queries: call the model itself, or pass one list of edges"
+        )
+    if layer.add_self_loops:
+        with_loops, edge_features = add_self_loops(graph, edge_features, layer.fill_value)
+        assert isinstance(with_loops, Graph)
+        graph = with_loops
+    if edge_features is not None and edge_features.shape[-2] != graph.n_edges:
+        raise ValueError(
+            f"`edge_features` must have shape (*batch, n_edges={graph.n_edges}, "
+            f"D={layer.edge_dim}), in the order of the edges; got {tuple(edge_features.shape)}"
+        )
+    return graph, edge_features
+
+
+def _take_queries(
+    graph: Graph, rows: slice, edge_features: Tensor | None
+) -> tuple[Graph, Tensor | None]:
+    """The part of a graph that some queries read, over all keys, and its edges' features."""
+    ptr = graph.query_ptr[rows.start : rows.stop + 1]
+    edges = slice(int(ptr[0]), int(ptr[-1]))
+    edge_id = graph.edge_id[edges]
+    part = replace(
+        graph,
+        query_ptr=ptr - ptr[0],
+        key_index=graph.key_index[edges],
+        query_index=graph.query_index[edges] - rows.start,
+        edge_id=torch.arange(len(edge_id), dtype=edge_id.dtype, device=edge_id.device),
+        head_mask=None if graph.head_mask is None else graph.head_mask[edges],
+        query_id=None if graph.query_id is None else graph.query_id[rows],
+    )
+    if edge_features is not None:
+        edge_features = edge_features.index_select(-2, edge_id)
+    return part, edge_features
