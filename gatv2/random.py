@@ -60,6 +60,7 @@ def as_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
     """A seed as a 0-d int64 tensor; drawn from PyTorch's generator if None.
 
     Raises:
+        TypeError: neither an int nor a tensor.
         ValueError: an int that does not fit, or a tensor of another dtype or shape.
     """
     if seed is None:
@@ -68,6 +69,8 @@ def as_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"`seed` must lie in [-2**63, 2**63); got {seed}")
         return torch.tensor(seed, dtype=torch.int64, device=device)
+    if not isinstance(seed, Tensor):
+        raise TypeError(f"`seed` must be an int or a 0-d int64 tensor; got {type(seed).__name__}")
     if seed.dtype != torch.int64 or seed.ndim != 0:
         raise ValueError(
             f"`seed` must be an int or a 0-d int64 tensor; got {seed.dtype} with shape "

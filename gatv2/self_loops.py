@@ -85,7 +85,7 @@ def add_self_loops(
         is_other = adjacency.any(-1, keepdim=True) & ~loop
         filled = _reduce_masked(edge_features, is_other, fill_value).unsqueeze(-2)
     else:
-        filled = torch.as_tensor(fill_value).to(edge_features)
+        filled = _as_features(fill_value, edge_features)
     return adjacency | loop, torch.where(loop, filled, edge_features)
 
 
@@ -96,8 +96,18 @@ def _of_edges(loops: SelfLoops | Loops, values: Tensor, fill_value: FillValue) -
     if isinstance(fill_value, str):
         filled = _reduce_by_query(kept, loops.query, shape, fill_value)
     else:
-        filled = torch.as_tensor(fill_value).to(kept).expand(shape)
+        filled = _as_features(fill_value, kept).expand(shape)
     return torch.cat((kept, filled), dim=-2)
+
+
+def _as_features(fill_value: float | Tensor, edge_features: Tensor) -> Tensor:
+    filled, n_features = torch.as_tensor(fill_value).to(edge_features), edge_features.shape[-1]
+    if filled.shape not in ((), (1,), (n_features,)):
+        raise ValueError(
+            f"`fill_value` must be a number or have shape ({n_features},), as `edge_features` have "
+            f"{n_features}; got {tuple(filled.shape)}"
+        )
+    return filled
 
 
 def _reduce_by_query(values: Tensor, query: Tensor, shape: tuple[int, ...], how: str) -> Tensor:

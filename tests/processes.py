@@ -1,15 +1,17 @@
 """Processes that talk over gloo, for tests: started anew, watched, and never waited for without end."""
 
 import datetime
+import multiprocessing
 import os
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Collection
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 
 def run_processes(
@@ -19,47 +21,78 @@ def run_processes(
     *arguments: Any,
     join_within: float = 180,
     group_timeout: float = 60,
-) -> list[Any]:
+    lost: Collection[int] = (),
+) -> dict[int, Any]:
     """What `function(rank, *arguments)` returns in each of some processes, which form a group.
 
     Args:
-        function: a module's own; what it raises in a process is raised here, with that traceback.
+        function: a module's own.
         n_processes: number of processes.
         path: a directory of this run's own.
         *arguments: of the function.
-        join_within: seconds after which all processes are killed, and a TimeoutError is raised.
+        join_within: seconds after which all processes are killed.
         group_timeout: seconds that a process waits for another one in a collective operation.
+        lost: ranks that are not waited for, as they die or stop in between.
+
+    Raises:
+        AssertionError: the function raised in a process, whose traceback is the message.
+        TimeoutError: the processes did not end in time.
     """
-    context: Any = spawn(
-        _run, (function, n_processes, str(path), group_timeout, arguments), n_processes, join=False
-    )
+    context = multiprocessing.get_context("spawn")
+    options = (n_processes, path, group_timeout, not lost)
+    processes = [
+        context.Process(target=_run, args=(rank, function, arguments, *options))
+        for rank in range(n_processes)
+    ]
+    for process in processes:
+        process.start()
     until = time.monotonic() + join_within
-    while not context.join(timeout=max(0.0, until - time.monotonic())):
-        if time.monotonic() >= until:
-            for process in context.processes:
-                process.kill()
-            raise TimeoutError(f"{n_processes} processes did not end in {join_within} s")
-    return [torch.load(path / f"{rank}.pt", weights_only=False) for rank in range(n_processes)]
+    awaited: dict[Any, Any] = {
+        process.sentinel: process for rank, process in enumerate(processes) if rank not in lost
+    }
+    try:
+        while awaited:
+            ended = wait(list(awaited), timeout=max(0.0, until - time.monotonic()))
+            if not ended:
+                raise TimeoutError(f"processes did not end in {join_within} s")
+            for sentinel in ended:
+                process = awaited.pop(sentinel)
+                process.join()
+                if process.exitcode != 0:
+                    texts = [file.read_text() for file in sorted(path.glob("*.error"))]
+                    raise AssertionError("\n".join((f"exit code {process.exitcode}", *texts)))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    ranks = [rank for rank in range(n_processes) if rank not in lost]
+    return {rank: torch.load(path / f"{rank}.pt", weights_only=False) for rank in ranks}
 
 
 def _run(
     rank: int,
     function: Callable[..., Any],
-    n_processes: int,
-    path: str,
-    group_timeout: float,
     arguments: tuple[Any, ...],
+    n_processes: int,
+    path: Path,
+    group_timeout: float,
+    meets_all: bool,
 ) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{path}/store",
-        rank=rank,
-        world_size=n_processes,
-        timeout=datetime.timedelta(seconds=group_timeout),
-    )
-    torch.save(function(rank, *arguments), f"{path}/{rank}.pt")
-    dist.barrier()
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{path}/store",
+            rank=rank,
+            world_size=n_processes,
+            timeout=datetime.timedelta(seconds=group_timeout),
+        )
+        torch.save(function(rank, *arguments), path / f"{rank}.pt")
+        if meets_all:
+            dist.barrier()
+    except BaseException:
+        (path / f"{rank}.error").write_text(f"rank {rank}: {traceback.format_exc()}")
+        os._exit(1)
     # not destroy_process_group: holding the GIL, it can join gloo threads that wait for the GIL
     os._exit(0)

@@ -67,5 +67,5 @@ def test_a_killed_save_leaves_the_one_before(
     directory = tmp_path / "of_the_run"
     run_processes(save_three_and_die, 2, tmp_path, directory)
     (path := tmp_path / "later").mkdir()
-    for found in run_processes(restore, 3, path, directory):
+    for found in run_processes(restore, 3, path, directory).values():
         assert found == ([10.0] * 3, [10], ["epoch-000002", "epoch-000010"])

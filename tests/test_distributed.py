@@ -1,15 +1,13 @@
 """`DistributedDataParallel` on two processes: gradients are the mean of theirs, alike in both."""
 
-import datetime
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from processes import run_processes
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from gatv2 import GraphAttentionV2Layer
@@ -35,36 +33,22 @@ def gradients(layer: Any, rank: int) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in layer.parameters()]
 
 
-def run(rank: int, path: str) -> None:
-    """One of the processes."""
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{path}/store",
-        rank=rank,
-        world_size=N_PROCESSES,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    results = {}
-    for backend in ("dense", "sparse"):
-        wrapped = DistributedDataParallel(layer_of(backend))
-        results[backend] = gradients(wrapped, rank)
-    torch.save(results, f"{path}/{rank}.pt")
-    dist.barrier()
-    # not destroy_process_group: holding the GIL, it can join gloo threads that wait for the GIL
-    os._exit(0)
+def gradients_of_process(rank: int) -> dict[str, list[Tensor]]:
+    """What `DistributedDataParallel` makes of them."""
+    return {
+        backend: gradients(DistributedDataParallel(layer_of(backend)), rank)
+        for backend in ("dense", "sparse")
+    }
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="PyTorch was built without gloo")
 def test_gradients_are_averaged(tmp_path: Path) -> None:
-    spawn(run, args=(str(tmp_path),), nprocs=N_PROCESSES)
-    of_processes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(N_PROCESSES)]
+    of_processes = run_processes(gradients_of_process, N_PROCESSES, tmp_path)
     for backend in ("dense", "sparse"):
         alone = [gradients(layer_of(backend), rank) for rank in range(N_PROCESSES)]
         for expected, *actual in zip(
             (torch.stack(pair).mean(0) for pair in zip(*alone, strict=True)),
-            *(results[backend] for results in of_processes),
+            *(results[backend] for results in of_processes.values()),
             strict=True,
         ):
             for gradient in actual:

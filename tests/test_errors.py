@@ -243,6 +243,11 @@ CALLS: dict[str, Case] = {
         ValueError,
         "`seed` must be an int or a 0-d int64 tensor; got torch.float32 with shape ()",
     ),
+    "fractional seed": (
+        lambda: layer()(H, EDGE_INDEX, seed=wrong(1.5)),
+        TypeError,
+        "`seed` must be an int or a 0-d int64 tensor; got float",
+    ),
     "seed too large": (
         lambda: layer()(H, EDGE_INDEX, seed=2**64),
         ValueError,

@@ -65,13 +65,13 @@ def random_inputs(
 def outcome(
     kernel: Kernel, features: list[Tensor], mask: Tensor, cotangent: Tensor, dropout: float = 0.3
 ) -> list[Tensor]:
-    """Output, coefficients, and gradients of all features."""
+    """Output, log-sum-exp (0 for a query without keys), coefficients, and gradients of all features."""
     adjacency = Graph.from_mask(mask) if kernel.backend == "sparse" else mask
     leaves = [x.detach().clone().requires_grad_() for x in features]
     query, key, attn, *edges = leaves
     if edges and kernel.backend == "sparse":
         edges[0] = edges[0][..., mask.any(-1), :]
-    results = kernel.attention(
+    out, lse, alpha = kernel.attention(
         query,
         key,
         attn,
@@ -82,11 +82,16 @@ def outcome(
         return_attention=True,
         **dict(zip(("edge_features", "edge_projection"), edges, strict=False)),
     )
-    alpha = results[1]
     assert alpha is not None
-    weights = torch.linspace(-1, 2, alpha.numel(), dtype=torch.float64).view(alpha.shape)
-    gradients = torch.autograd.grad(results, leaves, (cotangent, weights.to(alpha.dtype)))  # type: ignore[arg-type]
-    return [*(x.detach() for x in (results[0], alpha)), *gradients]
+    results = out, lse.masked_fill(lse.isinf(), 0.0), alpha
+    cotangents = [cotangent, *(weights_of(x) for x in results[1:])]
+    return [*(x.detach() for x in results), *torch.autograd.grad(results, leaves, cotangents)]
+
+
+def weights_of(values: Tensor) -> Tensor:
+    """A cotangent that is the same in every precision."""
+    weights = torch.linspace(-1, 2, values.numel(), dtype=torch.float64).view(values.shape)
+    return weights.to(values.dtype)
 
 
 def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
@@ -123,6 +128,8 @@ def test_half_precision_is_computed_in_float32(
     actual = outcome(FUSED[backend], features, mask, cotangent, dropout=0.0)
     in_float32 = [x.float() for x in features]
     expected = outcome(FUSED[backend], in_float32, mask, cotangent.float(), dropout=0.0)
+    assert actual[1].dtype == torch.float32  # the log-sum-exp
+    actual[1] = actual[1].to(dtype)
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == dtype
         rounding = torch.finfo(dtype).eps * max(1.0, float(e.abs().max()))
@@ -264,7 +271,7 @@ def test_nan_stays_where_it_is_attended_to(backend: str) -> None:
     mask = mask & (torch.rand(9, 9, 2) < 0.7)
     mask[2], mask[:, 3] = False, False
     key[4, 1], key[3], query[2], query[5, 0] = (torch.nan for _ in range(4))
-    out, _, _, to_key, _ = outcome(FUSED[backend], [query, key, attn], mask, cotangent, 0.0)
+    out, _, _, _, to_key, _ = outcome(FUSED[backend], [query, key, attn], mask, cotangent, 0.0)
     expected = mask[:, 4] & torch.tensor([False, True])
     expected[5, 0] = mask[5, :, 0].any()
     assert torch.equal(out.isnan().any(-1), expected)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import gatv2.edge_sort
 import gatv2.graph
 from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.graph import Flow
@@ -54,13 +55,13 @@ def test_are_made_once(drawn: tuple[Tensor, int]) -> None:
 
 def test_an_edge_index_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    original = gatv2.graph._sort_edges
+    original = gatv2.edge_sort.sort_edges
 
     def counted(*arguments: Any) -> Any:
         made.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(gatv2.graph, "_sort_edges", counted)
+    monkeypatch.setattr(gatv2.graph, "sort_edges", counted)
     layer, edge_index = GraphAttentionV2Layer(3, 8, 2, add_self_loops=True), EYE[..., 0].nonzero().T
     for _ in range(3):
         layer(torch.randn(5, 3), edge_index)
@@ -181,6 +182,16 @@ def test_two_sets_of_nodes_have_none() -> None:
     for form in (mask, mask.squeeze(-1).nonzero().T, Graph.from_mask(mask)):
         with pytest.raises(ValueError, match="2 queries and 5 keys has no self-loops to add"):
             layer(h, form)
+
+
+@pytest.mark.parametrize("adj_mat", [torch.ones(4, 4, 1) > 0, torch.tensor([[0], [1]])])
+def test_a_fill_value_of_another_size(adj_mat: Tensor) -> None:
+    layer = GraphAttentionV2Layer(
+        3, 4, 2, edge_dim=2, add_self_loops=True, fill_value=torch.ones(3)
+    )
+    features = torch.zeros(*((4, 4, 2) if adj_mat.ndim == 3 else (1, 2)))
+    with pytest.raises(ValueError, match=r"`fill_value` must be a number or have shape \(2,\)"):
+        layer(torch.randn(4, 3), adj_mat, edge_features=features)
 
 
 @pytest.mark.parametrize("fill_value", ["min", "max", "mean", "mul", 1.0])

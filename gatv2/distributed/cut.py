@@ -1,0 +1,223 @@
+"""How a graph is cut into parts, and how processes make them together."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gatv2.distributed.agreement import of_all_ranks, place_in
+from gatv2.distributed.halo import Exchange
+from gatv2.distributed.partition import Partition
+from gatv2.edge_index import Flow, read_edge_index
+from gatv2.graph import Graph
+
+
+def split(graph: Graph, n_parts: int) -> list[Partition]:
+    """See `Partition.split`."""
+    if n_parts < 1:
+        raise ValueError(f"`n_parts` must be positive; got {n_parts}")
+    bounds = _equal_edges(graph, n_parts)
+    parts = [_part_of(graph, bounds, rank) for rank in range(n_parts)]
+    requests = [part.halo.split(part.halo_counts) for part in parts]
+    split_id = _join([_digest(part) for part in parts])
+    return [
+        _connected(part, [request[part.rank] for request in requests], split_id) for part in parts
+    ]
+
+
+def from_graph(graph: Graph, group: "dist.ProcessGroup | None") -> Partition:
+    """See `Partition.from_graph`."""
+    rank, n_parts = place_in(group)
+    return _agreed(
+        lambda: _part_of(graph, _equal_edges(graph, n_parts), rank), graph.n_edges, group
+    )
+
+
+def from_edge_index(
+    edge_index: Tensor | NDArray[Any],
+    bounds: Sequence[int],
+    group: "dist.ProcessGroup | None",
+    flow: Flow,
+) -> Partition:
+    """See `Partition.from_edge_index`."""
+    rank, n_parts = place_in(group)
+
+    def part() -> Partition:
+        limits = _checked_bounds(bounds, n_parts)
+        query, key, *_ = read_edge_index(edge_index, limits[-1], flow)
+        if query.dtype not in (torch.int32, torch.int64):
+            query, key = query.long(), key.long()
+        start, end = limits[rank : rank + 2]
+        _check_own(query, start, end, rank)
+        edge_id = torch.arange(len(query), device=query.device)
+        return _part(query, key, edge_id, limits, rank)
+
+    return _agreed(part, None, group)
+
+
+def _equal_edges(graph: Graph, n_parts: int) -> tuple[int, ...]:
+    """Bounds of contiguous blocks of nodes with equal numbers of edges.
+
+    Where nodes without edges leave a choice, it is the one nearest to equal numbers of nodes.
+    """
+    if graph.n_queries != graph.n_keys or graph.n_blocks != 1:
+        raise ValueError(
+            "only one graph of nodes that attend to one another is split over processes: its queries "
+            f"are its keys, and n_blocks=1; got {graph.n_queries} queries, {graph.n_keys} keys and "
+            f"n_blocks={graph.n_blocks}"
+        )
+    ptr = graph.query_ptr
+    part = torch.arange(n_parts + 1, device=ptr.device)
+    first = torch.searchsorted(ptr, (part * graph.n_edges // n_parts).to(ptr))
+    last = torch.searchsorted(ptr, ptr[first], right=True) - 1
+    return tuple((part * graph.n_queries // n_parts).clamp(first, last).tolist())
+
+
+def _part_of(graph: Graph, bounds: tuple[int, ...], rank: int) -> Partition:
+    """A rank's part of a graph; what others fetch of it is still to come."""
+    start, end = bounds[rank : rank + 2]
+    edges = slice(*graph.query_ptr[[start, end]].tolist())
+    edge_id, order = graph.edge_id[edges].sort()
+    head_mask = None if graph.head_mask is None else graph.head_mask[edges][order]
+    query, key = (x[edges][order] for x in (graph.query_index, graph.key_index))
+    return _part(query, key, edge_id, bounds, rank, head_mask, graph.query_id, graph.key_id)
+
+
+def _part(
+    query: Tensor,
+    key: Tensor,
+    edge_id: Tensor,
+    bounds: tuple[int, ...],
+    rank: int,
+    head_mask: Tensor | None = None,
+    query_id: Tensor | None = None,
+    key_id: Tensor | None = None,
+) -> Partition:
+    """A rank's part, of its edges in the caller's order; what others fetch of it is still to come."""
+    (start, end), n_nodes = bounds[rank : rank + 2], bounds[-1]
+    is_local = (key >= start) & (key < end)
+    halo, place = _numbered(key[~is_local], n_nodes)
+    own = torch.arange(start, end, device=key.device)
+
+    def names(ids: Tensor | None, nodes: Tensor) -> Tensor:
+        return nodes if ids is None else ids[nodes]
+
+    def graph(chosen: Tensor, key: Tensor, keys: Tensor) -> Graph:
+        edge_index = torch.stack((query[chosen] - start, key))
+        graph = Graph.from_edge_index(edge_index, (end - start, len(keys)))
+        return replace(
+            graph,
+            head_mask=None if head_mask is None else head_mask[chosen][graph.edge_id],
+            query_id=names(query_id, own),
+            key_id=names(key_id, keys),
+        )
+
+    return Partition(
+        rank=rank,
+        bounds=bounds,
+        edge_id=edge_id,
+        is_local=is_local,
+        local=graph(is_local, key[is_local] - start, own),
+        remote=graph(~is_local, place, halo),
+        halo=halo,
+        halo_counts=halo_counts_of(halo, bounds),
+        sent=halo[:0],
+        sent_counts=(0,) * (len(bounds) - 1),
+        split_id="",
+    )
+
+
+def halo_counts_of(halo: Tensor, bounds: tuple[int, ...]) -> tuple[int, ...]:
+    """How many of the nodes `halo`, which ascend, each rank has."""
+    starts = torch.searchsorted(halo, torch.tensor(bounds, dtype=halo.dtype, device=halo.device))
+    return tuple(starts.diff().tolist())
+
+
+def _numbered(nodes: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
+    """The different ones among some nodes, ascending, and the place of each node among them."""
+    is_there = torch.zeros(n_nodes, dtype=torch.bool, device=nodes.device)
+    is_there[nodes] = True
+    different = is_there.nonzero().squeeze(1)
+    place = torch.empty(n_nodes, dtype=nodes.dtype, device=nodes.device)
+    place[different] = torch.arange(len(different), dtype=nodes.dtype, device=nodes.device)
+    return different, place[nodes]
+
+
+def _connected(part: Partition, requests: Sequence[Tensor], split_id: str) -> Partition:
+    """A part with what others fetch of it: their numbers of its nodes, by rank."""
+    sent = torch.cat(list(requests)) - part.bounds[part.rank]
+    return replace(part, sent=sent, sent_counts=tuple(map(len, requests)), split_id=split_id)
+
+
+class _Summary(NamedTuple):
+    """What the others need to know of a part."""
+
+    bounds: tuple[int, ...]
+    n_all_edges: int | None
+    halo_counts: tuple[int, ...]
+    digest: bytes
+
+
+def _agreed(
+    make: Callable[[], Partition], n_all_edges: int | None, group: "dist.ProcessGroup | None"
+) -> Partition:
+    """The part that `make` returns, connected to those of the other processes."""
+    part: Any = None
+
+    def summary() -> _Summary:
+        nonlocal part
+        part = make()
+        return _Summary(part.bounds, n_all_edges, part.halo_counts, _digest(part))
+
+    summaries = of_all_ranks(summary, group)
+    if len({summary[:2] for summary in summaries}) > 1:
+        of_ranks = (
+            f"rank {rank}: bounds={s.bounds}, edges={s.n_all_edges}"
+            for rank, s in enumerate(summaries)
+        )
+        raise ValueError(f"the processes split different graphs; {'; '.join(of_ranks)}")
+    sent_counts = tuple(summary.halo_counts[part.rank] for summary in summaries)
+    exchange = Exchange(part.halo_counts, sent_counts, group)
+    exchange.begin(part.halo)
+    requests = exchange.end().split(sent_counts)
+    split_id = _join([summary.digest for summary in summaries])
+    return _connected(replace(part, group=group), requests, split_id)
+
+
+def _digest(part: Partition) -> bytes:
+    """What tells a part from any other one, but for the caller's numbers of its edges."""
+    digest = hashlib.sha256(repr((part.rank, part.bounds)).encode())
+    for graph in (part.local, part.remote):
+        for tensor in (graph.query_ptr, graph.key_index, graph.key_id, graph.head_mask):
+            if tensor is not None:
+                digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.digest()
+
+
+def _join(digests: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _checked_bounds(bounds: Sequence[int], n_parts: int) -> tuple[int, ...]:
+    limits = tuple(int(bound) for bound in bounds)
+    if len(limits) != n_parts + 1 or limits[0] != 0 or list(limits) != sorted(limits):
+        raise ValueError(
+            f"`bounds` must be n_parts + 1 = {n_parts + 1} numbers of nodes that do not descend, the "
+            f"first of which is 0; got {limits}"
+        )
+    return limits
+
+
+def _check_own(query: Tensor, start: int, end: int, rank: int) -> None:
+    is_outside = (query < start) | (query >= end)
+    if bool(is_outside.any()):
+        edge = int(is_outside.nonzero()[0])
+        raise IndexError(
+            f"edge {edge} has query {int(query[edge])}, but the nodes of rank {rank} are those in "
+            f"[{start}, {end}): pass the edges of its own queries"
+        )
