@@ -14,8 +14,10 @@ def sort_edges(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sort edges by (query, key), stably.
 
+    Beside the results it needs the memory of one of them.
+
     Args:
-        query: `[n_edges]`, integer on the CPU, values in [0, n_queries).
+        query: `[n_edges]`, any integers on the CPU, values in [0, n_queries).
         key: `[n_edges]`, likewise in [0, n_keys).
         n_queries: number of queries.
         n_keys: number of keys.
@@ -32,11 +34,13 @@ def sort_edges(
     dtype = torch.int32 if max(n_edges, n_queries, n_keys) < 2**31 else torch.int64
     with torch._C._DisableFuncTorch():  # a torch.func transform would wrap every new tensor
         ptr, key_ptr = (torch.zeros(n + 1, dtype=dtype) for n in (n_queries, n_keys))
+        key_index, edge_id = (empty((n_edges,), dtype) for _ in range(2))
         by_key = empty((2 * n_edges,), dtype)  # (edge, query) of each edge
-        key_index, query_index, edge_id = (empty((n_edges,), dtype) for _ in range(3))
-        arrays = [_as_index(x) for x in (query, key)]
-        arrays += [as_array(x) for x in (ptr, key_ptr, by_key, key_index, query_index, edge_id)]
-        _sort_edges(*arrays)
+        arrays = [as_array(x) for x in (ptr, key_ptr, by_key, key_index, edge_id)]
+        _sort_edges(query.detach().numpy(), key.detach().numpy(), *arrays)
+        del by_key, arrays  # before there is more
+        query_index = empty((n_edges,), dtype)
+        _repeat(as_array(ptr), as_array(query_index))
     return ptr, key_index, query_index, edge_id
 
 
@@ -55,10 +59,6 @@ def transpose(query_ptr: Tensor, key_index: Tensor, n_keys: int) -> tuple[Tensor
         edge, query = (empty(tuple(key_index.shape), key_index.dtype) for _ in range(2))
         _transpose(*(as_array(x) for x in (query_ptr, key_index, ptr, edge, query)))
     return ptr, edge, query
-
-
-def _as_index(index: Tensor) -> Any:
-    return as_array(index if index.dtype in (torch.int32, torch.int64) else index.long())
 
 
 @inline
@@ -87,7 +87,6 @@ def _sort_edges(
     key_ptr: Any,
     by_key: Any,
     key_index: Any,
-    query_index: Any,
     edge_id: Any,
 ) -> None:
     for e in range(query.size):
@@ -109,6 +108,10 @@ def _sort_edges(
             edge_id[to] = by_key[2 * position]
             key_index[to] = j
     _rewind(query_ptr)
+
+
+@kernel
+def _repeat(query_ptr: Any, query_index: Any) -> None:
     for i in range(query_ptr.size - 1):
         query_index[query_ptr[i] : query_ptr[i + 1]] = i
 

@@ -3,15 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gatv2.inspection import is_inspectable, made_to_last, numba_import_failure
-
-Flow = Literal["target_to_source", "source_to_target"]
-FLOWS: tuple[Flow, ...] = ("target_to_source", "source_to_target")
+from gatv2.edge_index import FLOWS as FLOWS
+from gatv2.edge_index import Flow as Flow
+from gatv2.edge_index import check_edge_index as check_edge_index
+from gatv2.edge_index import check_flow as check_flow
+from gatv2.edge_index import read_edge_index
+from gatv2.edge_sort import sort_by_key, sort_edges
+from gatv2.inspection import made_to_last
 
 
 class SelfLoops(NamedTuple):
@@ -84,8 +88,8 @@ class Graph:
     @classmethod
     def from_edge_index(
         cls,
-        edge_index: Tensor,
-        n_nodes: int | tuple[int, int],
+        edge_index: Tensor | NDArray[Any],
+        n_nodes: SupportsIndex | tuple[SupportsIndex, SupportsIndex],
         *,
         flow: Flow = "target_to_source",
     ) -> "Graph":
@@ -93,28 +97,19 @@ class Graph:
 
         Args:
             edge_index: `[2, n_edges]`, integer. Row 0 holds queries, row 1 holds keys: an edge (i, j)
-                lets i attend to j.
+                lets i attend to j. A NumPy array is read where it lies, which may be a file:
+                `numpy.load(path, mmap_mode="r")`.
             n_nodes: number of nodes, or the pair (number of queries, number of keys).
             flow: "source_to_target", PyTorch Geometric's default, reads row 0 as keys and row 1
                 as queries.
 
         Raises:
-            TypeError: `edge_index` is not an integer tensor.
-            ValueError: `edge_index` is not `[2, n_edges]`, or `flow` is unknown.
+            TypeError: `edge_index` is not an integer tensor or array, or `n_nodes` no number.
+            ValueError: `edge_index` is not `[2, n_edges]`, `n_nodes` is negative, or `flow` is unknown.
             IndexError: an index is negative or past the end.
         """
-        check_flow(flow)
-        check_edge_index(edge_index)
-        if edge_index.dtype.itemsize < 4:  # numbers of nodes need not fit into it
-            edge_index = edge_index.long()
-        query, key = edge_index if flow == "target_to_source" else edge_index.flip(0)
-        n_queries, n_keys = (n_nodes, n_nodes) if isinstance(n_nodes, int) else n_nodes
-        if n_queries < 0 or n_keys < 0:
-            raise ValueError(f"numbers of nodes must not be negative; got {(n_queries, n_keys)}")
-        if is_inspectable(edge_index):
-            _check_range(query, n_queries, "query")
-            _check_range(key, n_keys, "key")
-        return cls(*_sort_edges(query, key, n_queries, n_keys), n_keys=n_keys)
+        query, key, n_queries, n_keys = read_edge_index(edge_index, n_nodes, flow)
+        return cls(*sort_edges(query, key, n_queries, n_keys), n_keys=n_keys)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Graph":
@@ -221,7 +216,9 @@ class Graph:
         # functools.cached_property takes a lock, which torch.compile can't trace
         if "_by_key" not in self.__dict__:
             with made_to_last(self.key_index):
-                self.__dict__["_by_key"] = _sort_by_key(self)
+                self.__dict__["_by_key"] = KeyOrder(
+                    *sort_by_key(self.query_ptr, self.key_index, self.query_index, self.n_keys)
+                )
         by_key: KeyOrder = self.__dict__["_by_key"]
         return by_key
 
@@ -418,92 +415,3 @@ def check_has_self_loops(n_queries: int, n_keys: int) -> None:
             f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
             "add_self_loops=False pass the edges that you want"
         )
-
-
-def check_edge_index(edge_index: Tensor) -> None:
-    """Raise a TypeError or ValueError unless a tensor has an edge index's dtype and shape."""
-    if not _is_integer(edge_index.dtype):
-        raise TypeError(
-            f"an edge index must hold integers; got {edge_index.dtype}: "
-            "convert it with `edge_index.long()`"
-        )
-    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
-        raise ValueError(
-            f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}"
-        )
-
-
-def _is_integer(dtype: torch.dtype) -> bool:
-    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-
-
-def check_flow(flow: str) -> None:
-    """Raise a ValueError unless `flow` is one of the two directions."""
-    if flow not in FLOWS:
-        raise ValueError(f"`flow` must be one of {FLOWS}; got {flow!r}")
-
-
-def _check_range(index: Tensor, n_nodes: int, role: str) -> None:
-    if index.numel() == 0:
-        return
-    smallest, largest = index.aminmax()
-    if smallest < 0 or largest >= n_nodes:
-        edge = int(((index < 0) | (index >= n_nodes)).nonzero()[0])
-        raise IndexError(
-            f"edge {edge} has {role} {int(index[edge])}, but there are {n_nodes} {role} nodes: "
-            f"indices must lie in [0, {n_nodes})"
-        )
-
-
-def _sort_edges(
-    query: Tensor, key: Tensor, n_queries: int, n_keys: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sort by (query, key), stably: query_ptr, key_index, query_index, edge_id."""
-    if _has_counting_sort(query):
-        from gatv2.counting_sort import sort_edges
-
-        return sort_edges(query, key, n_queries, n_keys)
-    counts = query.shape[0], n_queries, n_keys
-    dtype = torch.int32 if all(map(_fits_int32, counts)) else torch.int64
-    query, key = query.to(dtype), key.to(dtype)
-    _, by_key = _stable_sort(key)
-    query_index, by_query = _stable_sort(query[by_key])
-    edge_id = by_key[by_query]
-    return _pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
-
-
-def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
-    # ONNX has no other sort than TopK, which is stable: of equal values it takes the first one first
-    in_onnx = torch.onnx.is_in_onnx_export()
-    ordered, position = torch.sort(values) if in_onnx else torch.sort(values, stable=True)
-    return ordered, position
-
-
-def _fits_int32(count: int) -> bool:
-    if not torch.compiler.is_compiling():
-        return count < 2**31
-    from torch.fx.experimental.symbolic_shapes import guard_or_false
-
-    return guard_or_false(count < 2**31)  # a count that depends on values may not fit
-
-
-def _sort_by_key(graph: Graph) -> KeyOrder:
-    if _has_counting_sort(graph.key_index):
-        from gatv2.counting_sort import transpose
-
-        return KeyOrder(*transpose(graph.query_ptr, graph.key_index, graph.n_keys))
-    sorted_keys, edge = _stable_sort(graph.key_index)
-    ptr = _pointers(sorted_keys, graph.n_keys)
-    return KeyOrder(ptr, edge.to(ptr.dtype), graph.query_index[edge])
-
-
-def _pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
-    # not searchsorted, which ONNX has not
-    ones = torch.ones_like(sorted_index)
-    counts = sorted_index.new_zeros(n_nodes + 1).index_add(0, sorted_index + 1, ones)
-    return counts.cumsum(0).to(sorted_index.dtype)
-
-
-def _has_counting_sort(index: Tensor) -> bool:
-    """Ours is compiled for the CPU; elsewhere, and under a transform, PyTorch sorts."""
-    return index.device.type == "cpu" and is_inspectable(index) and numba_import_failure() is None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import elu, leaky_relu
 
+import gatv2.edge_sort
 import gatv2.graph
 from gatv2 import GATv2, Graph, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.testing import assert_agrees, edge_indices, masks
@@ -72,13 +73,13 @@ def test_features_of_edges_reach_every_layer() -> None:
 
 def test_the_graph_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    original = gatv2.graph._sort_edges
+    original = gatv2.edge_sort.sort_edges
 
     def counted(*arguments: Any) -> Any:
         made.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(gatv2.graph, "_sort_edges", counted)
+    monkeypatch.setattr(gatv2.graph, "sort_edges", counted)
     matrix = torch.eye(4).to_sparse()
     GATv2(3, 8, 7, n_layers=5, n_heads=2)(torch.randn(4, 3), matrix)
     assert len(made) == 1

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import gatv2.edge_sort
 import gatv2.graph
 from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.graph import Flow
@@ -54,13 +55,13 @@ def test_are_made_once(drawn: tuple[Tensor, int]) -> None:
 
 def test_an_edge_index_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    original = gatv2.graph._sort_edges
+    original = gatv2.edge_sort.sort_edges
 
     def counted(*arguments: Any) -> Any:
         made.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(gatv2.graph, "_sort_edges", counted)
+    monkeypatch.setattr(gatv2.graph, "sort_edges", counted)
     layer, edge_index = GraphAttentionV2Layer(3, 8, 2, add_self_loops=True), EYE[..., 0].nonzero().T
     for _ in range(3):
         layer(torch.randn(5, 3), edge_index)
