@@ -141,7 +141,7 @@ def check_edges_of_own_queries(part: Partition) -> None:
     edge_index = graph_of(0).edge_index[:, part.edge_id]
     for flow, given in (
         ("target_to_source", edge_index),
-        ("source_to_target", edge_index.flip(0).int()),
+        ("source_to_target", edge_index.flip(0).numpy().astype("uint16")),
     ):
         made = Partition.from_edge_index(given, part.bounds, flow=flow)  # type: ignore[arg-type]
         assert made.edge_id.tolist() == list(range(part.n_edges))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.graph import Flow, Graph
@@ -113,7 +114,7 @@ class Partition:
     @classmethod
     def from_edge_index(
         cls,
-        edge_index: Tensor,
+        edge_index: Tensor | NDArray[Any],
         bounds: Sequence[int],
         group: "dist.ProcessGroup | None" = None,
         *,
@@ -122,8 +123,8 @@ class Partition:
         """This process's part, made of the edges of its own queries: no process needs them all.
 
         Args:
-            edge_index: `[2, n_edges]`, integer, in the whole graph's numbers of nodes; `edge_id` are
-                positions in it. Every query is a node of this rank.
+            edge_index: `[2, n_edges]`, integer (NumPy's too), in the whole graph's numbers of nodes;
+                `edge_id` are positions in it. Every query is a node of this rank.
             bounds: the nodes of rank r are `bounds[r]` to `bounds[r + 1] - 1`; the same everywhere.
             group: a group of `torch.distributed`, of any backend; None for the default one.
             flow: what row 0 holds, as in :meth:`gatv2.Graph.from_edge_index`.
