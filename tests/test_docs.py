@@ -73,6 +73,7 @@ def test_blocks(page: Path) -> None:
         ("```sh\nmake nothing\n```\n", AssertionError),
         ('```sh\npip install "gatv2-layers[nothing]"\n```\n', AssertionError),
         ("```sh\npython examples/nothing.py\n```\n", AssertionError),
+        ("```sh\ntorchrun --nproc-per-node 2 examples/nothing.py\n```\n", AssertionError),
     ],
 )
 def test_a_wrong_block_is_noticed(block: str, error: type[Exception], tmp_path: Path) -> None:

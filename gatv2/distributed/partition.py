@@ -198,7 +198,7 @@ class Partition:
 
     @property
     def n_edges(self) -> int:
-        """Number of the part's edges, those of own queries."""
+        """Number of edges of the part, which are those of own queries."""
         return self.edge_id.shape[0]
 
     @property
