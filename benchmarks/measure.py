@@ -128,13 +128,14 @@ def report_peak(case_name: str, contender: str) -> None:
     _ = case.features, case.edge_features, case.cotangent
     small = replace(case, name="warm-up", n_nodes=50, n_edges=200)
     functions(small, *small.contender(contender))["step"]()
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     functions(case, module, layer)["step"]()
-    print(json.dumps(_memory("VmHWM") - before))
+    print(json.dumps(memory("VmHWM") - before))
 
 
-def _memory(field: str) -> float:
+def memory(field: str) -> float:
+    """A field of this process's status, such as "VmRSS", in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024

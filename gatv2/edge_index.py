@@ -29,6 +29,19 @@ def read_edge_index(
     check_flow(flow)
     if not isinstance(edge_index, Tensor):
         edge_index = _as_tensor(edge_index)
+    check_edge_index(edge_index)
+    query, key = edge_index
+    if flow == "source_to_target":
+        query, key = key, query
+    n_queries, n_keys = _read_sizes(n_nodes)
+    if is_inspectable(edge_index):
+        _check_range(query, n_queries, "query")
+        _check_range(key, n_keys, "key")
+    return query, key, n_queries, n_keys
+
+
+def check_edge_index(edge_index: Tensor) -> None:
+    """Raise a TypeError or ValueError unless a tensor has an edge index's dtype and shape."""
     dtype = edge_index.dtype
     if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
         raise TypeError(
@@ -38,14 +51,6 @@ def read_edge_index(
         raise ValueError(
             f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}"
         )
-    query, key = edge_index
-    if flow == "source_to_target":
-        query, key = key, query
-    n_queries, n_keys = _read_sizes(n_nodes)
-    if is_inspectable(edge_index):
-        _check_range(query, n_queries, "query")
-        _check_range(key, n_keys, "key")
-    return query, key, n_queries, n_keys
 
 
 def check_flow(flow: str) -> None:

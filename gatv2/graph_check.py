@@ -57,13 +57,11 @@ def _check_layout(graph: Graph) -> None:
         dtype in (torch.int32, torch.int64), f"indices must be int32 or int64; they are {dtype}"
     )
     for name in _INDICES:
-        index: Tensor = getattr(graph, name)
-        n = max(index.numel(), 1) if name == "query_ptr" else n_edges
-        _require(
-            (index.dtype, index.shape) == (dtype, (n,)),
-            f"`{name}` must be {dtype} with shape ({n},); it is {index.dtype} with shape "
-            f"{tuple(index.shape)}",
-        )
+        n = max(graph.query_ptr.numel(), 1) if name == "query_ptr" else n_edges
+        _check_form(graph, name, dtype, n)
+    for name, n in (("query_id", graph.n_queries), ("key_id", graph.n_keys)):
+        if getattr(graph, name) is not None:
+            _check_form(graph, name, torch.int64, n)
     mask = graph.head_mask
     if mask is not None:
         _require(
@@ -79,6 +77,15 @@ def _check_layout(graph: Graph) -> None:
     _require(
         graph.n_blocks >= 0 and graph.n_queries % n_blocks == graph.n_keys % n_blocks == 0,
         f"{graph.n_queries} queries and {graph.n_keys} keys can't make {graph.n_blocks} equal blocks",
+    )
+
+
+def _check_form(graph: Graph, name: str, dtype: torch.dtype, n: int) -> None:
+    tensor: Tensor = getattr(graph, name)
+    _require(
+        (tensor.dtype, tensor.shape) == (dtype, (n,)),
+        f"`{name}` must be {dtype} with shape ({n},); it is {tensor.dtype} with shape "
+        f"{tuple(tensor.shape)}",
     )
 
 

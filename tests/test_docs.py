@@ -32,9 +32,7 @@ def check_commands(example: Example) -> None:
         elif match := re.fullmatch(r'pip install "?([\w-]+)(?:\[(\w+)\])?"?', line):
             extras = {None, *project["optional-dependencies"]}
             exists = match[1] == project["name"] and match[2] in extras
-        elif match := re.fullmatch(
-            r"(?:python|torchrun --nproc-per-node \d+) (\S+\.py)(?: .*)?", line
-        ):
+        elif match := re.fullmatch(r"(?:python|torchrun(?: --\S+ \d+)*) (\S+\.py)(?: .*)?", line):
             exists = (ROOT / match[1]).is_file()
         else:
             exists = line == "python -m gatv2" and (ROOT / "gatv2/__main__.py").is_file()

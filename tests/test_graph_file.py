@@ -78,6 +78,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "a batch": lambda: Graph.batch([random_graph(3, 5), random_graph(2, 9)]),
     "coalesced": lambda: random_graph(3, 30).coalesce(),
     "int64": lambda: wide(random_graph()),
+    "numbers of nodes": lambda: replace(random_graph(), query_id=torch.randperm(7)),
     "in one piece of memory": lambda: one_piece(random_graph()),
 }
 
@@ -264,6 +265,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"head_mask": torch.full((4, 2), 2, dtype=torch.uint8).view(torch.bool)},
         "`head_mask` must be of bytes 0 and 1",
     ),
+    "too few numbers": (
+        {"key_id": torch.arange(2)},
+        r"`key_id` must be torch.int64 with shape \(3,\)",
+    ),
+    "narrow numbers": ({"query_id": [0, 1, 2]}, "`query_id` must be torch.int64"),
     "blocks of parts": ({"n_blocks": 2}, "can't make 2 equal blocks"),
     "blocks that edges leave": ({"n_blocks": 3}, "an edge must join nodes of one block"),
     "negative blocks": ({"n_blocks": -3}, "can't make -3 equal blocks"),

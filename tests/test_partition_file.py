@@ -112,7 +112,7 @@ WRONG: dict[str, tuple[str, Callable[[Partition], Partition]]] = {
         ),
     ),
     "names of fewer nodes": (
-        "the numbers of nodes must be int64 with shape (8,)",
+        "`key_id` must be",
         lambda part: replace(part, remote=replace(part.remote, key_id=torch.arange(1))),
     ),
     "another split's name": (DO_NOT_FIT, lambda part: replace(part, split_id="another")),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.graph import Flow, Graph
+from gatv2.inspection import made_to_last
 from gatv2.tensor_file import PathLike
 
 
@@ -198,14 +199,15 @@ class Partition:
 
     @property
     def n_edges(self) -> int:
-        """Number of edges of the part: those of own queries."""
+        """Number of edges of the part, which are those of own queries."""
         return self.edge_id.shape[0]
 
     @property
     def self_loops(self) -> Loops:
         """The part with self-loops, and which edges it has of this one; made when first asked for."""
         if "_self_loops" not in self.__dict__:
-            self.__dict__["_self_loops"] = _add_self_loops(self)
+            with made_to_last(self.edge_id):
+                self.__dict__["_self_loops"] = _add_self_loops(self)
         loops: Loops = self.__dict__["_self_loops"]
         return loops
 
