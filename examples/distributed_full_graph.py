@@ -1,6 +1,6 @@
 """Full-graph training on several processes, each of which holds a part of the graph.
 
-    torchrun --nproc-per-node 2 examples/distributed_full_graph.py --dataset synthetic
+    torchrun --nproc-per-node 2 examples/distributed_full_graph.py
     torchrun --nproc-per-node 2 examples/distributed_full_graph.py --dataset cora --root DIR
 
 Every process has its own nodes' features and its own queries' edges, and fetches the key rows of other
@@ -236,7 +236,7 @@ def processes(timeout: float) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> float:
     """Train; returns the test accuracy at the epoch of the best validation accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True, choices=("cora", "synthetic"))
+    parser.add_argument("--dataset", default="synthetic", choices=("cora", "synthetic"))
     parser.add_argument("--root", help="folder of Cora, as for planetoid.py")
     parser.add_argument("--nodes", type=int, default=1_000_000, help="of the synthetic graph")
     parser.add_argument("--epochs", type=int, help="(default: 60, Cora 300)")
