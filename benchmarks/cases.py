@@ -57,6 +57,11 @@ class Case:
         return torch.randperm(self.n_nodes, generator=generator)[rank]
 
     @cached_property
+    def graph(self) -> Graph:
+        """The same, prepared."""
+        return Graph.from_edge_index(self.edge_index, self.n_nodes)
+
+    @cached_property
     def mask(self) -> Tensor:
         """The same as a dense mask."""
         mask = torch.zeros(self.n_nodes, self.n_nodes, 1, dtype=torch.bool)
@@ -91,8 +96,7 @@ class Case:
             masked = GraphAttentionV2Layer(*sizes, dropout=self.dropout, **MASKED[name])
             masked.load_state_dict(ours.state_dict())
             return masked, lambda h: masked(h, self.mask)
-        graph = Graph.from_edge_index(self.edge_index, self.n_nodes)
-        return ours, lambda h: ours(h, graph, edge_features=self.edge_features)
+        return ours, lambda h: ours(h, self.graph, edge_features=self.edge_features)
 
     def _pyg(self, ours: GraphAttentionV2Layer) -> tuple[torch.nn.Module, Layer]:
         from torch_geometric.nn import GATv2Conv

@@ -3,6 +3,7 @@
 import csv
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -30,12 +31,12 @@ def as_table(rows: list[Row]) -> str:
     return "\n".join([header, "-" * len(header), *body])
 
 
-def append_csv(rows: list[Row], path: Path) -> None:
+def append_csv(rows: list[Row], path: Path, columns: Sequence[str] = COLUMNS) -> None:
     """Append the rows, stamped."""
     stamp = _stamp()
     is_new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*stamp, *COLUMNS], lineterminator="\n")
+        writer = csv.DictWriter(file, [*stamp, *columns], lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(stamp | row for row in rows)
