@@ -135,7 +135,7 @@ def report_peak(case_name: str, contender: str) -> None:
 
 
 def memory(field: str) -> float:
-    """A field of `/proc/self/status`, in MB."""
+    """A field of this process's status, such as "VmRSS", in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024

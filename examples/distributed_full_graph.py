@@ -1,6 +1,6 @@
 """Full-graph training on several processes, each of which holds a part of the graph.
 
-    torchrun --nproc-per-node 2 examples/distributed_full_graph.py --dataset synthetic
+    torchrun --nproc-per-node 2 examples/distributed_full_graph.py
     torchrun --nproc-per-node 2 examples/distributed_full_graph.py --dataset cora --root DIR
 
 Every process has its own nodes' features and its own queries' edges, and fetches the key rows of other
@@ -53,7 +53,6 @@ class Part:
     """`[n_own]`, int64."""
     split: Tensor
     """`[n_own]`, int64: the node is used for `SPLITS[i]`; -1 for none of them."""
-    n_classes: int
 
 
 class Network(nn.Module):
@@ -94,10 +93,9 @@ def cora(root: str) -> tuple[Part, Network]:
     split = torch.full((data.num_nodes,), -1)
     for i, mask in enumerate((data.train_mask, data.val_mask, data.test_mask)):
         split[mask] = i
-    own, n_classes = partition.own, int(data.y.max()) + 1
-    h = data.x[own].to(torch.get_default_dtype())
-    part = Part(partition, h, data.y[own], split[own], n_classes)
-    network = build(data.num_features, n_classes)
+    own = partition.own
+    part = Part(partition, data.x[own].to(torch.get_default_dtype()), data.y[own], split[own])
+    network = build(data.num_features, int(data.y.max()) + 1)
     return part, Network(network.layers, nn.Identity(), network.feature_dropout)
 
 
@@ -127,13 +125,13 @@ def synthetic(n_nodes: int, seed: int) -> tuple[Part, Network]:
         torch.cat(features, dim=1).to(torch.get_default_dtype()),
         answer % N_VALUES,
         torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 1, 2])[split % 10],
-        N_VALUES,
     )
     layer = GraphAttentionV2Layer(part.h.shape[1], 32, n_heads=4, dropout=0.0, bias=True)
     return part, Network([layer], nn.Linear(32, N_VALUES))
 
 
 def _random_words(node: Tensor, stream: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four random words for each node, the same in every process that asks for them."""
     zero = torch.zeros_like(node)
     return philox_4x32_10((node, zero + stream, zero, zero), (zero + seed, zero))
 
@@ -184,7 +182,7 @@ class Run:
         hits = logits.argmax(dim=1) == part.label
         sums = [loss.detach(), loss_sum(logits, part, "validation")]
         sums += [(hits & (part.split == i)).sum() for i in (1, 2)]
-        means = total(torch.stack(sums)) / self.n_nodes[[0, 1, 1, 2]]
+        means = total(torch.stack([x.double() for x in sums])) / self.n_nodes[[0, 1, 1, 2]]
         self.history.append(tuple(means.tolist()))
 
     def best(self) -> tuple[float, ...]:
@@ -238,7 +236,7 @@ def processes(timeout: float) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> float:
     """Train; returns the test accuracy at the epoch of the best validation accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True, choices=("cora", "synthetic"))
+    parser.add_argument("--dataset", default="synthetic", choices=("cora", "synthetic"))
     parser.add_argument("--root", help="folder of Cora, as for planetoid.py")
     parser.add_argument("--nodes", type=int, default=1_000_000, help="of the synthetic graph")
     parser.add_argument("--epochs", type=int, help="(default: 60, Cora 300)")

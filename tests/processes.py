@@ -13,14 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+GROUP_TIMEOUT = datetime.timedelta(minutes=5)
+"""How long a process waits for another one, which may be compiling kernels beside other tests."""
+
 
 def run_processes(
     function: Callable[..., Any],
     n_processes: int,
     path: Path,
     *arguments: Any,
-    join_within: float = 180,
-    group_timeout: float = 60,
+    join_within: float = 600,
     lost: Collection[int] = (),
 ) -> dict[int, Any]:
     """What `function(rank, *arguments)` returns in each of some processes, which form a group.
@@ -31,7 +33,6 @@ def run_processes(
         path: a directory of this run's own.
         *arguments: of the function.
         join_within: seconds after which all processes are killed.
-        group_timeout: seconds that a process waits for another one in a collective operation.
         lost: ranks that are not waited for, as they die or stop in between.
 
     Raises:
@@ -39,7 +40,7 @@ def run_processes(
         TimeoutError: the processes did not end in time.
     """
     context = multiprocessing.get_context("spawn")
-    options = (n_processes, path, group_timeout, not lost)
+    options = (n_processes, path, not lost)
     processes = [
         context.Process(target=_run, args=(rank, function, arguments, *options))
         for rank in range(n_processes)
@@ -75,7 +76,6 @@ def _run(
     arguments: tuple[Any, ...],
     n_processes: int,
     path: Path,
-    group_timeout: float,
     meets_all: bool,
 ) -> None:
     torch.set_num_threads(1)
@@ -86,7 +86,7 @@ def _run(
             init_method=f"file://{path}/store",
             rank=rank,
             world_size=n_processes,
-            timeout=datetime.timedelta(seconds=group_timeout),
+            timeout=GROUP_TIMEOUT,
         )
         torch.save(function(rank, *arguments), path / f"{rank}.pt")
         if meets_all:

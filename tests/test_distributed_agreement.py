@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from processes import run_processes
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gatv2 import GATv2, Graph, GraphAttentionV2Layer
 from gatv2.distributed import Partition
@@ -149,6 +150,32 @@ def check_precision(graph: Graph, partition: Partition, dtype: torch.dtype) -> N
     assert_agrees(result, exact[partition.own], reference[partition.own])
 
 
+def check_modes(graph: Graph, partition: Partition) -> None:
+    """Backward twice over what was retained, recomputation in backward, inference: all the same."""
+    torch.manual_seed(8)
+    model = GATv2(N_FEATURES, 6, 2, n_heads=2, feature_dropout=0.0, dtype=torch.float64)
+    h = torch.randn(graph.n_queries, N_FEATURES, dtype=torch.float64)[partition.own]
+    h.requires_grad_()
+    cotangent = torch.randn(partition.n_own, 2, dtype=torch.float64)
+
+    def gradient(out: Tensor) -> Tensor:
+        return torch.autograd.grad(out, h, cotangent, retain_graph=True)[0]
+
+    torch.manual_seed(9)
+    out = model(h, partition)
+    expected = gradient(out)
+    assert torch.equal(gradient(out), expected)
+    torch.manual_seed(9)
+    recomputed: Any = checkpoint(model, h, partition, use_reentrant=False)
+    assert torch.equal(recomputed, out)
+    assert torch.equal(gradient(recomputed), expected)
+    torch.manual_seed(9)
+    with torch.inference_mode():
+        assert torch.equal(model(h, partition), out)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.float()(h.float(), partition).dtype == torch.bfloat16
+
+
 def check_all(rank: int) -> list[int]:
     """Everything, in groups of one, two, three and four processes: the sizes of this process's."""
     groups: list[Any] = [dist.new_group(list(range(n))) for n in range(1, N_PROCESSES)]
@@ -161,6 +188,7 @@ def check_all(rank: int) -> list[int]:
         if name in ("parallel edges", "fewer nodes than processes"):
             for partition in partitions:
                 check_twice(graph, partition)
+                check_modes(graph, partition)
                 for dtype in (torch.float32, torch.float16, torch.bfloat16):
                     check_precision(graph, partition, dtype)
     return [dist.get_world_size(group) for group in groups]

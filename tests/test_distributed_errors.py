@@ -100,7 +100,7 @@ EXPECTED: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "too few bounds": ("ValueError", "`bounds` must be n_parts + 1 = 4 numbers", (0, 1, 2)),
     "falling bounds": ("ValueError", "that do not descend", (0, 1, 2)),
     "another's query": ("IndexError", "edge 0 has query 9, but the nodes of rank 1", (1,)),
-    "no such key": ("IndexError", "edge 3 has key 12, but the nodes of all ranks", (2,)),
+    "no such key": ("IndexError", "edge 3 has key 12, but there are 12 key nodes", (2,)),
     "floats": ("TypeError", "must hold integers", (1,)),
     "three rows": ("ValueError", "must have shape (2, n_edges)", (1,)),
     "unknown flow": ("ValueError", "`flow` must be one of", (0, 1, 2)),

@@ -32,7 +32,7 @@ def check_commands(example: Example) -> None:
         elif match := re.fullmatch(r'pip install "?([\w-]+)(?:\[(\w+)\])?"?', line):
             extras = {None, *project["optional-dependencies"]}
             exists = match[1] == project["name"] and match[2] in extras
-        elif match := re.fullmatch(r"python (\S+\.py)(?: .*)?", line):
+        elif match := re.fullmatch(r"(?:python|torchrun(?: --\S+ \d+)*) (\S+\.py)(?: .*)?", line):
             exists = (ROOT / match[1]).is_file()
         else:
             exists = line == "python -m gatv2" and (ROOT / "gatv2/__main__.py").is_file()
@@ -73,6 +73,7 @@ def test_blocks(page: Path) -> None:
         ("```sh\nmake nothing\n```\n", AssertionError),
         ('```sh\npip install "gatv2-layers[nothing]"\n```\n', AssertionError),
         ("```sh\npython examples/nothing.py\n```\n", AssertionError),
+        ("```sh\ntorchrun --nproc-per-node 2 examples/nothing.py\n```\n", AssertionError),
     ],
 )
 def test_a_wrong_block_is_noticed(block: str, error: type[Exception], tmp_path: Path) -> None:

@@ -53,6 +53,16 @@ def test_demo(tmp_path: Path) -> None:
         assert (tmp_path / picture).stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("name", ["lookup.py", "digits.py", "demo.py", "planetoid.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lookup.py",
+        "digits.py",
+        "demo.py",
+        "planetoid.py",
+        "neighbor_sampling.py",
+        "distributed_full_graph.py",
+    ],
+)
 def test_help(name: str) -> None:
     assert "--seed" in run_example(name, "--help")

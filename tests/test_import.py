@@ -27,6 +27,30 @@ def test_the_check_sees_what_is_imported() -> None:
     assert "scipy" in imported_by("import gatv2, gatv2.ranking")
 
 
+WITHOUT_DISTRIBUTED = """
+import torch, torch._dynamo
+import torch.distributed as dist
+for name in ("ProcessGroup", "group", "all_to_all_single", "is_initialized", "get_rank"):
+    delattr(dist, name)
+dist.is_available = lambda: False
+from gatv2 import Graph, GraphAttentionV2Layer
+from gatv2.distributed import Partition
+graph = Graph.from_edge_index(torch.tensor([[0, 1], [1, 2]]), 3)
+(partition,) = Partition.split(graph, 1)
+GraphAttentionV2Layer(3, 4, 2)(torch.randn(3, 3), partition).backward(torch.randn(3, 4))
+try:
+    Partition.from_graph(graph)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_pytorch_may_be_built_without_torch_distributed() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_DISTRIBUTED]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("torch.distributed is not initialized")
+
+
 def test_public_names() -> None:
     assert gatv2.__all__ == [
         "GATv2",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gatv2 import Graph
+from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.distributed import Partition, attention, gatv2_attention
 from gatv2.functional import gatv2_attention as attention_of_one
 from gatv2.testing import assert_agrees, edge_indices, value_and_gradients
@@ -98,6 +98,14 @@ def test_parts_know_their_split(graph: Graph, n_parts: int) -> None:
         fewer = Graph.from_edge_index(graph.edge_index[:, 1:], graph.n_queries)
         fewer = replace(fewer, query_id=graph.query_id, key_id=graph.key_id)
         assert Partition.split(fewer, n_parts)[0].split_id != split_id
+
+
+def test_self_loops_made_in_inference_mode_train() -> None:
+    (part,) = Partition.split(Graph.from_edge_index(torch.tensor([[0, 1], [1, 2]]), 3), 1)
+    layer = GraphAttentionV2Layer(3, 4, 2, add_self_loops=True)
+    with torch.inference_mode():
+        layer(torch.randn(3, 3), part)
+    layer(torch.randn(3, 3), part).backward(torch.randn(3, 4))
 
 
 @given(

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.distributed.agreement import of_all_ranks, place_in
 from gatv2.distributed.halo import Exchange
 from gatv2.distributed.partition import Partition
-from gatv2.graph import Flow, Graph, check_edge_index, check_flow
+from gatv2.edge_index import Flow, read_edge_index
+from gatv2.graph import Graph
 
 
 def split(graph: Graph, n_parts: int) -> list[Partition]:
@@ -37,20 +39,22 @@ def from_graph(graph: Graph, group: "dist.ProcessGroup | None") -> Partition:
 
 
 def from_edge_index(
-    edge_index: Tensor, bounds: Sequence[int], group: "dist.ProcessGroup | None", flow: Flow
+    edge_index: Tensor | NDArray[Any],
+    bounds: Sequence[int],
+    group: "dist.ProcessGroup | None",
+    flow: Flow,
 ) -> Partition:
     """See `Partition.from_edge_index`."""
     rank, n_parts = place_in(group)
 
     def part() -> Partition:
-        check_flow(flow)
-        check_edge_index(edge_index)
         limits = _checked_bounds(bounds, n_parts)
-        query, key = edge_index if flow == "target_to_source" else edge_index.flip(0)
+        query, key, *_ = read_edge_index(edge_index, limits[-1], flow)
+        if query.dtype not in (torch.int32, torch.int64):
+            query, key = query.long(), key.long()
         start, end = limits[rank : rank + 2]
-        _check_nodes(query, "query", start, end, f"the nodes of rank {rank}")
-        _check_nodes(key, "key", 0, limits[-1], "the nodes of all ranks")
-        edge_id = torch.arange(edge_index.shape[1], device=edge_index.device)
+        _check_own(query, start, end, rank)
+        edge_id = torch.arange(len(query), device=query.device)
         return _part(query, key, edge_id, limits, rank)
 
     return _agreed(part, None, group)
@@ -209,10 +213,11 @@ def _checked_bounds(bounds: Sequence[int], n_parts: int) -> tuple[int, ...]:
     return limits
 
 
-def _check_nodes(index: Tensor, role: str, start: int, end: int, whose: str) -> None:
-    is_outside = (index < start) | (index >= end)
+def _check_own(query: Tensor, start: int, end: int, rank: int) -> None:
+    is_outside = (query < start) | (query >= end)
     if bool(is_outside.any()):
         edge = int(is_outside.nonzero()[0])
         raise IndexError(
-            f"edge {edge} has {role} {int(index[edge])}, but {whose} are those in [{start}, {end})"
+            f"edge {edge} has query {int(query[edge])}, but the nodes of rank {rank} are those in "
+            f"[{start}, {end}): pass the edges of its own queries"
         )

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.graph import Flow, Graph
+from gatv2.inspection import made_to_last
 from gatv2.tensor_file import PathLike
 
 
@@ -113,7 +115,7 @@ class Partition:
     @classmethod
     def from_edge_index(
         cls,
-        edge_index: Tensor,
+        edge_index: Tensor | NDArray[Any],
         bounds: Sequence[int],
         group: "dist.ProcessGroup | None" = None,
         *,
@@ -122,8 +124,8 @@ class Partition:
         """This process's part, made of the edges of its own queries: no process needs them all.
 
         Args:
-            edge_index: `[2, n_edges]`, integer, in the whole graph's numbers of nodes; `edge_id` are
-                positions in it. Every query is a node of this rank.
+            edge_index: `[2, n_edges]`, integer (NumPy's too), in the whole graph's numbers of nodes;
+                `edge_id` are positions in it. Every query is a node of this rank.
             bounds: the nodes of rank r are `bounds[r]` to `bounds[r + 1] - 1`; the same everywhere.
             group: a group of `torch.distributed`, of any backend; None for the default one.
             flow: what row 0 holds, as in :meth:`gatv2.Graph.from_edge_index`.
@@ -197,14 +199,15 @@ class Partition:
 
     @property
     def n_edges(self) -> int:
-        """Number of edges of the part: those of own queries."""
+        """Number of edges of the part, which are those of own queries."""
         return self.edge_id.shape[0]
 
     @property
     def self_loops(self) -> Loops:
         """The part with self-loops, and which edges it has of this one; made when first asked for."""
         if "_self_loops" not in self.__dict__:
-            self.__dict__["_self_loops"] = _add_self_loops(self)
+            with made_to_last(self.edge_id):
+                self.__dict__["_self_loops"] = _add_self_loops(self)
         loops: Loops = self.__dict__["_self_loops"]
         return loops
 

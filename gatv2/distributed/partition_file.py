@@ -128,9 +128,6 @@ def _check(part: Partition, rank: int, n_parts: int) -> None:
             f"it must have {end - start} queries and {n_keys} keys; it has {graph.n_queries} and "
             f"{graph.n_keys}",
         )
-        for ids, n in ((graph.query_id, end - start), (graph.key_id, n_keys)):
-            if ids is not None:
-                _check_numbers(ids, "the numbers of nodes", n)
     n_edges = part.local.n_edges + part.remote.n_edges
     is_local = part.is_local
     _require(
