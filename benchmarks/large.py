@@ -149,5 +149,33 @@ def gather(case: Case) -> Callable[[], object]:
     return run
 
 
+def draw(rows: list[Row], path: Path) -> None:
+    """Curves over the number of edges: time an edge beside the floor, and peak memory."""
+    import matplotlib.pyplot as plt
+
+    figure, (time, space) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    curves = (
+        ("pyg", "step ns", "PyG, training step", "tab:orange", "-"),
+        ("pyg", "forward ns", "PyG, forward pass", "tab:orange", "--"),
+        ("ours", "step ns", "ours, training step", "tab:blue", "-"),
+        ("ours", "forward ns", "ours, forward pass", "tab:blue", "--"),
+        ("ours", "gather ns", "floor: gather the keys", "tab:gray", ":"),
+    )
+    for who, what, label, color, line in curves:
+        own = [row for row in rows if row["who"] == who]
+        edges = [row["edges"] for row in own]
+        time.plot(edges, [row[what] for row in own], line, marker="o", color=color, label=label)
+        if what == "step ns":
+            space.plot(edges, [row["peak GB"] for row in own], marker="o", color=color)
+    space.axhline(LIMIT_GB, color="tab:gray", linestyle=":")
+    time.set(xlabel="edges", ylabel="ns an edge", xscale="log", yscale="log")
+    space.set(xlabel="edges", ylabel="peak memory, GB", xscale="log", ylim=(0, LIMIT_GB + 1))
+    for axis in (time, space):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     main()

@@ -11,13 +11,14 @@ import matplotlib as mpl
 import noise_figure
 import run_log
 
-from benchmarks import report
+from benchmarks import large, report
 
 DATA = Path(__file__).parent / "data"
 DRAWINGS = {
     "lookup": lookup_figure.draw,
     "noise": noise_figure.draw,
     "benchmarks": report.draw,
+    "large": large.draw,
 }
 INK = "#0a0b0c"  # stands for currentColor
 STYLE = {
