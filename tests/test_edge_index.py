@@ -99,6 +99,14 @@ def test_so_are_tensors_of_any_integers(dtype: str) -> None:
     assert_equal(Graph.from_edge_index(narrow, 70_000), Graph.from_edge_index(edge_index, 70_000))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_so_they_are_without_numba(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    edge_index = torch.randint(9, (2, 40))
+    expected = Graph.from_edge_index(edge_index, 9)
+    monkeypatch.setattr("gatv2.edge_sort.numba_import_failure", lambda: "it is not there")
+    assert_equal(Graph.from_edge_index(edge_index.numpy().astype(dtype), 9), expected)
+
+
 @pytest.mark.parametrize("layout", [np.copy, column_major])
 def test_files_are_read_as_arrays(layout: Any, tmp_path: Path) -> None:
     edge_index = torch.randint(9, (2, 40))
