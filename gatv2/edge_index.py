@@ -76,10 +76,10 @@ def _read_sizes(
 
 
 def _as_int(n: Any) -> Any:
-    if isinstance(n, int | torch.SymInt):
+    if isinstance(n, int | torch.SymInt) and not isinstance(n, bool):
         return n
     try:
-        return operator.index(n)
+        return int(operator.index(n))  # a bool is its own index
     except TypeError:
         return None
 

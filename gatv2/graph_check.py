@@ -75,7 +75,8 @@ def _check_layout(graph: Graph) -> None:
     )
     n_blocks = max(graph.n_blocks, 1)
     _require(
-        graph.n_blocks >= 0 and graph.n_queries % n_blocks == graph.n_keys % n_blocks == 0,
+        (graph.n_blocks > 0 or graph.n_queries == graph.n_keys == 0 == graph.n_blocks)
+        and graph.n_queries % n_blocks == graph.n_keys % n_blocks == 0,
         f"{graph.n_queries} queries and {graph.n_keys} keys can't make {graph.n_blocks} equal blocks",
     )
 

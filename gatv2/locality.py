@@ -56,6 +56,7 @@ def reorder(graph: Graph, order: Tensor | None = None) -> Reordered:
 
     Raises:
         ImportError: SciPy is missing, which finds the default order.
+        TypeError: `order` is not a tensor of integers.
         ValueError: queries and keys are not the same nodes, the graph is a batch, or `order` is no
             permutation of the nodes.
 
@@ -104,6 +105,9 @@ def _inverse(order: Tensor) -> Tensor:
 
 def _checked(order: Tensor, graph: Graph) -> Tensor:
     nodes = torch.arange(graph.n_keys, device=graph.device)
+    if not isinstance(order, Tensor) or order.is_floating_point() or order.dtype == torch.bool:
+        got = order.dtype if isinstance(order, Tensor) else type(order).__name__
+        raise TypeError(f"`order` must be a tensor of integers; got {got}")
     order = order.to(nodes)
     if order.shape != nodes.shape or not torch.equal(order.sort().values, nodes):
         raise ValueError(
@@ -122,6 +126,8 @@ def _reverse_cuthill_mckee(graph: Graph) -> Tensor:
             f"an order for locality needs SciPy, which can't be imported ({error}): "
             "pip install 'gatv2-layers[locality]'"
         ) from error
+    if not graph.n_queries:
+        return torch.arange(0, device=graph.device)
     key, ptr = graph.key_index.cpu().numpy(), graph.query_ptr.cpu().numpy()
     # bool, in which parallel edges do not add up to nothing
     matrix = csr_array(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.autograd import forward_ad
 
 from gatv2 import GATv2, Graph, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.distributed import Partition
+from gatv2.distributed import gatv2_attention as attention_of_part
 from gatv2.functional import gatv2_attention, gatv2_scores
 
 N_PROCESSES = 3
@@ -53,8 +55,23 @@ def refusals(rank: int) -> dict[str, tuple[str, str]]:
     pair: Any = dist.new_group([0, 1])
     odd = rank == 1  # the process that passes something else
 
+    def attend(**options: Any) -> Tensor:
+        """Attention that must be refused before anything is sent."""
+        with mock.patch.object(dist, "all_to_all_single", side_effect=AssertionError("sent")):
+            features = torch.randn(4, 2, 3)
+            out: Tensor = attention_of_part(
+                features, features, torch.randn(2, 3), partition, **options
+            )
+            return out
+
     calls: dict[str, Callable[[], object]] = {
         "another graph": lambda: from_graph(graph_of(13 if odd else 12)),
+        "a graph of other degrees": lambda: from_graph(
+            Graph.from_edge_index(graph.edge_index.flip(0) if odd else graph.edge_index, 12)
+        ),
+        "nodes of other numbers": lambda: from_graph(
+            replace(graph, query_id=torch.arange(12) + rank)
+        ),
         "a bipartite graph": lambda: from_graph(
             Graph.from_edge_index(edge_index, (12, 14)) if odd else graph
         ),
@@ -69,6 +86,11 @@ def refusals(rank: int) -> dict[str, tuple[str, str]]:
         "floats": lambda: from_edges(edge_index.double() if odd else edge_index, bounds),
         "three rows": lambda: from_edges(edge_index.new_zeros(3, 4) if odd else edge_index, bounds),
         "unknown flow": lambda: from_edges(edge_index, bounds, flow="up"),  # type: ignore[arg-type]
+        "fractional bounds": lambda: from_edges(edge_index, (0, 4.9, 8, 12)),  # type: ignore[arg-type]
+        "unknown kernel": lambda: attend(kernel="odd"),
+        "unknown backend": lambda: attend(backend="odd"),
+        "dropout": lambda: attend(dropout=1.5),
+        "slope": lambda: attend(negative_slope=float("nan")),
         "rows": lambda: layer(torch.randn(12, 3), partition),
         "edge rows": lambda: GraphAttentionV2Layer(3, 4, 2, edge_dim=2)(
             h, partition, edge_features=torch.randn(5, 2)
@@ -104,6 +126,13 @@ EXPECTED: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "floats": ("TypeError", "must hold integers", (1,)),
     "three rows": ("ValueError", "must have shape (2, n_edges)", (1,)),
     "unknown flow": ("ValueError", "`flow` must be one of", (0, 1, 2)),
+    "a graph of other degrees": ("ValueError", "split different graphs", (0, 1, 2)),
+    "nodes of other numbers": ("ValueError", "split different graphs", (0, 1, 2)),
+    "fractional bounds": ("TypeError", "cannot be interpreted as an integer", (0, 1, 2)),
+    "unknown kernel": ("ValueError", "`kernel` must be 'auto' or", (0, 1, 2)),
+    "unknown backend": ("ValueError", "needs backend='sparse' or 'auto'; got 'odd'", (0, 1, 2)),
+    "dropout": ("ValueError", "`dropout` must lie in [0, 1); got 1.5", (0, 1, 2)),
+    "slope": ("ValueError", "`negative_slope` must be a finite number", (0, 1, 2)),
     "rows": ("ValueError", "`query` must have a row for each of the 4 nodes", (0, 1, 2)),
     "edge rows": ("ValueError", "a row for each of the 4 edges", (0, 1, 2)),
     "another's part": ("ValueError", "but this process is rank", (0, 1, 2)),

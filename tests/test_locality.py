@@ -128,6 +128,18 @@ def test_what_is_no_order_is_an_error(order: Any) -> None:
         locality.reorder(graph, torch.tensor(order))
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], torch.tensor([0.0, 1.0, 2.7]), torch.ones(3) > 0])
+def test_an_order_of_no_integers_is_an_error(order: Any) -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0], [1]]), 3)
+    with pytest.raises(TypeError, match="`order` must be a tensor of integers; got"):
+        locality.reorder(graph, order)
+
+
+def test_a_graph_without_nodes_has_an_order() -> None:
+    graph = Graph.from_edge_index(torch.empty(2, 0, dtype=torch.int64), 0)
+    assert locality.reorder(graph).order.tolist() == []
+
+
 def test_without_scipy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
     with pytest.raises(ImportError, match=r"pip install 'gatv2-layers\[locality\]'"):

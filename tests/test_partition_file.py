@@ -94,8 +94,28 @@ WRONG: dict[str, tuple[str, Callable[[Partition], Partition]]] = {
         lambda part: replace(part, is_local=torch.zeros_like(part.is_local)),
     ),
     "edges without a number": (
-        "`edge_id` must have 26 numbers",
+        "`edge_id` must be 26 integers",
         lambda part: replace(part, edge_id=part.edge_id[1:]),
+    ),
+    "edges numbered in floats": (
+        "`edge_id` must be 26 integers",
+        lambda part: replace(part, edge_id=part.edge_id.float()),
+    ),
+    "edges that do not ascend": (
+        "`edge_id` must ascend",
+        lambda part: replace(part, edge_id=part.edge_id.flip(0)),
+    ),
+    "edges of no number": (
+        "`edge_id` must ascend",
+        lambda part: replace(part, edge_id=part.edge_id - 1000),
+    ),
+    "nodes without numbers": (
+        "'remote' must have the nodes' numbers for dropout",
+        lambda part: replace(part, remote=replace(part.remote, key_id=None)),
+    ),
+    "a halo of bools": (
+        "`halo` must be int64",
+        lambda part: replace(part, halo=part.halo > 0),
     ),
     "bounds that fall": (
         "(0, 10, 5, 15) are no bounds",

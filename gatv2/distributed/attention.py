@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gatv2 import functional
 from gatv2.adjacency import Backend
+from gatv2.dispatch import select_kernel
 from gatv2.distributed.agreement import place_in
 from gatv2.distributed.halo import Exchange, finish, start
 from gatv2.distributed.partition import Partition
@@ -36,8 +37,10 @@ def gatv2_attention(
     r"""Graph Attention v2 over one process's part of a graph; all processes call it together.
 
     The result is that of :func:`gatv2.functional.gatv2_attention` over the whole graph, for the part's
-    own nodes, and so are all gradients. Attention over local keys runs while the rows of the halo
-    travel, and so does its backward pass while their gradients do. The two parts k of the keys join:
+    own nodes, and so are all gradients. All processes pass the same dtype, numbers of heads and
+    features, and options, which are not compared. Attention over local keys runs while the rows of the
+    halo travel, and so does its backward pass while their gradients do. The two parts k of the keys
+    join:
 
     .. math::
 
@@ -89,6 +92,11 @@ def gatv2_attention(
     """
     edges = (edge_features, edge_projection)
     _check(query, key, attn, partition, edges, backend)
+    functional.check_slope(negative_slope)
+    functional.check_dropout(dropout)
+    if partition.n_parts > 1:
+        named = {"edge_features": edge_features, "edge_projection": edge_projection}
+        select_kernel(query, key, attn, partition.local, kernel=kernel, **named)
     is_local = partition.is_local
     options: Any = {
         "negative_slope": negative_slope,
@@ -157,8 +165,10 @@ def _check(
 ) -> None:
     functional.check_projections(query, key, attn=attn)
     check_edge_features(*edges, query)
-    if backend == "dense":
-        raise ValueError("a Partition is a list of edges: it needs backend='sparse' or 'auto'")
+    if backend not in ("auto", "sparse"):
+        raise ValueError(
+            f"a Partition is a list of edges: it needs backend='sparse' or 'auto'; got {backend!r}"
+        )
     for name, of_nodes in (("query", query), ("key", key)):
         if of_nodes.shape[-3] != partition.n_own:
             raise ValueError(

@@ -1,6 +1,7 @@
 """How a graph is cut into parts, and how processes make them together."""
 
 import hashlib
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -34,7 +35,9 @@ def from_graph(graph: Graph, group: "dist.ProcessGroup | None") -> Partition:
     """See `Partition.from_graph`."""
     rank, n_parts = place_in(group)
     return _agreed(
-        lambda: _part_of(graph, _equal_edges(graph, n_parts), rank), graph.n_edges, group
+        lambda: _part_of(graph, _equal_edges(graph, n_parts), rank),
+        lambda: _tell_whole(graph),
+        group,
     )
 
 
@@ -57,7 +60,7 @@ def from_edge_index(
         edge_id = torch.arange(len(query), device=query.device)
         return _part(query, key, edge_id, limits, rank)
 
-    return _agreed(part, None, group)
+    return _agreed(part, str, group)
 
 
 def _equal_edges(graph: Graph, n_parts: int) -> tuple[int, ...]:
@@ -158,13 +161,13 @@ class _Summary(NamedTuple):
     """What the others need to know of a part."""
 
     bounds: tuple[int, ...]
-    n_all_edges: int | None
+    whole: str
     halo_counts: tuple[int, ...]
     digest: bytes
 
 
 def _agreed(
-    make: Callable[[], Partition], n_all_edges: int | None, group: "dist.ProcessGroup | None"
+    make: Callable[[], Partition], whole: Callable[[], str], group: "dist.ProcessGroup | None"
 ) -> Partition:
     """The part that `make` returns, connected to those of the other processes."""
     part: Any = None
@@ -172,14 +175,11 @@ def _agreed(
     def summary() -> _Summary:
         nonlocal part
         part = make()
-        return _Summary(part.bounds, n_all_edges, part.halo_counts, _digest(part))
+        return _Summary(part.bounds, whole(), part.halo_counts, _digest(part))
 
     summaries = of_all_ranks(summary, group)
     if len({summary[:2] for summary in summaries}) > 1:
-        of_ranks = (
-            f"rank {rank}: bounds={s.bounds}, edges={s.n_all_edges}"
-            for rank, s in enumerate(summaries)
-        )
+        of_ranks = (f"rank {rank}: bounds={s.bounds}{s.whole}" for rank, s in enumerate(summaries))
         raise ValueError(f"the processes split different graphs; {'; '.join(of_ranks)}")
     sent_counts = tuple(summary.halo_counts[part.rank] for summary in summaries)
     exchange = Exchange(part.halo_counts, sent_counts, group)
@@ -187,6 +187,16 @@ def _agreed(
     requests = exchange.end().split(sent_counts)
     split_id = _join([summary.digest for summary in summaries])
     return _connected(replace(part, group=group), requests, split_id)
+
+
+def _tell_whole(graph: Graph) -> str:
+    """What processes compare of a whole graph: all but its edges' keys, of which they read own ones."""
+    mask = graph.head_mask
+    digest = hashlib.sha256(repr(None if mask is None else mask.shape).encode())
+    for tensor in (graph.query_ptr, graph.query_id, graph.key_id):
+        digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().data)
+        digest.update(b"none" if tensor is None else b"some")
+    return f", edges={graph.n_edges}, digest={digest.hexdigest()[:16]}"
 
 
 def _digest(part: Partition) -> bytes:
@@ -204,7 +214,7 @@ def _join(digests: Sequence[bytes]) -> str:
 
 
 def _checked_bounds(bounds: Sequence[int], n_parts: int) -> tuple[int, ...]:
-    limits = tuple(int(bound) for bound in bounds)
+    limits = tuple(map(operator.index, bounds))
     if len(limits) != n_parts + 1 or limits[0] != 0 or list(limits) != sorted(limits):
         raise ValueError(
             f"`bounds` must be n_parts + 1 = {n_parts + 1} numbers of nodes that do not descend, the "

@@ -106,7 +106,8 @@ class Partition:
 
         Raises:
             RuntimeError: there is no group, or another process raised.
-            ValueError: as for :meth:`split`; or the processes have different graphs.
+            ValueError: as for :meth:`split`; or the processes' graphs differ in numbers of nodes, in the
+                numbers of edges of a node, or in the nodes' numbers for dropout.
         """
         from gatv2.distributed.cut import from_graph
 

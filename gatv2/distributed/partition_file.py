@@ -81,7 +81,7 @@ def _read(path: Path, rank: int, n_parts: int, group: "dist.ProcessGroup | None"
     try:
         part = _part(tensors, metadata, group)
         _check(part, rank, n_parts)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{str(path)!r} holds no part of a graph: {reason}") from error
     return part
@@ -99,6 +99,13 @@ def _part(
         }
         for name in _GRAPHS
     }
+    halo = tensors["halo"]
+    _check_numbers(halo, "`halo`", halo.numel())
+    for name, graph in graphs.items():
+        _require(
+            "query_id" in graph and "key_id" in graph,
+            f"{name!r} must have the nodes' numbers for dropout; it has not",
+        )
     return Partition(
         rank=int(metadata["rank"]),
         bounds=bounds,
@@ -135,8 +142,7 @@ def _check(part: Partition, rank: int, n_parts: int) -> None:
         and int(is_local.sum()) == part.local.n_edges,
         f"`is_local` must be bool and tell {part.local.n_edges} of {n_edges} edges; it does not",
     )
-    _require(part.edge_id.shape == (n_edges,), f"`edge_id` must have {n_edges} numbers; it has not")
-    _check_numbers(part.halo, "`halo`", part.halo.numel())
+    _check_edge_id(part.edge_id, n_edges)
     _check_numbers(part.sent, "`sent`", sum(part.sent_counts))
     _require(
         bool((part.halo.diff() > 0).all())
@@ -149,6 +155,19 @@ def _check(part: Partition, rank: int, n_parts: int) -> None:
         and min(part.sent_counts) >= 0
         and bool(((part.sent >= 0) & (part.sent < end - start)).all()),
         f"`sent` must be rows in [0, {end - start}), counted for {n_parts} ranks; it is not",
+    )
+
+
+def _check_edge_id(edge_id: Tensor, n_edges: int) -> None:
+    _require(
+        edge_id.dtype in (torch.int32, torch.int64) and edge_id.shape == (n_edges,),
+        f"`edge_id` must be {n_edges} integers; got {edge_id.dtype} with shape {tuple(edge_id.shape)}",
+    )
+    n_given = int((edge_id >= 0).sum())
+    given, added = edge_id[:n_given], edge_id[n_given:]  # self-loops come last
+    _require(
+        bool((given.diff() > 0).all() and (given >= 0).all() and (added == -1).all()),
+        "`edge_id` must ascend, with -1 behind for added self-loops; it does not",
     )
 
 
