@@ -128,10 +128,15 @@ def report_peak(case_name: str, contender: str) -> None:
     _ = case.features, case.edge_features, case.cotangent
     small = replace(case, name="warm-up", n_nodes=50, n_edges=200)
     functions(small, *small.contender(contender))["step"]()
+    print(json.dumps(added_memory(functions(case, module, layer)["step"])))
+
+
+def added_memory(run: Callable[[], object]) -> float:
+    """By how many MB a call raises this process's memory, at its peak."""
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    functions(case, module, layer)["step"]()
-    print(json.dumps(memory("VmHWM") - before))
+    run()
+    return memory("VmHWM") - before
 
 
 def memory(field: str) -> float:

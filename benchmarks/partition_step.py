@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.measure import memory
+from benchmarks.measure import added_memory
 from benchmarks.partition_sizes import NEAR, edge_index_of
 from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.distributed import Partition
@@ -30,9 +30,7 @@ def measure(n_nodes: int, near: float) -> dict[str, Any]:
     layer = GraphAttentionV2Layer(IN_FEATURES, N_HEADS * N_HIDDEN, N_HEADS)
     h = torch.randn(partition.n_own, IN_FEATURES)
     cotangent = torch.randn(partition.n_own, N_HEADS * N_HIDDEN)
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    layer(h, partition).backward(cotangent)
+    added = added_memory(lambda: layer(h, partition).backward(cotangent))
     return {
         "rank": partition.rank,
         "nodes": n_nodes,
@@ -41,7 +39,7 @@ def measure(n_nodes: int, near: float) -> dict[str, Any]:
         "own edges": partition.n_edges,
         "fetched": len(partition.halo),
         "sent": len(partition.sent),
-        "bytes": round((memory("VmHWM") - before) * 2**20),
+        "bytes": round(added * 2**20),
     }
 
 

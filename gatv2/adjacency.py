@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gatv2.graph import Flow, Graph, check_flow
+from gatv2.edge_index import Flow, check_flow
+from gatv2.graph import Graph
 from gatv2.inspection import is_inspectable, made_to_last
 
 Backend = Literal["auto", "dense", "sparse"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gatv2.adjacency import Adjacency, Sizes
-from gatv2.graph import Flow, Graph
+from gatv2.edge_index import Flow
+from gatv2.graph import Graph
 
 
 def check_edge_features(

@@ -10,7 +10,8 @@ from gatv2.adjacency import Adjacency, Backend, Sizes, as_adjacency, common_batc
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
 from gatv2.edge_features import as_backend_reads, broadcast_batch, check_edge_features, is_mask
-from gatv2.graph import Flow, Graph
+from gatv2.edge_index import Flow
+from gatv2.graph import Graph
 from gatv2.random import as_seed
 from gatv2.sparse import reference as sparse_reference
 

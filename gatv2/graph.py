@@ -9,11 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gatv2.edge_index import FLOWS as FLOWS
-from gatv2.edge_index import Flow as Flow
-from gatv2.edge_index import check_edge_index as check_edge_index
-from gatv2.edge_index import check_flow as check_flow
-from gatv2.edge_index import read_edge_index
+from gatv2.edge_index import Flow, read_edge_index
 from gatv2.edge_sort import sort_by_key, sort_edges
 from gatv2.inspection import made_to_last
 

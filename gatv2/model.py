@@ -11,7 +11,7 @@ from torch.nn.functional import elu
 from gatv2.adjacency import Backend, Sizes, as_adjacency
 from gatv2.distributed.partition import Partition
 from gatv2.edge_features import is_mask
-from gatv2.graph import Flow
+from gatv2.edge_index import Flow
 from gatv2.inference import BLOCK_SIZE, apply_in_blocks
 from gatv2.layer import Bias, GraphAttention, GraphAttentionV2Layer
 from gatv2.projection import reset_parameters

@@ -13,7 +13,7 @@ from torch import Tensor
 import gatv2.edge_sort
 import gatv2.graph
 from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
-from gatv2.graph import Flow
+from gatv2.edge_index import Flow
 from gatv2.self_loops import REDUCTIONS, add_self_loops
 from gatv2.testing import (
     BATCH_SHAPES,

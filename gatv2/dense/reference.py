@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
+from gatv2.operator import computed_in
 from gatv2.random import keep_mask
 
 
@@ -96,12 +97,11 @@ def attend(
     if seed is not None:
         weight = alpha * _keep(seed, dropout, scores) / (1 - dropout)
     lse = scores.logsumexp(dim=-2).masked_fill(~mask.any(-2), -math.inf)
-    return torch.einsum("...ijh,...jhf->...ihf", weight, value), as_lse(lse), alpha
-
-
-def as_lse(lse: Tensor) -> Tensor:
-    """The log-sum-exp in the dtype that every kernel gives it: float32 at least."""
-    return lse.to(torch.promote_types(lse.dtype, torch.float32))
+    return (
+        torch.einsum("...ijh,...jhf->...ihf", weight, value),
+        lse.to(computed_in(lse.dtype)),
+        alpha,
+    )
 
 
 def _keep(seed: Tensor, dropout: float, scores: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def from_edge_index(
         edge_id = torch.arange(len(query), device=query.device)
         return _part(query, key, edge_id, limits, rank)
 
-    return _agreed(part, str, group)
+    return _agreed(part, lambda: "", group)
 
 
 def _equal_edges(graph: Graph, n_parts: int) -> tuple[int, ...]:

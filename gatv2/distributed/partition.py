@@ -9,7 +9,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gatv2.graph import Flow, Graph
+from gatv2.edge_index import Flow
+from gatv2.graph import Graph
 from gatv2.inspection import made_to_last
 from gatv2.tensor_file import PathLike
 

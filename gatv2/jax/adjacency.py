@@ -16,7 +16,7 @@ import torch
 from gatv2 import adjacency as torch_adjacency
 from gatv2 import graph as torch_graph
 from gatv2.adjacency import BACKENDS, Backend
-from gatv2.graph import Flow, check_flow
+from gatv2.edge_index import Flow, check_flow
 from gatv2.jax.convert import as_jax
 from gatv2.jax.graph import ArrayLike, Graph, is_concrete
 

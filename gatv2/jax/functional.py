@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatv2.adjacency import Backend
+from gatv2.edge_index import Flow
 from gatv2.functional import check_dropout, check_slope
-from gatv2.graph import Flow
 from gatv2.jax import dense, sparse
 from gatv2.jax.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape
 from gatv2.jax.dispatch import select_kernel

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from gatv2 import graph as torch_graph
-from gatv2.graph import Flow, check_flow
+from gatv2.edge_index import Flow, check_flow
 from gatv2.jax.convert import as_jax
 
 Array = jax.Array

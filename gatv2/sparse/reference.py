@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from gatv2.dense.reference import as_lse
 from gatv2.graph import Graph
+from gatv2.operator import computed_in
 from gatv2.random import keep_mask
 
 
@@ -122,7 +122,7 @@ def _scatter_softmax(scores: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
     lse = (largest + denominator.masked_fill(is_empty, 1.0).log()).masked_fill(is_empty, -math.inf)
     if graph.head_mask is not None:
         alpha = alpha.masked_fill(~graph.head_mask, 0.0)
-    return as_lse(lse), alpha
+    return lse.to(computed_in(lse.dtype)), alpha
 
 
 def _scatter_sum(values: Tensor, graph: Graph, dim: int) -> Tensor:
