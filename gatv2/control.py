@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatv2.adjacency import Backend
-from gatv2.edge_index import Flow
 from gatv2.functional import gat_attention, gat_scores
+from gatv2.graph.adjacency import Backend
+from gatv2.graph.edge_index import Flow
 from gatv2.layer import Bias, GraphAttention, Projected
 
 

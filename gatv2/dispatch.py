@@ -6,11 +6,11 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from gatv2.adjacency import Adjacency
-from gatv2.dense import numba_kernel as dense_numba_kernel
+from gatv2.dense import operator as dense_operator
 from gatv2.dense import reference as dense_reference
 from gatv2.graph import Graph
-from gatv2.sparse import numba_kernel as sparse_numba_kernel
+from gatv2.graph.adjacency import Adjacency
+from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
 
 
@@ -53,9 +53,9 @@ class Kernel:
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("numba", "sparse", sparse_numba_kernel.gatv2_attention, sparse_numba_kernel.unsupported),
+    Kernel("numba", "sparse", sparse_operator.gatv2_attention, sparse_operator.unsupported),
     Kernel("torch", "sparse", sparse_reference.gatv2_attention, lambda *_: []),
-    Kernel("numba", "dense", dense_numba_kernel.gatv2_attention, dense_numba_kernel.unsupported),
+    Kernel("numba", "dense", dense_operator.gatv2_attention, dense_operator.unsupported),
     Kernel("torch", "dense", dense_reference.gatv2_attention, lambda *_: []),
 )
 """In order of preference: "auto" takes the first kernel of a backend that has nothing against it."""

@@ -6,12 +6,17 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from gatv2.adjacency import Adjacency, Backend, Sizes, as_adjacency, common_batch_shape
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
-from gatv2.edge_features import as_backend_reads, broadcast_batch, check_edge_features, is_mask
-from gatv2.edge_index import Flow
 from gatv2.graph import Graph
+from gatv2.graph.adjacency import Adjacency, Backend, Sizes, as_adjacency, common_batch_shape
+from gatv2.graph.edge_features import (
+    as_backend_reads,
+    broadcast_batch,
+    check_edge_features,
+    is_mask,
+)
+from gatv2.graph.edge_index import Flow
 from gatv2.random import as_seed
 from gatv2.sparse import reference as sparse_reference
 
@@ -88,7 +93,7 @@ def gatv2_attention(
         query: :math:`g^l`, `[*batch, n_queries, n_heads, n_hidden]`, floating point.
         key: :math:`g^r`, `[*batch, n_keys, n_heads, n_hidden]`, also the values.
         attn: :math:`a`, one vector a head, `[n_heads, n_hidden]`.
-        graph: who attends to whom, in any form that :func:`gatv2.adjacency.as_adjacency` reads;
+        graph: who attends to whom, in any form that :func:`gatv2.graph.adjacency.as_adjacency` reads;
             `graph[i][j]` lets query i attend to key j.
         edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
             `[*batch, n_edges, D]` in its order (one list for a batch of graphs in one `Graph`), with

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gatv2.adjacency import Sizes, as_adjacency
 from gatv2.graph import Graph
+from gatv2.graph.adjacency import Sizes, as_adjacency
+from gatv2.graph.self_loops import add_self_loops
 from gatv2.layer import GraphAttention, NodeFeatures, Projected
-from gatv2.self_loops import add_self_loops
 
 BLOCK_SIZE = 65_536
 

@@ -8,15 +8,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gatv2.adjacency import BACKENDS, Backend, Sizes, as_adjacency, common_batch_shape
 from gatv2.dispatch import KERNELS
 from gatv2.distributed.attention import gatv2_attention as attention_of_part
 from gatv2.distributed.partition import Partition
-from gatv2.edge_features import is_mask
-from gatv2.edge_index import Flow, check_flow
 from gatv2.functional import check_dropout, check_slope, gatv2_attention, gatv2_scores
+from gatv2.graph.adjacency import BACKENDS, Backend, Sizes, as_adjacency, common_batch_shape
+from gatv2.graph.edge_features import is_mask
+from gatv2.graph.edge_index import Flow, check_flow
+from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
 from gatv2.projection import linear, n_inputs_of, reset_parameters
-from gatv2.self_loops import FillValue, add_self_loops, check_fill_value
 
 NodeFeatures = Tensor | tuple[Tensor, Tensor]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""

@@ -9,10 +9,10 @@ import torch
 import torch_geometric.nn
 from torch import Tensor
 
-from gatv2.adjacency import Sizes, as_adjacency, prepared_once
 from gatv2.convert.pyg import check_flow
 from gatv2.functional import gatv2_attention
-from gatv2.self_loops import add_self_loops
+from gatv2.graph.adjacency import Sizes, as_adjacency, prepared_once
+from gatv2.graph.self_loops import add_self_loops
 
 
 class GATv2Conv(torch_geometric.nn.GATv2Conv):  # type: ignore[misc]

@@ -27,9 +27,9 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import kendalltau
 
-from gatv2.adjacency import Sizes, as_adjacency
-from gatv2.edge_index import Flow, check_flow
 from gatv2.graph import Graph
+from gatv2.graph.adjacency import Sizes, as_adjacency
+from gatv2.graph.edge_index import Flow, check_flow
 from gatv2.layer import GraphAttention
 
 ArrayLike = npt.NDArray[Any] | torch.Tensor

@@ -7,15 +7,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gatv2 import functional
-from gatv2.adjacency import Backend
 from gatv2.dispatch import select_kernel
 from gatv2.distributed.agreement import place_in
 from gatv2.distributed.halo import Exchange, finish, start
 from gatv2.distributed.partition import Partition
-from gatv2.edge_features import check_edge_features
 from gatv2.graph import Graph
-from gatv2.inspection import is_inspectable
+from gatv2.graph.adjacency import Backend
+from gatv2.graph.edge_features import check_edge_features
 from gatv2.random import as_seed
+from gatv2.torch_internals import is_inspectable
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

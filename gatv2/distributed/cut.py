@@ -14,8 +14,8 @@ from torch import Tensor
 from gatv2.distributed.agreement import of_all_ranks, place_in
 from gatv2.distributed.halo import Exchange
 from gatv2.distributed.partition import Partition
-from gatv2.edge_index import Flow, read_edge_index
 from gatv2.graph import Graph
+from gatv2.graph.edge_index import Flow, read_edge_index
 
 
 def split(graph: Graph, n_parts: int) -> list[Partition]:

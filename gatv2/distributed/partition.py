@@ -9,10 +9,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gatv2.edge_index import Flow
 from gatv2.graph import Graph
-from gatv2.inspection import made_to_last
+from gatv2.graph.edge_index import Flow
 from gatv2.tensor_file import PathLike
+from gatv2.torch_internals import made_to_last
 
 
 class Loops(NamedTuple):
@@ -153,7 +153,7 @@ class Partition:
             ImportError: safetensors is missing.
             OSError: the file can't be written.
         """
-        from gatv2.distributed.partition_file import save
+        from gatv2.distributed.part_file import save
 
         save(self, directory)
 
@@ -175,7 +175,7 @@ class Partition:
             ValueError: the file is damaged or no part of a graph, or the processes have loaded parts of
                 different splits.
         """
-        from gatv2.distributed.partition_file import load
+        from gatv2.distributed.part_file import load
 
         return load(directory, group)
 

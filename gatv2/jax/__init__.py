@@ -19,10 +19,10 @@ try:
 except ImportError as error:
     raise ImportError("gatv2.jax needs JAX: `pip install gatv2-layers[jax]`") from error
 
-from gatv2.jax.convert import Params, as_jax, as_torch, from_torch, to_torch
 from gatv2.jax.dispatch import select_kernel
 from gatv2.jax.functional import gatv2_attention, gatv2_scores
 from gatv2.jax.graph import Graph
+from gatv2.jax.interop import Params, as_jax, as_torch, from_torch, to_torch
 from gatv2.jax.layer import apply, attention_scores, init
 from gatv2.jax.random import seed_from_key
 

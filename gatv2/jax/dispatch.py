@@ -11,9 +11,11 @@ from typing import Any, Literal, Protocol
 
 import jax
 
-from gatv2.jax import dense, numba_kernel, sparse
 from gatv2.jax.adjacency import Adjacency
+from gatv2.jax.dense import reference as dense
 from gatv2.jax.graph import Graph
+from gatv2.jax.numba import kernel as numba_kernel
+from gatv2.jax.sparse import reference as sparse
 
 
 class Attention(Protocol):

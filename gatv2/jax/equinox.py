@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from gatv2.jax.convert import Params
+from gatv2.jax.interop import Params
 from gatv2.jax.layer import apply, init
 from gatv2.layer import Bias
 

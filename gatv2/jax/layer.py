@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.adjacency import Backend
-from gatv2.edge_index import Flow
-from gatv2.jax.convert import Params
+from gatv2.graph.adjacency import Backend
+from gatv2.graph.edge_index import Flow
 from gatv2.jax.functional import gatv2_attention, gatv2_scores
+from gatv2.jax.interop import Params
 from gatv2.jax.random import seed_from_key
 from gatv2.layer import Bias
 

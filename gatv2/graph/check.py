@@ -1,0 +1,129 @@
+"""Is it a graph? Everything that kernels rely on, which look at no index twice while they run."""
+
+from dataclasses import fields
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from gatv2.graph.graph import Graph
+
+_CHUNK = 1 << 22  # edges that are looked at in one go
+_INDICES = ("query_ptr", "key_index", "query_index", "edge_id")
+
+
+def check_graph(graph: Graph) -> None:
+    """Raise a ValueError unless a graph, wherever it came from, is one that kernels can run on.
+
+    That is: pointers and queries of edges tell the same; every index is in range; a query's edges are
+    sorted by key, which multiplicity and dropout rely on; `edge_id` is a permutation; no edge leaves its
+    block. Takes time proportional to edges, and one byte an edge.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> graph = Graph.from_edge_index(torch.tensor([[0, 0], [0, 1]]), n_nodes=2)
+        >>> check_graph(graph)
+        >>> check_graph(replace(graph, n_keys=1))
+        Traceback (most recent call last):
+        ...
+        ValueError: not a graph: `key_index` must lie in [0, 1); edge 1 has 1
+    """
+    _check_layout(graph)
+    ptr, n_edges = graph.query_ptr, graph.n_edges
+    for start in range(0, ptr.shape[0], _CHUNK):
+        part = ptr[start : start + _CHUNK + 1]
+        _require(bool((part[1:] >= part[:-1]).all()), "`query_ptr` must ascend; it does not")
+    ends = int(ptr[0]), int(ptr[-1])
+    _require(
+        ends == (0, n_edges),
+        f"`query_ptr` must go from 0 to {n_edges}, the edges; it goes from {ends[0]} to {ends[1]}",
+    )
+    is_numbered = torch.zeros(n_edges, dtype=torch.bool, device=graph.device)
+    for start in range(0, n_edges, _CHUNK):
+        _check_edges(graph, start)
+        is_numbered[graph.edge_id[start : start + _CHUNK].long()] = True
+    _require(bool(is_numbered.all()), "`edge_id` must have each number of an edge once; it has not")
+
+
+def _check_layout(graph: Graph) -> None:
+    for field in fields(graph):
+        value, expected = getattr(graph, field.name), cast(type, field.type)
+        _require(
+            isinstance(value, expected),
+            f"`{field.name}` must be of type {expected}; it is a {type(value).__name__}",
+        )
+    dtype, n_edges = graph.key_index.dtype, graph.key_index.numel()
+    _require(
+        dtype in (torch.int32, torch.int64), f"indices must be int32 or int64; they are {dtype}"
+    )
+    for name in _INDICES:
+        n = max(graph.query_ptr.numel(), 1) if name == "query_ptr" else n_edges
+        _check_form(graph, name, dtype, n)
+    for name, n in (("query_id", graph.n_queries), ("key_id", graph.n_keys)):
+        if getattr(graph, name) is not None:
+            _check_form(graph, name, torch.int64, n)
+    mask = graph.head_mask
+    if mask is not None:
+        _require(
+            mask.dtype == torch.bool and mask.ndim == 2 and mask.shape[0] == n_edges,
+            f"`head_mask` must be bool with shape ({n_edges}, n_heads); it is {mask.dtype} with shape "
+            f"{tuple(mask.shape)}",
+        )
+    _require(
+        0 <= graph.n_keys <= torch.iinfo(dtype).max,
+        f"there can't be {graph.n_keys} keys in {dtype}",
+    )
+    n_blocks = max(graph.n_blocks, 1)
+    _require(
+        (graph.n_blocks > 0 or graph.n_queries == graph.n_keys == 0 == graph.n_blocks)
+        and graph.n_queries % n_blocks == graph.n_keys % n_blocks == 0,
+        f"{graph.n_queries} queries and {graph.n_keys} keys can't make {graph.n_blocks} equal blocks",
+    )
+
+
+def _check_form(graph: Graph, name: str, dtype: torch.dtype, n: int) -> None:
+    tensor: Tensor = getattr(graph, name)
+    _require(
+        (tensor.dtype, tensor.shape) == (dtype, (n,)),
+        f"`{name}` must be {dtype} with shape ({n},); it is {tensor.dtype} with shape "
+        f"{tuple(tensor.shape)}",
+    )
+
+
+def _check_edges(graph: Graph, start: int) -> None:
+    """Check the edges from number `start` on, as they are sorted, together with the one before."""
+    part = slice(start, start + _CHUNK)
+    _check_range(graph, "key_index", graph.n_keys, part)
+    _check_range(graph, "query_index", graph.n_queries, part)
+    _check_range(graph, "edge_id", graph.n_edges, part)
+    query = graph.query_index[part].long()
+    position = torch.arange(start, start + query.shape[0], device=graph.device)
+    is_own = (graph.query_ptr[query] <= position) & (position < graph.query_ptr[query + 1])
+    _require(bool(is_own.all()), "`query_index` must agree with `query_ptr`; it does not")
+    if graph.n_blocks > 1:
+        n_queries, n_keys = graph.block_shape
+        is_inside = query // n_queries == graph.key_index[part] // n_keys
+        _require(bool(is_inside.all()), "an edge must join nodes of one block; one does not")
+    if graph.head_mask is not None:
+        is_bool = graph.head_mask[part].view(torch.uint8) <= 1
+        _require(bool(is_bool.all()), "`head_mask` must be of bytes 0 and 1; it has others")
+    part = slice(max(start - 1, 0), start + _CHUNK)
+    query, key = graph.query_index[part], graph.key_index[part]
+    is_sorted = (query[1:] > query[:-1]) | (key[1:] >= key[:-1])
+    _require(bool(is_sorted.all()), "the keys of a query must ascend; they do not")
+
+
+def _check_range(graph: Graph, name: str, end: int, part: slice) -> None:
+    index: Tensor = getattr(graph, name)[part]
+    is_outside = (index < 0) | (index >= end)
+    if bool(is_outside.any()):
+        edge = int(is_outside.nonzero()[0])
+        raise ValueError(
+            f"not a graph: `{name}` must lie in [0, {end}); "
+            f"edge {part.start + edge} has {int(index[edge])}"
+        )
+
+
+def _require(is_met: bool, otherwise: str) -> None:
+    if not is_met:
+        raise ValueError(f"not a graph: {otherwise}")

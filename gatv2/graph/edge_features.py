@@ -1,0 +1,152 @@
+"""Features of edges, laid out as the caller's graph, brought to the layout of a backend.
+
+They are laid out as the graph that comes with them: with a mask `[*batch, n_queries, n_keys, D]`,
+entry for entry; with a list of edges (an edge index, a `Graph`, a sparse matrix) `[*batch, n_edges, D]`,
+in the caller's order of the edges. A backend that reads the other form gets them converted.
+"""
+
+import torch
+from torch import Tensor
+
+from gatv2.graph.adjacency import Adjacency, Sizes
+from gatv2.graph.edge_index import Flow
+from gatv2.graph.graph import Graph
+
+
+def check_edge_features(
+    edge_features: Tensor | None, edge_projection: Tensor | None, query: Tensor
+) -> None:
+    """Raise unless both are given or neither, and fit the queries and one another.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype than `query`.
+        ValueError: one without the other, another device, or sizes that do not fit.
+    """
+    if edge_features is None and edge_projection is None:
+        return
+    tensors = {"edge_features": edge_features, "edge_projection": edge_projection}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            (given,) = tensors.keys() - {name}
+            raise ValueError(f"`edge_features` come with `edge_projection`; got only `{given}`")
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")
+        if tensor.dtype != query.dtype:
+            raise TypeError(
+                f"`{name}` must have the dtype of `query`, {query.dtype}; got {tensor.dtype}: "
+                "convert it with `.to(query.dtype)`"
+            )
+        if tensor.device != query.device:
+            raise ValueError(
+                f"`{name}` is on {tensor.device} and `query` is on {query.device}: "
+                "move one of them with `.to(device)`"
+            )
+    assert edge_features is not None
+    assert edge_projection is not None
+    n_heads, n_hidden = query.shape[-2:]
+    if edge_projection.ndim != 3 or edge_projection.shape[:2] != (n_heads, n_hidden):
+        raise ValueError(
+            f"`edge_projection` must have shape (n_heads, n_hidden, D)=({n_heads}, {n_hidden}, D); "
+            f"got {tuple(edge_projection.shape)}"
+        )
+    n_features = edge_projection.shape[2]
+    if edge_features.ndim < 2 or edge_features.shape[-1] != n_features:
+        raise ValueError(
+            f"the last dimension of `edge_features` must be D={n_features}, as `edge_projection` "
+            f"has it; got shape {tuple(edge_features.shape)}"
+        )
+
+
+def is_mask(adj_mat: object) -> bool:
+    """Whether a form of a graph that `gatv2.graph.adjacency.as_adjacency` reads is a mask."""
+    return (
+        isinstance(adj_mat, Tensor)
+        and adj_mat.layout == torch.strided
+        and (adj_mat.ndim != 2 or adj_mat.dtype == torch.bool)
+    )
+
+
+def broadcast_batch(edge_features: Tensor, adj_mat: object, batch_shape: torch.Size) -> torch.Size:
+    """The batch shape of the result, of features of edges and of whatever has `batch_shape`.
+
+    Raises:
+        ValueError: the two do not broadcast, or a batch of graphs has features with a batch.
+    """
+    own = edge_features.shape[: -3 if is_mask(adj_mat) else -2]
+    if isinstance(adj_mat, Graph) and adj_mat.n_blocks > 1 and own:
+        raise ValueError(
+            f"the graph is a batch of {adj_mat.n_blocks} graphs: `edge_features` must have shape "
+            f"(n_edges, D)=({adj_mat.n_edges}, {edge_features.shape[-1]}), the edges of all of them; "
+            f"got {tuple(edge_features.shape)}"
+        )
+    try:
+        return torch.Size(torch.broadcast_shapes(own, batch_shape))
+    except RuntimeError:
+        raise ValueError(
+            f"the batch dimensions of `edge_features`, {tuple(own)}, do not broadcast with those of "
+            f"the nodes' features and the graph, {tuple(batch_shape)}"
+        ) from None
+
+
+def as_backend_reads(
+    edge_features: Tensor, graph: object, adjacency: Adjacency, sizes: Sizes, flow: Flow
+) -> Tensor:
+    """Features of edges as the backend of `adjacency` reads them.
+
+    Args:
+        edge_features: laid out as `graph`.
+        graph: the caller's mask, or a `Graph` that holds the caller's list of edges.
+        adjacency: what the backend reads, made of `graph`.
+        sizes: the sizes that both fit.
+        flow: how `graph` was read, if it is a mask.
+
+    Returns:
+        `[*batch, n_edges, D]` (`[n_edges, D]` for a batch of graphs) in the order of `edge_id`, or
+        `[*batch, n_queries, n_keys, D]`.
+
+    Raises:
+        ValueError: the layout is another one.
+    """
+    if isinstance(graph, Graph):
+        return _of_list(edge_features, graph, adjacency, sizes)
+    return _of_mask(edge_features, adjacency, sizes, flow)
+
+
+def _of_list(values: Tensor, graph: Graph, adjacency: Adjacency, sizes: Sizes) -> Tensor:
+    n_features = values.shape[-1]
+    if values.shape[-2] != graph.n_edges:
+        raise ValueError(
+            f"`edge_features` must have shape (*batch, n_edges={graph.n_edges}, D={n_features}), in "
+            "the order of the edges, as the graph is a list of edges (with a mask, the shape is "
+            f"(*batch, n_queries, n_keys, D)); got {tuple(values.shape)}"
+        )
+    if graph.n_blocks == 1:
+        values = values.expand(*sizes.batch_shape, *values.shape[-2:])
+    if isinstance(adjacency, Graph):
+        return values
+    edge_index, n_keys = graph.edge_index, sizes.n_keys
+    cell = edge_index[0] * n_keys + edge_index[1] % n_keys if n_keys else edge_index[0]
+    n_cells = graph.n_queries * n_keys
+    pairs = values.new_zeros(*values.shape[:-2], n_cells, n_features).index_add(-2, cell, values)
+    return pairs.reshape(*sizes.batch_shape, sizes.n_queries, n_keys, n_features)
+
+
+def _of_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow) -> Tensor:
+    pair, n_features = (sizes.n_queries, sizes.n_keys), values.shape[-1]
+    expected = pair if flow == "target_to_source" else pair[::-1]
+    if values.ndim < 3 or values.shape[-3:-1] != expected:
+        raise ValueError(
+            f"`edge_features` must have shape (*batch, {expected[0]}, {expected[1]}, "
+            f"D={n_features}), entry for entry as the mask (with a list of edges, the shape is "
+            f"(*batch, n_edges, D)); got {tuple(values.shape)}"
+        )
+    if flow == "source_to_target":
+        values = values.transpose(-3, -2)
+    values = values.expand(*sizes.batch_shape, *values.shape[-3:])
+    if not isinstance(adjacency, Graph):
+        return values
+    query, key = adjacency.query_index.long(), adjacency.key_index.long()
+    if adjacency.n_blocks == 1:
+        return values[..., query, key, :]  # a mask's edges are numbered as they are sorted
+    blocks = values.reshape(adjacency.n_blocks, *values.shape[-3:])
+    return blocks[query // pair[0], query % pair[0], key % pair[1]]

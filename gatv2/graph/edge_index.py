@@ -1,0 +1,130 @@
+"""An edge index as its owner has it: read where it lies, checked, and never copied whole."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, SupportsIndex
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gatv2.torch_internals import is_inspectable
+
+Flow = Literal["target_to_source", "source_to_target"]
+FLOWS: tuple[Flow, ...] = ("target_to_source", "source_to_target")
+
+_CHUNK = 1 << 22  # indices that are looked at in one go
+
+
+def read_edge_index(
+    edge_index: Tensor | NDArray[Any],
+    n_nodes: SupportsIndex | tuple[SupportsIndex, SupportsIndex],
+    flow: Flow,
+) -> tuple[Tensor, Tensor, int, int]:
+    """Queries and keys of the edges, views of `edge_index`; number of queries, number of keys.
+
+    Arguments and errors are those of `gatv2.Graph.from_edge_index`.
+    """
+    check_flow(flow)
+    if not isinstance(edge_index, Tensor):
+        edge_index = _as_tensor(edge_index)
+    check_edge_index(edge_index)
+    query, key = edge_index
+    if flow == "source_to_target":
+        query, key = key, query
+    n_queries, n_keys = _read_sizes(n_nodes)
+    if is_inspectable(edge_index):
+        _check_range(query, n_queries, "query")
+        _check_range(key, n_keys, "key")
+    return query, key, n_queries, n_keys
+
+
+def check_edge_index(edge_index: Tensor) -> None:
+    """Raise a TypeError or ValueError unless a tensor has an edge index's dtype and shape."""
+    dtype = edge_index.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(
+            f"an edge index must hold integers; got {dtype}: convert it with `edge_index.long()`"
+        )
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise ValueError(
+            f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}"
+        )
+
+
+def check_flow(flow: str) -> None:
+    """Raise a ValueError unless `flow` is one of the two directions."""
+    if flow not in FLOWS:
+        raise ValueError(f"`flow` must be one of {FLOWS}; got {flow!r}")
+
+
+def _read_sizes(
+    n_nodes: SupportsIndex | tuple[SupportsIndex, SupportsIndex],
+) -> tuple[int, int]:
+    pair = n_nodes if isinstance(n_nodes, Sequence) else (n_nodes, n_nodes)
+    sizes = [_as_int(n) for n in pair]
+    if len(sizes) != 2 or None in sizes:
+        raise TypeError(
+            "the number of nodes must be an integer, or a pair of them, (number of queries, number of "
+            f"keys); got {n_nodes!r}"
+        )
+    n_queries, n_keys = sizes
+    if n_queries < 0 or n_keys < 0:
+        raise ValueError(f"numbers of nodes must not be negative; got {(n_queries, n_keys)}")
+    return n_queries, n_keys
+
+
+def _as_int(n: Any) -> Any:
+    if isinstance(n, int | torch.SymInt) and not isinstance(n, bool):
+        return n
+    try:
+        return int(operator.index(n))  # a bool is its own index
+    except TypeError:
+        return None
+
+
+class _Unlocked:
+    """The memory of an array, as one that may be written to.
+
+    PyTorch has no tensors that are read-only, and warns of an array that is. We only read.
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.owner = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def _as_tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor in the memory of an array, unless PyTorch can't have one there: then of a copy."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            "an edge index must be a torch.Tensor or a numpy.ndarray; "
+            f"got {type(array).__name__}: convert it with `torch.as_tensor(edge_index)`"
+        )
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"an edge index must hold integers; got {array.dtype}: "
+            "convert it with `edge_index.astype(numpy.int64)`"
+        )
+    is_readable = (
+        array.dtype.isnative
+        and array.flags.aligned
+        and all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    )
+    if not is_readable:
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Unlocked(array)))
+
+
+def _check_range(index: Tensor, n_nodes: int, role: str) -> None:
+    for start in range(0, index.shape[0], _CHUNK):
+        part = index[start : start + _CHUNK].long()
+        smallest, largest = part.aminmax()
+        if smallest < 0 or largest >= n_nodes:
+            edge = start + int(((part < 0) | (part >= n_nodes)).nonzero()[0])
+            raise IndexError(
+                f"edge {edge} has {role} {index[edge].item()}, but there are {n_nodes} {role} nodes: "
+                f"indices must lie in [0, {n_nodes})"
+            )

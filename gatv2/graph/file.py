@@ -1,0 +1,41 @@
+"""A prepared graph in a file: every field of it, mapped and checked when it is loaded.
+
+What the backward pass reads, `Graph.by_key`, is not saved: checking it would take as long as making it.
+"""
+
+from dataclasses import fields
+from os import fspath
+from typing import Any
+
+from torch import Tensor
+
+from gatv2.graph.check import check_graph
+from gatv2.graph.graph import Graph
+from gatv2.tensor_file import PathLike, load_tensors, save_tensors
+
+_KIND = "graph"
+
+
+def save_graph(graph: Graph, path: PathLike) -> None:
+    """See `Graph.save`."""
+    values = {field.name: getattr(graph, field.name) for field in fields(Graph)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    numbers = {name: str(value) for name, value in values.items() if isinstance(value, int)}
+    save_tensors(path, tensors, {"kind": _KIND, **numbers})
+
+
+def load_graph(path: PathLike) -> Graph:
+    """See `Graph.load`."""
+    tensors, metadata = load_tensors(path, _KIND)
+    numbers = {name: text for name, text in metadata.items() if name != "kind"}
+    values: dict[str, Any] = dict(tensors)
+    try:
+        values |= {name: int(text) for name, text in numbers.items()}
+        graph = Graph(**values)
+        check_graph(graph)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{fspath(path)!r} holds no graph that kernels can run on ({error}), and yet its digest is "
+            "right: save the graph again"
+        ) from error
+    return graph

@@ -1,0 +1,413 @@
+"""Graph: the prepared form of a graph, sorted once and used by every layer and every epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from os import PathLike
+from typing import Any, NamedTuple, SupportsIndex
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gatv2.graph.edge_index import Flow, read_edge_index
+from gatv2.graph.sort import sort_by_key, sort_edges
+from gatv2.torch_internals import made_to_last
+
+
+class SelfLoops(NamedTuple):
+    """A graph with one self-loop at each node, and what it has of the graph it was made of."""
+
+    graph: "Graph"
+    kept: Tensor
+    """The caller's numbers of the edges that are no self-loops, ascending."""
+    query: Tensor
+    """Queries of those edges."""
+
+
+class KeyOrder(NamedTuple):
+    """The edges of a graph in the order (key, query): CSC, which the backward pass reads."""
+
+    ptr: Tensor
+    """`[n_keys + 1]`: the edges of key j are `ptr[j]:ptr[j + 1]`."""
+    edge: Tensor
+    """`[n_edges]`: position of the edge in the graph's own order, by query."""
+    query: Tensor
+    """`[n_edges]`: query of the edge."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph:
+    """A graph's edges, sorted by query: query i attends to the keys of its edges.
+
+    Build it with `from_edge_index` or `from_mask`. Preparation takes O(edges), once; a layer that is
+    given a raw edge index prepares a `Graph` for itself. Edges are sorted by (query, key), so the
+    order in which they came does not change the result, but what belongs to an edge (attention
+    weights) still comes out in the caller's order. Parallel edges are kept and count separately.
+
+    All index tensors have one dtype: int32 where every index and count fits, else int64.
+
+    Attributes:
+        query_ptr: `[n_queries + 1]`, CSR: the edges of query i are `query_ptr[i]:query_ptr[i + 1]`.
+        key_index: `[n_edges]`, key of each edge.
+        query_index: `[n_edges]`, query of each edge, ascending.
+        edge_id: `[n_edges]`, the caller's number of each edge.
+        n_keys: number of keys.
+        head_mask: `[n_edges, n_heads]` bool, the heads that use an edge; None if all do.
+        n_blocks: B if the graph is the block-diagonal union of B graphs of one size, else 1.
+        query_id: `[n_queries]`, int64, the numbers by which dropout knows the queries: those of a whole
+            graph that this one is a part of, so that both drop the same. None: their positions.
+        key_id: `[n_keys]`, int64, the same of the keys.
+
+    Example:
+        Query 0 attends to keys 2 and 1, and query 2 to key 0; query 1 has no keys.
+
+        >>> graph = Graph.from_edge_index(torch.tensor([[0, 2, 0], [2, 0, 1]]), n_nodes=3)
+        >>> graph
+        Graph(n_queries=3, n_keys=3, n_edges=3, dtype=torch.int32, device=cpu)
+        >>> graph.key_index
+        tensor([1, 2, 0], dtype=torch.int32)
+        >>> graph.edge_index
+        tensor([[0, 2, 0],
+                [2, 0, 1]])
+    """
+
+    query_ptr: Tensor
+    key_index: Tensor
+    query_index: Tensor
+    edge_id: Tensor
+    n_keys: int
+    head_mask: Tensor | None = None
+    n_blocks: int = 1
+    query_id: Tensor | None = None
+    key_id: Tensor | None = None
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Tensor | NDArray[Any],
+        n_nodes: SupportsIndex | tuple[SupportsIndex, SupportsIndex],
+        *,
+        flow: Flow = "target_to_source",
+    ) -> "Graph":
+        """Prepare an edge index.
+
+        Args:
+            edge_index: `[2, n_edges]`, integer. Row 0 holds queries, row 1 holds keys: an edge (i, j)
+                lets i attend to j. A NumPy array is read where it lies, which may be a file:
+                `numpy.load(path, mmap_mode="r")`.
+            n_nodes: number of nodes, or the pair (number of queries, number of keys).
+            flow: "source_to_target", PyTorch Geometric's default, reads row 0 as keys and row 1
+                as queries.
+
+        Raises:
+            TypeError: `edge_index` is not an integer tensor or array, or `n_nodes` no number.
+            ValueError: `edge_index` is not `[2, n_edges]`, `n_nodes` is negative, or `flow` is unknown.
+            IndexError: an index is negative or past the end.
+        """
+        query, key, n_queries, n_keys = read_edge_index(edge_index, n_nodes, flow)
+        return cls(*sort_edges(query, key, n_queries, n_keys), n_keys=n_keys)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> "Graph":
+        """Prepare a mask; edges are numbered as in `mask.any(-1).nonzero()`.
+
+        Args:
+            mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool. Batches become one
+                block-diagonal graph.
+
+        Raises:
+            ValueError: `mask` is not bool or has fewer than three dimensions.
+        """
+        if mask.dtype != torch.bool or mask.ndim < 3:
+            raise ValueError(
+                "`mask` must be bool with shape (*batch, n_queries, n_keys, 1 or n_heads); "
+                f"got {mask.dtype} with shape {tuple(mask.shape)}"
+            )
+        batch_shape, (n_queries, n_keys, n_heads) = mask.shape[:-3], mask.shape[-3:]
+        n_blocks = batch_shape.numel()
+        blocks = mask.reshape(n_blocks, n_queries, n_keys, n_heads)
+        block, query, key = blocks.any(-1).nonzero().unbind(1)
+        graph = cls.from_edge_index(
+            torch.stack((query + block * n_queries, key + block * n_keys)),
+            (n_blocks * n_queries, n_blocks * n_keys),
+        )
+        head_mask = blocks[block, query, key] if n_heads > 1 else None
+        return replace(graph, head_mask=head_mask, n_blocks=n_blocks)
+
+    @classmethod
+    def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
+        """Many graphs of any sizes as one, block-diagonal: nodes and edges are theirs, in turn.
+
+        Features are concatenated alike, `torch.cat(features)`, and results come apart by
+        `out.split([graph.n_queries for graph in graphs])`. PyTorch Geometric's `Batch` numbers nodes and
+        edges the same way: its `edge_index` is that of the batch. Nothing is sorted again.
+
+        Raises:
+            ValueError: there are no graphs, or their masks are for different numbers of heads.
+
+        Example:
+            >>> one = Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), n_nodes=2)
+            >>> other = Graph.from_edge_index(torch.tensor([[2], [0]]), n_nodes=3)
+            >>> Graph.batch([one, other]).edge_index
+            tensor([[0, 1, 4],
+                    [1, 0, 2]])
+        """
+        if not graphs:
+            raise ValueError("a batch needs at least one graph; got none")
+        counts = torch.tensor([(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs])
+        offsets = torch.nn.functional.pad(counts.cumsum(0), (0, 0, 1, 0))
+        n_queries, n_keys, n_edges = offsets[-1].tolist()
+        dtype = torch.int32 if max(n_queries, n_keys, n_edges) < 2**31 else torch.int64
+        offsets = offsets.to(graphs[0].device, dtype)
+
+        def shifted(name: str, by: int) -> list[Tensor]:
+            return [
+                getattr(graph, name).to(dtype) + offset[by]
+                for graph, offset in zip(graphs, offsets, strict=False)
+            ]
+
+        starts = [ptr[:-1] for ptr in shifted("query_ptr", 2)]
+        return cls(
+            query_ptr=torch.cat((*starts, offsets[-1, 2:])),
+            key_index=torch.cat(shifted("key_index", 1)),
+            query_index=torch.cat(shifted("query_index", 0)),
+            edge_id=torch.cat(shifted("edge_id", 2)),
+            n_keys=n_keys,
+            head_mask=_join_head_masks(graphs),
+            query_id=_join_ids([graph.query_id for graph in graphs], offsets[:, 0]),
+            key_id=_join_ids([graph.key_id for graph in graphs], offsets[:, 1]),
+        )
+
+    @property
+    def n_queries(self) -> int:
+        """Number of queries."""
+        return self.query_ptr.shape[0] - 1
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges."""
+        return self.key_index.shape[0]
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Number of queries and of keys in one block; the whole graph's if there is one block."""
+        n_blocks = max(self.n_blocks, 1)
+        return self.n_queries // n_blocks, self.n_keys // n_blocks
+
+    @property
+    def device(self) -> torch.device:
+        """Where the graph's tensors are."""
+        return self.key_index.device
+
+    @property
+    def edge_index(self) -> Tensor:
+        """`[2, n_edges]`, int64: queries and keys in the caller's order."""
+        return self.in_callers_order(
+            torch.stack((self.query_index, self.key_index), dim=1).long(), dim=0
+        ).T
+
+    @property
+    def by_key(self) -> KeyOrder:
+        """The edges sorted by (key, query); made when first asked for."""
+        # functools.cached_property takes a lock, which torch.compile can't trace
+        if "_by_key" not in self.__dict__:
+            with made_to_last(self.key_index):
+                self.__dict__["_by_key"] = KeyOrder(
+                    *sort_by_key(self.query_ptr, self.key_index, self.query_index, self.n_keys)
+                )
+        by_key: KeyOrder = self.__dict__["_by_key"]
+        return by_key
+
+    @property
+    def multiplicity(self) -> Tensor:
+        """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
+        position = torch.arange(self.n_edges, device=self.device)
+        is_first = torch.ones_like(position, dtype=torch.bool)
+        is_first[1:] = (self.query_index[1:] != self.query_index[:-1]) | (
+            self.key_index[1:] != self.key_index[:-1]
+        )
+        first: Tensor = torch.cummax(torch.where(is_first, position, 0), dim=0).values
+        return position - first
+
+    def in_callers_order(self, values: Tensor, dim: int) -> Tensor:
+        """Bring values of the sorted edges, along `dim`, to the order in which the caller gave them."""
+        position = torch.empty_like(self.edge_id)
+        position[self.edge_id.long()] = torch.arange(
+            self.n_edges, dtype=position.dtype, device=self.device
+        )
+        return values.index_select(dim, position)
+
+    def coalesce(self) -> "Graph":
+        """The graph with each set of parallel edges replaced by one edge, numbered by (query, key)."""
+        is_first = self.multiplicity == 0
+        head_mask = None if self.head_mask is None else self.head_mask[is_first]
+        edge_index = torch.stack((self.query_index[is_first], self.key_index[is_first]))
+        graph = Graph.from_edge_index(edge_index, (self.n_queries, self.n_keys))
+        return _with_nodes_of(self, replace(graph, head_mask=head_mask))
+
+    def add_self_loops(self) -> "Graph":
+        """The graph with one self-loop at each node; those that there are give way to it.
+
+        As in PyTorch Geometric. In the caller's order the edges that are no self-loops come first, as
+        they were, and then the self-loops of node 0, 1, and so on. Made when first asked for, and kept
+        with the graph.
+
+        Raises:
+            ValueError: there are not as many queries as keys.
+
+        Example:
+            >>> graph = Graph.from_edge_index(torch.tensor([[0, 1, 1], [1, 1, 0]]), n_nodes=2)
+            >>> graph.add_self_loops().edge_index
+            tensor([[0, 1, 0, 1],
+                    [1, 0, 0, 1]])
+        """
+        return self.self_loops.graph
+
+    @property
+    def self_loops(self) -> SelfLoops:
+        """The graph with self-loops, and which edges it has of this one; made when first asked for."""
+        if "_self_loops" not in self.__dict__:
+            with made_to_last(self.key_index):
+                self.__dict__["_self_loops"] = _add_self_loops(self)
+        loops: SelfLoops = self.__dict__["_self_loops"]
+        return loops
+
+    def to_mask(self) -> Tensor:
+        """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
+
+        Raises:
+            ValueError: the graph has parallel edges or numbers of its own for nodes, which a mask cannot
+                hold.
+        """
+        if self.query_id is not None or self.key_id is not None:
+            raise ValueError(
+                "the graph numbers its nodes for dropout (`query_id`, `key_id`), which a dense mask "
+                "cannot hold: use backend='sparse'"
+            )
+        if bool((self.multiplicity > 0).any()):
+            raise ValueError(
+                "the graph has parallel edges, which a dense mask cannot hold: use backend='sparse', "
+                "or merge them with `graph.coalesce()`"
+            )
+        block_queries, block_keys = self.block_shape
+        n_heads = 1 if self.head_mask is None else self.head_mask.shape[1]
+        mask = torch.zeros(
+            self.n_blocks, block_queries, block_keys, n_heads, dtype=torch.bool, device=self.device
+        )
+        if self.n_edges:
+            query, key = self.query_index.long(), self.key_index.long()
+            heads = True if self.head_mask is None else self.head_mask
+            mask[query // block_queries, query % block_queries, key % block_keys] = heads
+        return mask if self.n_blocks > 1 else mask.squeeze(0)
+
+    def to(self, device: torch.device | str) -> "Graph":
+        """The graph on another device."""
+        device = torch.device(device)  # and not a dtype
+        tensors: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Save the graph to a file, in the safetensors format; one of that name is replaced.
+
+        Stopped on the way, it leaves what there was. What the backward pass reads is not saved but made
+        when it is needed.
+
+        Raises:
+            ImportError: safetensors is missing.
+        """
+        from gatv2.graph.file import save_graph
+
+        save_graph(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Graph":
+        """Load a graph that `save` has written, on the CPU.
+
+        Its tensors are mapped: they are read from the file when they are needed, by all processes that
+        load it together. Before, every byte is checked, and that it is a graph.
+
+        Raises:
+            ImportError: safetensors is missing.
+            OSError: there is no such file, or it can't be read.
+            ValueError: the file is not one of a graph, or has been truncated or changed.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> path = mkdtemp() + "/graph.safetensors"
+            >>> Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), n_nodes=2).save(path)
+            >>> Graph.load(path)
+            Graph(n_queries=2, n_keys=2, n_edges=2, dtype=torch.int32, device=cpu)
+        """
+        from gatv2.graph.file import load_graph
+
+        return load_graph(path)
+
+    def __repr__(self) -> str:
+        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""
+        return (
+            f"Graph(n_queries={self.n_queries}, n_keys={self.n_keys}, n_edges={self.n_edges}{blocks}, "
+            f"dtype={self.key_index.dtype}, device={self.device})"
+        )
+
+
+def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
+    masks = [graph.head_mask for graph in graphs if graph.head_mask is not None]
+    if not masks:
+        return None
+    heads = {mask.shape[1] for mask in masks}
+    if len(heads) > 1:
+        raise ValueError(f"masks in a batch must be for one number of heads; got {sorted(heads)}")
+    return torch.cat(
+        [
+            masks[0].new_ones(graph.n_edges, *heads) if graph.head_mask is None else graph.head_mask
+            for graph in graphs
+        ]
+    )
+
+
+def _join_ids(ids: list[Tensor | None], offsets: Tensor) -> Tensor | None:
+    """Numbers of the nodes of a batch: those that a graph gives them, else their positions."""
+    if all(own is None for own in ids):
+        return None
+    positions = torch.arange(int(offsets[-1]), device=offsets.device)
+    starts_and_ends = offsets.unfold(0, 2, 1).tolist()
+    return torch.cat(
+        [
+            positions[start:end] if own is None else own
+            for own, (start, end) in zip(ids, starts_and_ends, strict=True)
+        ]
+    )
+
+
+def _add_self_loops(graph: Graph) -> SelfLoops:
+    check_has_self_loops(*graph.block_shape)
+    edge_index, n_nodes = graph.edge_index, graph.n_queries
+    kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
+    edge_index = edge_index[:, kept]
+    loop = torch.arange(n_nodes, device=graph.device).expand(2, -1)
+    result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), (n_nodes, n_nodes))
+    head_mask = graph.head_mask
+    if head_mask is not None:
+        of_loops = head_mask.new_ones(n_nodes, head_mask.shape[1])
+        of_kept = graph.in_callers_order(head_mask, dim=0)[kept]
+        head_mask = torch.cat((of_kept, of_loops))[result.edge_id.long()]
+    result = _with_nodes_of(graph, replace(result, head_mask=head_mask))
+    return SelfLoops(result, kept, edge_index[0])
+
+
+def _with_nodes_of(graph: Graph, other: Graph) -> Graph:
+    """`other`, with the blocks and the numbers of nodes of `graph`."""
+    return replace(other, n_blocks=graph.n_blocks, query_id=graph.query_id, key_id=graph.key_id)
+
+
+def check_has_self_loops(n_queries: int, n_keys: int) -> None:
+    """Raise a ValueError unless queries and keys can be the same nodes."""
+    if n_queries != n_keys:
+        raise ValueError(
+            f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
+            "add_self_loops=False pass the edges that you want"
+        )

@@ -1,0 +1,146 @@
+"""Self-loops: each node attends to itself, once, whatever self-loops there were.
+
+As in PyTorch Geometric: those that there are give way, with their features, and the features of the new
+ones are given or come from those of the node's other edges.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gatv2.distributed.partition import Loops, Partition
+from gatv2.graph.adjacency import Adjacency
+from gatv2.graph.graph import SelfLoops, check_has_self_loops
+
+Reduction = Literal["mean", "sum", "add", "min", "max", "mul"]
+FillValue = float | Tensor | Reduction
+"""Features of a self-loop: a number, `[D]`, or how those of the node's other edges are reduced."""
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+
+
+def check_fill_value(fill_value: Any) -> None:
+    """Raise a ValueError for an unknown reduction, a TypeError for what is no fill value."""
+    if isinstance(fill_value, str):
+        if fill_value not in REDUCTIONS:
+            raise ValueError(
+                f"`fill_value` must be a number, a tensor or one of {REDUCTIONS}; got {fill_value!r}"
+            )
+    elif not isinstance(fill_value, (int, float, Tensor)):
+        raise TypeError(
+            "`fill_value` must be a number, a tensor or the name of a reduction; "
+            f"got {type(fill_value).__name__}"
+        )
+
+
+def add_self_loops(
+    adjacency: Adjacency | Partition,
+    edge_features: Tensor | None = None,
+    fill_value: FillValue = "mean",
+) -> tuple[Adjacency | Partition, Tensor | None]:
+    """A graph or mask with one self-loop at each node, and features of edges that fit it.
+
+    Args:
+        adjacency: a `Graph` or one process's part of one, whose self-loops are made once and kept with
+            it, or a bool mask.
+        edge_features: `[*batch, n_edges, D]` in the caller's order of the graph's edges, or
+            `[*batch, n, n, D]` with a mask; None for edges without features.
+        fill_value: features of the self-loops: a number, `[D]`, or a reduction of the features of the
+            edges by which a node attends to others: "mean", "sum" ("add"), "min", "max" or "mul". For a
+            node without any they are zero, with "mul" one.
+
+    Returns:
+        The graph, as `Graph.add_self_loops` numbers its edges (a part has its own nodes' self-loops,
+        behind its other edges), or the mask; and the features.
+
+    Raises:
+        ValueError: there are not as many queries as keys, or sizes do not fit.
+
+    Example:
+        >>> from gatv2 import Graph
+        >>> graph = Graph.from_edge_index(torch.tensor([[0, 1, 0], [1, 1, 2]]), n_nodes=3)
+        >>> graph, features = add_self_loops(graph, torch.tensor([[1.0], [2.0], [5.0]]))
+        >>> graph.edge_index
+        tensor([[0, 0, 0, 1, 2],
+                [1, 2, 0, 1, 2]])
+        >>> features.squeeze(1)
+        tensor([1., 5., 3., 0., 0.])
+
+    Source: torch_geometric.utils.add_self_loops, after remove_self_loops.
+    """
+    if not isinstance(adjacency, Tensor):
+        loops = adjacency.self_loops
+        if edge_features is None:
+            return loops.graph, None
+        _check_rows(edge_features, -2, adjacency.n_edges)
+        return loops.graph, _of_edges(loops, edge_features, fill_value)
+    n_queries, n_keys = adjacency.shape[-3:-1]
+    check_has_self_loops(n_queries, n_keys)
+    loop = torch.eye(n_queries, dtype=torch.bool, device=adjacency.device).unsqueeze(-1)
+    if edge_features is None:
+        return adjacency | loop, None
+    _check_rows(edge_features, -3, n_queries)
+    _check_rows(edge_features, -2, n_keys)
+    if isinstance(fill_value, str):
+        is_other = adjacency.any(-1, keepdim=True) & ~loop
+        filled = _reduce_masked(edge_features, is_other, fill_value).unsqueeze(-2)
+    else:
+        filled = _as_features(fill_value, edge_features)
+    return adjacency | loop, torch.where(loop, filled, edge_features)
+
+
+def _of_edges(loops: SelfLoops | Loops, values: Tensor, fill_value: FillValue) -> Tensor:
+    kept = values.index_select(-2, loops.kept)
+    n_nodes = loops.graph.n_edges - len(loops.kept)
+    shape = *kept.shape[:-2], n_nodes, kept.shape[-1]
+    if isinstance(fill_value, str):
+        filled = _reduce_by_query(kept, loops.query, shape, fill_value)
+    else:
+        filled = _as_features(fill_value, kept).expand(shape)
+    return torch.cat((kept, filled), dim=-2)
+
+
+def _as_features(fill_value: float | Tensor, edge_features: Tensor) -> Tensor:
+    filled, n_features = torch.as_tensor(fill_value).to(edge_features), edge_features.shape[-1]
+    if filled.shape not in ((), (1,), (n_features,)):
+        raise ValueError(
+            f"`fill_value` must be a number or have shape ({n_features},), as `edge_features` have "
+            f"{n_features}; got {tuple(filled.shape)}"
+        )
+    return filled
+
+
+def _reduce_by_query(values: Tensor, query: Tensor, shape: tuple[int, ...], how: str) -> Tensor:
+    if how in ("sum", "add", "mean"):
+        total = values.new_zeros(shape).index_add(-2, query, values)
+        if how != "mean":
+            return total
+        count = values.new_zeros(shape[-2]).index_add(0, query, values.new_ones(len(query)))
+        return total / count.clamp(min=1).unsqueeze(-1)
+    start = values.new_full(shape, 1.0 if how == "mul" else 0.0)
+    name = {"min": "amin", "max": "amax", "mul": "prod"}[how]
+    index = query.unsqueeze(-1).expand(values.shape)
+    return start.scatter_reduce(-2, index, values, name, include_self=how == "mul")
+
+
+def _reduce_masked(values: Tensor, is_other: Tensor, how: str) -> Tensor:
+    if not is_other.shape[-2]:
+        return values.sum(-2)
+    count = is_other.sum(-2)
+    neutral = {"mul": 1.0, "min": torch.inf, "max": -torch.inf}.get(how, 0.0)
+    others = torch.where(is_other, values, neutral)
+    if how == "mul":
+        return others.prod(-2)
+    if how in ("min", "max"):
+        extreme = others.amin(-2) if how == "min" else others.amax(-2)
+        return torch.where(count > 0, extreme, 0.0)
+    total = others.sum(-2)
+    return total / count.clamp(min=1) if how == "mean" else total
+
+
+def _check_rows(edge_features: Tensor, dim: int, expected: int) -> None:
+    if edge_features.ndim < -dim or edge_features.shape[dim] != expected:
+        raise ValueError(
+            f"`edge_features` must have {expected} as dimension {dim}, to be laid out as the graph; "
+            f"got {tuple(edge_features.shape)}"
+        )

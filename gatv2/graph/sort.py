@@ -1,0 +1,63 @@
+"""A graph's edges sorted by query and by key: with our counting sort, or as PyTorch sorts."""
+
+import torch
+from torch import Tensor
+
+from gatv2.torch_internals import is_inspectable, numba_import_failure
+
+
+def sort_edges(
+    query: Tensor, key: Tensor, n_queries: int, n_keys: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sort by (query, key), stably: query_ptr, key_index, query_index, edge_id."""
+    if _has_counting_sort(query):
+        from gatv2.numba import counting_sort
+
+        return counting_sort.sort_edges(query, key, n_queries, n_keys)
+    counts = query.shape[0], n_queries, n_keys
+    dtype = torch.int32 if all(map(_fits_int32, counts)) else torch.int64
+    query, key = query.to(dtype), key.to(dtype)
+    _, by_key = _stable_sort(key)
+    query_index, by_query = _stable_sort(query[by_key])
+    edge_id = by_key[by_query]
+    return _pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
+
+
+def sort_by_key(
+    query_ptr: Tensor, key_index: Tensor, query_index: Tensor, n_keys: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort what is sorted by (query, key) by (key, query): what `gatv2.graph.KeyOrder` has."""
+    if _has_counting_sort(key_index):
+        from gatv2.numba import counting_sort
+
+        return counting_sort.transpose(query_ptr, key_index, n_keys)
+    sorted_keys, edge = _stable_sort(key_index)
+    ptr = _pointers(sorted_keys, n_keys)
+    return ptr, edge.to(ptr.dtype), query_index[edge]
+
+
+def _has_counting_sort(index: Tensor) -> bool:
+    """Ours is compiled for the CPU; elsewhere, and under a transform, PyTorch sorts."""
+    return index.device.type == "cpu" and is_inspectable(index) and numba_import_failure() is None
+
+
+def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
+    # ONNX has no other sort than TopK, which is stable: of equal values it takes the first one first
+    in_onnx = torch.onnx.is_in_onnx_export()
+    ordered, position = torch.sort(values) if in_onnx else torch.sort(values, stable=True)
+    return ordered, position
+
+
+def _fits_int32(count: int) -> bool:
+    if not torch.compiler.is_compiling():
+        return count < 2**31
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(count < 2**31)  # a count that depends on values may not fit
+
+
+def _pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
+    # not searchsorted, which ONNX has not
+    ones = torch.ones_like(sorted_index)
+    counts = sorted_index.new_zeros(n_nodes + 1).index_add(0, sorted_index + 1, ones)
+    return counts.cumsum(0).to(sorted_index.dtype)

@@ -1,0 +1,1 @@
+"""Attention over a list of edges, in JAX."""

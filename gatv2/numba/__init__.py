@@ -1,0 +1,1 @@
+"""What the fused CPU kernels share, compiled by Numba."""

@@ -1,0 +1,353 @@
+"""Portable SIMD operations for Numba, on the vectors of `gatv2.numba.compile`.
+
+LLVM vectorises a loop over eight features badly, and knows nothing of heads. Here a row of features
+is one LLVM value, and the code is as good as one would write it by hand for each CPU.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.np.arrayobj import make_array
+
+from gatv2.numba.compile import (
+    VectorClassType,
+    VectorType,
+    intrinsic,
+    lower_builtin,
+    mask_bytes,
+    type_callable,
+)
+
+# Arithmetic: lane by lane, on two vectors of one type.
+
+
+def _declare(function: Callable[..., Any], result: Callable[[VectorType], VectorType]) -> None:
+    @type_callable(function)
+    def typing(_context: Any) -> Callable[..., Any]:
+        def typer(a: Any, b: Any) -> VectorType | None:
+            return result(a) if isinstance(a, VectorType) and a == b else None
+
+        return typer
+
+
+def _arithmetic(function: Callable[..., Any], name: str) -> None:
+    _declare(function, lambda vector: vector)
+
+    @lower_builtin(function, VectorType, VectorType)
+    def lower(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, f"f{name}" if sig.return_type.is_float else name)(*args)
+
+
+def _comparison(function: Callable[..., Any], predicate: str) -> None:
+    _declare(function, lambda vector: vector.mask)
+
+    @lower_builtin(function, VectorType, VectorType)
+    def lower(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sig.args[0].is_float:
+            return builder.fcmp_ordered(predicate, *args)
+        return builder.icmp_unsigned(predicate, *args)
+
+
+for _function, _name in {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.truediv: "div",
+    operator.xor: "xor",
+}.items():
+    _arithmetic(_function, _name)
+_comparison(operator.gt, ">")
+_comparison(operator.lt, "<")
+_comparison(operator.eq, "==")
+
+
+@intrinsic
+def fma(_typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """`a * b + c`, fused where the CPU can."""
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        # llvmlite can't derive the name of an intrinsic on vectors
+        name = f"llvm.fmuladd.v{a.lanes}f{a.dtype.bitwidth}"
+        fnty = ir.FunctionType(a.llvm, [a.llvm] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, fnty, name), args)
+
+    return a(a, b, c), lower
+
+
+@intrinsic
+def select(_typing: Any, mask: Any, a: Any, b: Any) -> Any:
+    """`a` in the lanes where the mask is true, else `b`."""
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.select(*args)
+
+    return a(mask, a, b), lower
+
+
+@intrinsic
+def splat(_typing: Any, like: Any, value: Any) -> Any:
+    """A scalar in every lane; the type is given by a vector class, or by a vector."""
+    vector = _vector(like)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalar = context.cast(builder, args[1], value, vector.dtype)
+        if vector.dtype == types.boolean:
+            scalar = builder.trunc(scalar, ir.IntType(1))
+        undefined = ir.Constant(vector.llvm, ir.Undefined)
+        first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+        return _shuffle(builder, first, [0] * vector.lanes)
+
+    return vector(like, value), lower
+
+
+@intrinsic
+def high_product(_typing: Any, a: Any, b: Any) -> Any:
+    """The high 32 bits of the products of two uint32 vectors."""
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(64), a.lanes)
+        product = builder.mul(*(builder.zext(arg, wide) for arg in args))
+        shift = ir.Constant(wide, [32] * a.lanes)
+        return builder.trunc(builder.lshr(product, shift), a.llvm)
+
+    return a(a, b), lower
+
+
+# Memory: arrays are contiguous and of one dimension, indices count their elements.
+
+
+@intrinsic
+def load(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+    """The vector of class `cls` that starts at `array[index]`."""
+    vector = _vector(cls)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig, args, 1, vector.lanes)
+        llvm = ir.VectorType(context.get_data_type(array.dtype), vector.lanes)
+        value = builder.load(builder.bitcast(pointer, llvm.as_pointer()), align=_alignment(array))
+        return builder.trunc(value, vector.llvm) if _is_narrower(vector, array) else value
+
+    return vector(cls, array, types.intp), lower
+
+
+@intrinsic
+def broadcast(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+    """`array[index]` in every lane of a vector of class `cls`."""
+    vector = _vector(cls)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalar = builder.load(_pointer(context, builder, sig, args, 1, 1))
+        undefined = ir.Constant(vector.llvm, ir.Undefined)
+        first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+        return _shuffle(builder, first, [0] * vector.lanes)
+
+    return vector(cls, array, types.intp), lower
+
+
+@intrinsic
+def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Store a vector from `array[index]` on."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig, args, 0, value.lanes)
+        pointer = builder.bitcast(pointer, value.llvm.as_pointer())
+        builder.store(args[2], pointer, align=_alignment(array))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), lower
+
+
+@intrinsic
+def load_mask(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+    """A mask as long as a `cls`, from the bool values that start at `array[index]`."""
+    mask = _vector(cls).mask
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig, args, 1, mask.lanes)
+        llvm = ir.VectorType(ir.IntType(8), mask.lanes)
+        value = builder.load(builder.bitcast(pointer, llvm.as_pointer()), align=1)
+        return builder.icmp_unsigned("!=", value, ir.Constant(llvm, [0] * mask.lanes))
+
+    return mask(cls, array, types.intp), lower
+
+
+@intrinsic
+def load_bits(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+    """A mask as long as a `cls`, one bit a lane, from the bytes that start at `array[index]`."""
+    mask = _vector(cls).mask
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig, args, 1, mask_bytes(mask))
+        llvm = ir.IntType(8 * mask_bytes(mask))
+        bits = builder.load(builder.bitcast(pointer, llvm.as_pointer()), align=1)
+        if mask.lanes < llvm.width:
+            bits = builder.trunc(bits, ir.IntType(mask.lanes))
+        return builder.bitcast(bits, mask.llvm)
+
+    return mask(cls, array, types.intp), lower
+
+
+@intrinsic
+def store_bits(_typing: Any, array: Any, index: Any, mask: Any) -> Any:
+    """Store a mask, one bit a lane, in the bytes from `array[index]` on."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig, args, 0, mask_bytes(mask))
+        llvm = ir.IntType(8 * mask_bytes(mask))
+        bits = builder.bitcast(args[2], ir.IntType(mask.lanes))
+        if mask.lanes < llvm.width:
+            bits = builder.zext(bits, llvm)
+        builder.store(bits, builder.bitcast(pointer, llvm.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, mask), lower
+
+
+@intrinsic
+def bits_of(_typing: Any, mask: Any) -> Any:
+    """A mask of 64 lanes as an integer, lane 0 in the lowest bit."""
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return types.uint64(mask), lower
+
+
+@intrinsic
+def lowest_bit(_typing: Any, bits: Any) -> Any:
+    """Position of the lowest bit that is set, in an integer that is not zero."""
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), lower
+
+
+@intrinsic
+def count_bits(_typing: Any, bits: Any) -> Any:
+    """Number of bits that are set."""
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), lower
+
+
+@intrinsic
+def prefetch(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+    """Ask for the vector of class `cls` at `array[index]` ahead of its use."""
+    vector = _vector(cls)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig, args, 1, 0)
+        byte_pointer = ir.IntType(8).as_pointer()
+        pointer = builder.bitcast(pointer, byte_pointer)
+        int32 = ir.IntType(32)
+        fnty = ir.FunctionType(ir.VoidType(), [byte_pointer, int32, int32, int32])
+        function = cgutils.get_or_insert_function(builder.module, fnty, "llvm.prefetch.p0")
+        read, keep, data = (ir.Constant(int32, flag) for flag in (0, 3, 1))
+        for line in range(0, max(vector.lanes * array.dtype.bitwidth // 8, 1), 64):
+            address = builder.gep(pointer, [ir.Constant(ir.IntType(64), line)])
+            builder.call(function, [address, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(cls, array, types.intp), lower
+
+
+# Lanes: a vector of T lanes holds G groups of T / G neighbours, one group a head.
+
+
+@intrinsic
+def group_sum(_typing: Any, cls: Any, value: Any) -> Any:
+    """The sum of each group of neighbouring lanes; `cls` has one lane a group."""
+    groups = _vector(cls)
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        (total,), width = args[1:], value.lanes // groups.lanes
+        while width > 1:
+            half = width // 2
+            low = [g * width + i for g in range(groups.lanes) for i in range(half)]
+            total = builder.fadd(
+                _shuffle(builder, total, low), _shuffle(builder, total, [i + half for i in low])
+            )
+            width = half
+        return total
+
+    return groups(cls, value), lower
+
+
+@intrinsic
+def expand(_typing: Any, cls: Any, value: Any) -> Any:
+    """A lane of `value` in each lane of its group: what `group_sum` sums."""
+    vector = _vector(cls)
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        width = vector.lanes // value.lanes
+        return _shuffle(builder, args[1], [i // width for i in range(vector.lanes)])
+
+    return vector(cls, value), lower
+
+
+@intrinsic
+def tile(_typing: Any, cls: Any, value: Any) -> Any:
+    """`value` again and again."""
+    vector = _vector(cls)
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return _shuffle(builder, args[1], [i % value.lanes for i in range(vector.lanes)])
+
+    return vector(cls, value), lower
+
+
+@intrinsic
+def fold(_typing: Any, cls: Any, value: Any) -> Any:
+    """The sum of the parts of `value` that are as long as a `cls`: what `tile` repeats."""
+    part = _vector(cls)
+
+    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        total, lanes = args[1], value.lanes
+        while lanes > part.lanes:
+            lanes //= 2
+            low = list(range(lanes))
+            total = builder.fadd(
+                _shuffle(builder, total, low), _shuffle(builder, total, [i + lanes for i in low])
+            )
+        return total
+
+    return part(cls, value), lower
+
+
+# Helpers of the intrinsics.
+
+
+def _vector(like: Any) -> VectorType:
+    return like.vector if isinstance(like, VectorClassType) else like
+
+
+def _is_narrower(vector: VectorType, array: Any) -> bool:
+    return isinstance(array.dtype, types.Integer) and vector.dtype.bitwidth < array.dtype.bitwidth
+
+
+def _alignment(array: Any) -> int:
+    return int(array.dtype.bitwidth) // 8
+
+
+def _shuffle(builder: Any, value: Any, lanes: list[int]) -> Any:
+    index = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
+
+
+def _pointer(context: Any, builder: Any, sig: Any, args: Any, position: int, length: int) -> Any:
+    """Address of `array[index]`; with NUMBA_BOUNDSCHECK=1, `length` elements must be there."""
+    array, index = args[position : position + 2]
+    struct = make_array(sig.args[position])(context, builder, array)
+    if context.enable_boundscheck and length:
+        size = builder.extract_value(struct.shape, 0)
+        cgutils.do_boundscheck(context, builder, index, size)
+        last = builder.add(index, ir.Constant(index.type, length - 1))
+        cgutils.do_boundscheck(context, builder, last, size)
+    return builder.gep(struct.data, [index])

@@ -1,0 +1,75 @@
+"""Fixed chunks of rows on a few threads: the same bits on any number of them.
+
+Not Numba's `parallel=True`: its first parallel call resets the number of PyTorch's OpenMP threads,
+its `workqueue` layer aborts the process when two threads call at once, its `omp` layer after a fork.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+
+from gatv2.numba.compile import inline, intrinsic
+
+_CHUNK_WORK = 1 << 20  # elements: some 0.1 ms, more than it takes to wake a thread
+_MAX_CHUNKS = 256
+
+
+def count_chunks(work: int) -> int:
+    """Number of chunks for a loop over `work` elements: a function of the problem, not of threads."""
+    return min(max(work // _CHUNK_WORK, 1), _MAX_CHUNKS)
+
+
+def run_chunks(loop: Callable[..., None], n_chunks: int, *arguments: Any) -> None:
+    """Call `loop((counter, n_chunks), *arguments)` on several threads: they share out the chunks.
+
+    The calling thread works too, and finishes the loop by itself if the others are busy elsewhere.
+    """
+    chunks = np.zeros(1, np.int64), n_chunks
+    n_threads = min(torch.get_num_threads(), n_chunks)
+    helpers = [_pool(os.getpid()).submit(loop, chunks, *arguments) for _ in range(n_threads - 1)]
+    try:
+        loop(chunks, *arguments)
+    finally:
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(_process: int) -> ThreadPoolExecutor:
+    """The helpers of this process: a forked child has none of its parent's threads."""
+    return ThreadPoolExecutor(max(os.cpu_count() or 1, 64), thread_name_prefix="gatv2")
+
+
+@intrinsic
+def next_chunk(_typing: Any, chunks: Any) -> Any:
+    """The number of the next chunk that no thread has taken yet."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        counter = builder.extract_value(args[0], 0)
+        data = context.make_array(chunks.types[0])(context, builder, counter).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(chunks), lower
+
+
+@inline
+def first_row(ptr: Any, chunk: Any, n_chunks: Any) -> Any:
+    """Where a chunk starts in the rows of a CSR: chunks have equal numbers of edges and rows."""
+    n_rows = ptr.size - 1
+    work = (ptr[n_rows] + n_rows) * chunk // n_chunks
+    low, high = 0, n_rows
+    while low < high:
+        middle = (low + high) // 2
+        if ptr[middle] + middle < work:
+            low = middle + 1
+        else:
+            high = middle
+    return low

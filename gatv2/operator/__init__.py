@@ -1,0 +1,1 @@
+"""A fused kernel as a PyTorch operator, whatever toolchain compiles it."""

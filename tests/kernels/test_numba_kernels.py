@@ -1,0 +1,344 @@
+"""What is special to the fused CPU kernels: threads, memory, sizes, indices, NaN."""
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gatv2 import Graph
+from gatv2.dispatch import KERNELS, Kernel
+from gatv2.testing import assert_agrees, value_and_gradients
+
+pytest.importorskip("numba")
+
+from gatv2.dense import numba_kernel as dense_loops
+from gatv2.numba import threads as parallel
+from gatv2.numba import tiles
+
+FUSED: dict[str, Kernel] = {kernel.backend: kernel for kernel in KERNELS if kernel.name == "numba"}
+REFERENCES: dict[str, Kernel] = {
+    kernel.backend: kernel for kernel in KERNELS if kernel.name == "torch"
+}
+SHAPES = [(8, 8), (1, 1), (1, 7), (3, 5), (9, 8), (4, 32), (2, 65), (1, 121), (40, 1)]
+SHAPES_WITH_EDGES = [(8, 8, 16), (1, 1, 3), (3, 5, 1), (2, 65, 17), (40, 1, 5)]
+
+
+EDGES = pytest.mark.parametrize("edge_dim", [None, 5], ids=["", "edge features"])
+
+
+@pytest.fixture(params=FUSED.keys())
+def backend(request: pytest.FixtureRequest) -> Any:
+    """Both backends in turn."""
+    return request.param
+
+
+def random_inputs(
+    n_heads: int = 8,
+    n_hidden: int = 8,
+    n_nodes: tuple[int, int] = (60, 70),
+    dtype: torch.dtype = torch.float32,
+    batch_shape: tuple[int, ...] = (),
+    edge_dim: int | None = None,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Query, key, attn and maybe features of edges and their projection; a mask; a cotangent."""
+    n_queries, n_keys = n_nodes
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+    query = normal(*batch_shape, n_queries, n_heads, n_hidden)
+    key = normal(*batch_shape, n_keys, n_heads, n_hidden)
+    mask = torch.rand(n_queries, n_keys, 1) < 0.3
+    features = [query, key, normal(n_heads, n_hidden)]
+    if edge_dim is not None:
+        edges = normal(*batch_shape, n_queries, n_keys, edge_dim)
+        features += [edges, normal(n_heads, n_hidden, edge_dim)]
+    return features, mask, torch.randn_like(query)
+
+
+def outcome(
+    kernel: Kernel, features: list[Tensor], mask: Tensor, cotangent: Tensor, dropout: float = 0.3
+) -> list[Tensor]:
+    """Output, log-sum-exp (0 for a query without keys), coefficients, and gradients of all features."""
+    adjacency = Graph.from_mask(mask) if kernel.backend == "sparse" else mask
+    leaves = [x.detach().clone().requires_grad_() for x in features]
+    query, key, attn, *edges = leaves
+    if edges and kernel.backend == "sparse":
+        edges[0] = edges[0][..., mask.any(-1), :]
+    out, lse, alpha = kernel.attention(
+        query,
+        key,
+        attn,
+        adjacency,
+        negative_slope=0.2,
+        dropout=dropout,
+        seed=torch.tensor(5) if dropout else None,
+        return_attention=True,
+        **dict(zip(("edge_features", "edge_projection"), edges, strict=False)),
+    )
+    assert alpha is not None
+    results = out, lse.masked_fill(lse.isinf(), 0.0), alpha
+    cotangents = [cotangent, *(weights_of(x) for x in results[1:])]
+    return [*(x.detach() for x in results), *torch.autograd.grad(results, leaves, cotangents)]
+
+
+def weights_of(values: Tensor) -> Tensor:
+    """A cotangent that is the same in every precision."""
+    weights = torch.linspace(-1, 2, values.numel(), dtype=torch.float64).view(values.shape)
+    return weights.to(values.dtype)
+
+
+def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """Assert that results are equal, element for element, and not NaN."""
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+def assert_as_good(actual: list[Tensor], reference: list[Tensor], exact: list[Tensor]) -> None:
+    """Assert that results are as good as those of the reference in the same precision."""
+    for a, r, e in zip(actual, reference, exact, strict=True):
+        assert a.dtype == r.dtype
+        assert_agrees(a, e.double(), r)
+
+
+@pytest.mark.parametrize(
+    ("n_heads", "n_hidden", "edge_dim"), [*((*s, None) for s in SHAPES), *SHAPES_WITH_EDGES]
+)
+def test_every_shape(backend: str, n_heads: int, n_hidden: int, edge_dim: int | None) -> None:
+    features, mask, cotangent = random_inputs(n_heads, n_hidden, edge_dim=edge_dim)
+    actual = outcome(FUSED[backend], features, mask, cotangent)
+    reference = outcome(REFERENCES[backend], features, mask, cotangent)
+    in_float64 = [x.double() for x in features]
+    exact = outcome(REFERENCES[backend], in_float64, mask, cotangent.double())
+    assert_as_good(actual, reference, exact)
+
+
+@EDGES
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_float32(
+    backend: str, dtype: torch.dtype, edge_dim: int | None
+) -> None:
+    features, mask, cotangent = random_inputs(dtype=dtype, edge_dim=edge_dim)
+    actual = outcome(FUSED[backend], features, mask, cotangent, dropout=0.0)
+    in_float32 = [x.float() for x in features]
+    expected = outcome(FUSED[backend], in_float32, mask, cotangent.float(), dropout=0.0)
+    assert actual[1].dtype == torch.float32  # the log-sum-exp
+    actual[1] = actual[1].to(dtype)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == dtype
+        rounding = torch.finfo(dtype).eps * max(1.0, float(e.abs().max()))
+        assert float((a.float() - e).abs().max()) <= 4 * rounding
+
+
+@EDGES
+def test_long_rows_are_joined_from_blocks(backend: str, edge_dim: int | None) -> None:
+    """Queries with thousands of keys, and keys with thousands of queries."""
+    for n_nodes in ((3, 5003), (5003, 3)):
+        features, mask, cotangent = random_inputs(2, 4, n_nodes, edge_dim=edge_dim)
+        mask[0] = True
+        actual = outcome(FUSED[backend], features, mask, cotangent)
+        reference = outcome(REFERENCES[backend], features, mask, cotangent)
+        in_float64 = [x.double() for x in features]
+        exact = outcome(REFERENCES[backend], in_float64, mask, cotangent.double())
+        assert_as_good(actual, reference, exact)
+
+
+@EDGES
+def test_dense_gradients_are_joined_from_blocks(
+    edge_dim: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, mask, cotangent = random_inputs(batch_shape=(2,), edge_dim=edge_dim)
+    expected = outcome(
+        REFERENCES["dense"], [x.double() for x in features], mask, cotangent.double()
+    )
+    reference = outcome(REFERENCES["dense"], features, mask, cotangent)
+    monkeypatch.setattr(dense_loops, "_BLOCK", 8 * 100)  # a few rows a block
+    assert_as_good(outcome(FUSED["dense"], features, mask, cotangent), reference, expected)
+
+
+@EDGES
+@pytest.mark.parametrize("batch_shape", [(), (3,)])
+def test_same_bits_on_any_number_of_threads(
+    backend: str,
+    batch_shape: tuple[int, ...],
+    edge_dim: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parallel, "_CHUNK_WORK", 1 << 10)  # many chunks
+    features, mask, cotangent = random_inputs(
+        n_nodes=(300, 200), batch_shape=batch_shape, edge_dim=edge_dim
+    )
+    n_threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 7, 7):
+            torch.set_num_threads(n)
+            results.append(outcome(FUSED[backend], features, mask, cotangent))
+    finally:
+        torch.set_num_threads(n_threads)
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+
+
+def test_two_threads_call_at_once(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_CHUNK_WORK", 1 << 10)
+    cases = [random_inputs(n_nodes=(150, 150 + 10 * i)) for i in range(4)]
+    expected = [outcome(FUSED[backend], *case) for case in cases]
+    actual: dict[int, list[list[Tensor]]] = {}
+
+    def work(i: int) -> None:
+        actual[i] = [outcome(FUSED[backend], *cases[i]) for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, results in actual.items():
+        for result in results:
+            assert_same_bits(result, expected[i])
+    assert len(actual) == len(cases)
+
+
+FORK = """
+import os, sys, warnings
+import numpy as np
+import torch
+from gatv2 import Graph, parallel
+from gatv2.functional import gatv2_attention
+
+warnings.simplefilter("ignore", DeprecationWarning)  # the fork is the point
+parallel._CHUNK_WORK = 1 << 10
+torch.set_num_threads(2)
+torch.manual_seed(0)
+query, key, attn = torch.randn(400, 2, 8), torch.randn(400, 2, 8), torch.randn(2, 8)
+mask = torch.rand(400, 400, 1) < 0.1
+adjacency = Graph.from_mask(mask) if sys.argv[1] == "sparse" else mask
+
+def attend():
+    return gatv2_attention(query, key, attn, adjacency, kernel="numba").numpy()
+
+expected = attend()
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(attend(), expected) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_calls_after_its_parent(backend: str) -> None:
+    """In a process of its own: this one may have loaded JAX, which cannot be forked."""
+    subprocess.run([sys.executable, "-c", FORK, backend], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("head_mask", [False, True])
+def test_int64_indices(head_mask: bool) -> None:
+    features, mask, cotangent = random_inputs(n_heads=2)
+    if head_mask:
+        mask = mask & (torch.rand(*mask.shape[:2], 2) < 0.5)
+    graph = Graph.from_mask(mask)
+    names = ("query_ptr", "key_index", "query_index", "edge_id")
+    wide = replace(graph, **{name: getattr(graph, name).long() for name in names})
+    results = []
+    for g in (graph, wide):
+
+        def function(query: Tensor, key: Tensor, attn: Tensor, graph: Graph = g) -> Tensor:
+            return FUSED["sparse"].attention(
+                query,
+                key,
+                attn,
+                graph,
+                negative_slope=0.2,
+                dropout=0.3,
+                seed=torch.tensor(-7),
+                return_attention=False,
+            )[0]
+
+        results.append(value_and_gradients(function, features, cotangent))
+    assert_same_bits(*results)
+
+
+def test_nan_stays_where_it_is_attended_to(backend: str) -> None:
+    """NaN reaches the queries that attend to it with that head, and no other."""
+    (query, key, attn), mask, cotangent = random_inputs(n_heads=2, n_nodes=(9, 9))
+    mask = mask & (torch.rand(9, 9, 2) < 0.7)
+    mask[2], mask[:, 3] = False, False
+    key[4, 1], key[3], query[2], query[5, 0] = (torch.nan for _ in range(4))
+    out, _, _, _, to_key, _ = outcome(FUSED[backend], [query, key, attn], mask, cotangent, 0.0)
+    expected = mask[:, 4] & torch.tensor([False, True])
+    expected[5, 0] = mask[5, :, 0].any()
+    assert torch.equal(out.isnan().any(-1), expected)
+    assert not to_key[3].isnan().any()
+    assert out[2].abs().sum() == 0
+
+
+@EDGES
+def test_memory_is_written_before_it_is_read(
+    backend: str, edge_dim: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New memory holds NaN here, and results do not change."""
+    features, mask, cotangent = random_inputs(n_heads=3, edge_dim=edge_dim)
+    mask[:, :7], mask[3:6] = False, False
+    expected = outcome(FUSED[backend], features, mask, cotangent)
+
+    def poisoned(shape: Any, dtype: torch.dtype) -> Tensor:
+        fill = torch.nan if dtype.is_floating_point else 0x5A
+        return torch.full(tuple(shape), fill, dtype=dtype)
+
+    for module in (tiles, sys.modules["gatv2.sparse.numba_kernel"], dense_loops):
+        monkeypatch.setattr(module, "empty", poisoned)
+    assert_same_bits(outcome(FUSED[backend], features, mask, cotangent), expected)
+    assert tiles.tiles_of(3, 8, torch.float32).empty(2).isnan().all()
+
+
+_WITH_BOUNDS = """
+import sys
+import torch
+sys.path.insert(0, {tests!r})
+from test_numba_kernels import FUSED, outcome, random_inputs
+for backend in FUSED:
+    for shape, edge_dim in (((2, 8), None), ((1, 65), None), ((1, 65), 17)):
+        options = {{"n_nodes": (33, 70), "batch_shape": (2,), "edge_dim": edge_dim}}
+        features, mask, cotangent = random_inputs(*shape, **options)
+        mask[:5] = False
+        outcome(FUSED[backend], features, mask, cotangent)
+        outcome(FUSED[backend], features, mask.expand(-1, -1, shape[0]), cotangent)
+"""
+
+_OUT_OF_BOUNDS = """
+import numpy as np
+from gatv2.numba.compile import Vectors, kernel
+from gatv2.numba.simd import load, store
+@kernel
+def copy(vectors, x, at):
+    store(x, 0, load(vectors.four, x, at))
+copy(Vectors(four=(np.float32, 4)), np.zeros(8, np.float32), 4)
+copy(Vectors(four=(np.float32, 4)), np.zeros(8, np.float32), 5)
+"""
+
+
+def run_with_bounds(code: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter in which Numba checks every index."""
+    environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(cache)}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_every_index_is_in_bounds(tmp_path: Path) -> None:
+    code = _WITH_BOUNDS.format(tests=str(Path(__file__).parent))
+    result = run_with_bounds(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_check_sees_an_index_out_of_bounds(tmp_path: Path) -> None:
+    result = run_with_bounds(_OUT_OF_BOUNDS, tmp_path)
+    assert "index is out of bounds" in result.stderr

@@ -1,0 +1,201 @@
+"""Self-loops: one at each node, as PyTorch Geometric adds them; and never between two sets of nodes."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch_geometric.utils
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import gatv2.graph
+import gatv2.graph.sort
+from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
+from gatv2.graph.edge_index import Flow
+from gatv2.graph.self_loops import REDUCTIONS, add_self_loops
+from gatv2.testing import (
+    BATCH_SHAPES,
+    SIZES,
+    assert_agrees,
+    edge_indices,
+    masks,
+    value_and_gradients,
+)
+
+EYE = torch.eye(5, dtype=torch.bool).unsqueeze(-1)
+
+
+@st.composite
+def square_edges(draw: st.DrawFn) -> tuple[Tensor, int]:
+    n_nodes = draw(st.sampled_from((0, *SIZES)))
+    return draw(edge_indices(n_nodes, n_nodes)).long(), n_nodes
+
+
+@given(drawn=square_edges())
+def test_edges_are_those_of_pyg(drawn: tuple[Tensor, int]) -> None:
+    edge_index, n_nodes = drawn
+    theirs, _ = torch_geometric.utils.remove_self_loops(edge_index)
+    theirs, _ = torch_geometric.utils.add_self_loops(theirs, num_nodes=n_nodes)
+    graph = Graph.from_edge_index(edge_index, n_nodes)
+    assert torch.equal(graph.add_self_loops().edge_index, theirs)
+    turned = Graph.from_edge_index(edge_index, n_nodes, flow="source_to_target")
+    assert torch.equal(turned.add_self_loops().edge_index.flip(0), theirs)
+
+
+@given(drawn=square_edges())
+def test_are_made_once(drawn: tuple[Tensor, int]) -> None:
+    graph = Graph.from_edge_index(*drawn)
+    with_loops = graph.add_self_loops()
+    assert graph.add_self_loops() is with_loops
+    again = with_loops.add_self_loops()
+    assert torch.equal(again.edge_index, with_loops.edge_index)
+
+
+def test_an_edge_index_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = gatv2.graph.sort.sort_edges
+
+    def counted(*arguments: Any) -> Any:
+        made.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(gatv2.graph.graph, "sort_edges", counted)
+    layer, edge_index = GraphAttentionV2Layer(3, 8, 2, add_self_loops=True), EYE[..., 0].nonzero().T
+    for _ in range(3):
+        layer(torch.randn(5, 3), edge_index)
+    assert len(made) == 2  # the edges, and the edges with self-loops
+
+
+@given(mask=masks(5, 5), data=st.data())
+def test_every_form_has_them(mask: Tensor, data: st.DataObject) -> None:
+    layer_class: Any = data.draw(st.sampled_from((GraphAttentionV2Layer, GraphAttentionLayer)))
+    options: Any = {"dtype": torch.float64, "dropout": 0.4}
+    plain = layer_class(3, 8, 2, **options)
+    h = torch.randn(5, 3).double()
+    expected = plain(h, mask | EYE, seed=1)
+    for flow in ("target_to_source", "source_to_target"):
+        layer = layer_class(3, 8, 2, add_self_loops=True, flow=flow, **options)
+        layer.load_state_dict(plain.state_dict())
+        turned = mask if flow == "target_to_source" else mask.transpose(0, 1)
+        edge_index = turned.squeeze(-1).nonzero().T
+        forms = (turned, turned.squeeze(-1), edge_index, turned.squeeze(-1).float().to_sparse())
+        for form in (*forms, Graph.from_mask(mask), Graph.from_mask(mask).add_self_loops()):
+            for backend in ("auto", "dense", "sparse"):
+                layer.backend = backend
+                assert_agrees(layer(h, form, seed=1), expected)
+
+
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+@given(data=st.data())
+def test_masks_keep_heads_and_batches(backend: Any, data: st.DataObject) -> None:
+    batch_shape = data.draw(st.sampled_from(BATCH_SHAPES))
+    mask = data.draw(masks(5, 5, data.draw(st.sampled_from((1, 2))), batch_shape))
+    plain = GraphAttentionV2Layer(3, 8, 2, backend="dense", dtype=torch.float64).eval()
+    layer = GraphAttentionV2Layer(
+        3, 8, 2, add_self_loops=True, backend=backend, dtype=torch.float64
+    ).eval()
+    layer.load_state_dict(plain.state_dict())
+    for features in (torch.randn(5, 3).double(), torch.randn(*batch_shape, 5, 3).double()):
+        assert_agrees(layer(features, mask), plain(features, mask | EYE))
+    blocks = Graph.from_mask(mask).add_self_loops().to_mask()
+    assert torch.equal(blocks.view(*mask.shape), mask | EYE)
+
+
+def test_coefficients_follow_the_edges_of_the_graph() -> None:
+    edge_index = torch.tensor([[0, 1, 3, 1, 0], [1, 1, 2, 0, 2]])
+    layer = GraphAttentionV2Layer(3, 8, 2, add_self_loops=True).eval()
+    _, alpha = layer(torch.randn(4, 3), edge_index, return_attention=True)
+    query = Graph.from_edge_index(edge_index, 4).add_self_loops().edge_index[0]
+    assert query.tolist() == [0, 3, 1, 0, 0, 1, 2, 3]
+    total = torch.zeros(4, 2).index_add(0, query, alpha)
+    torch.testing.assert_close(total, torch.ones(4, 2))
+    assert torch.equal(alpha[6], torch.ones(2))  # node 2 attends to itself alone
+    assert layer.attention_scores(torch.randn(4, 3), edge_index).shape == alpha.shape
+
+
+@given(drawn=square_edges(), fill=st.sampled_from((0.5, *REDUCTIONS)), data=st.data())
+def test_features_are_those_of_pyg(
+    drawn: tuple[Tensor, int], fill: Any, data: st.DataObject
+) -> None:
+    """PyG reduces over the edges that point to a node: our queries, with its flow."""
+    edge_index, n_nodes = drawn
+    batch_shape = data.draw(st.sampled_from(BATCH_SHAPES))
+    features = torch.randn(*batch_shape, edge_index.shape[1], 3).double()
+    graph = Graph.from_edge_index(edge_index, n_nodes, flow="source_to_target")
+    with_loops, filled = add_self_loops(graph, features, fill)
+    assert with_loops is graph.add_self_loops()
+    assert filled is not None
+    for one in itertools.product(*map(range, batch_shape)):
+        kept, theirs = torch_geometric.utils.remove_self_loops(edge_index, features[one])
+        _, expected = torch_geometric.utils.add_self_loops(kept, theirs, fill, n_nodes)
+        assert_agrees(filled[one], expected)
+
+
+@given(mask=masks(5, 5), fill=st.sampled_from((0.5, torch.randn(3).double(), *REDUCTIONS)))
+def test_features_of_a_mask_are_those_of_its_edges(mask: Tensor, fill: Any) -> None:
+    features = torch.randn(2, 5, 5, 3).double()
+    beside = torch.where(mask, features, torch.nan)  # what stands beside an edge is not read
+    query, key = edge_index = mask.squeeze(-1).nonzero().T
+    h, cotangent = torch.randn(5, 3).double(), torch.randn(2, 5, 8).double()
+
+    def result(flow: Flow, form: Tensor, x: Tensor) -> list[Tensor]:
+        torch.manual_seed(0)
+        layer = GraphAttentionV2Layer(
+            *(3, 8, 2, True, 0.0),
+            edge_dim=3,
+            fill_value=fill,
+            add_self_loops=True,
+            flow=flow,
+            dtype=torch.float64,
+        )
+        return value_and_gradients(lambda h, x: layer(h, form, edge_features=x), (h, x), cotangent)
+
+    flows: tuple[Flow, ...] = ("target_to_source", "source_to_target")
+    for flow in flows:
+        expected, _, of_edges = result(flow, edge_index, features[:, query, key])
+        for x in (features, beside):
+            actual, _, of_mask = result(flow, mask, x)
+            assert_agrees(actual, expected)
+            assert_agrees(of_mask[:, query, key], of_edges)
+
+
+def test_wrong_fill_values_and_features() -> None:
+    with pytest.raises(ValueError, match="`fill_value` must be a number, a tensor or one of"):
+        GraphAttentionV2Layer(3, 8, 2, edge_dim=3, fill_value="median")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the name of a reduction; got NoneType"):
+        GraphAttentionV2Layer(3, 8, 2, edge_dim=3, fill_value=None)  # type: ignore[arg-type]
+    layer = GraphAttentionV2Layer(3, 8, 2, edge_dim=3, add_self_loops=True)
+    edge_index = torch.tensor([[0, 1], [1, 2]])
+    with pytest.raises(ValueError, match="`edge_features` must have 2 as dimension -2"):
+        layer(torch.randn(3, 3), edge_index, edge_features=torch.randn(5, 3))
+    mask = torch.ones(3, 3, 1)
+    with pytest.raises(ValueError, match="`edge_features` must have 3 as dimension -3"):
+        layer(torch.randn(3, 3), mask, edge_features=torch.randn(5, 3))
+
+
+def test_two_sets_of_nodes_have_none() -> None:
+    layer = GraphAttentionV2Layer(3, 8, 2, add_self_loops=True)
+    h = torch.randn(2, 3), torch.randn(5, 3)
+    mask = torch.ones(2, 5, 1, dtype=torch.bool)
+    for form in (mask, mask.squeeze(-1).nonzero().T, Graph.from_mask(mask)):
+        with pytest.raises(ValueError, match="2 queries and 5 keys has no self-loops to add"):
+            layer(h, form)
+
+
+@pytest.mark.parametrize("adj_mat", [torch.ones(4, 4, 1) > 0, torch.tensor([[0], [1]])])
+def test_a_fill_value_of_another_size(adj_mat: Tensor) -> None:
+    layer = GraphAttentionV2Layer(
+        3, 4, 2, edge_dim=2, add_self_loops=True, fill_value=torch.ones(3)
+    )
+    features = torch.zeros(*((4, 4, 2) if adj_mat.ndim == 3 else (1, 2)))
+    with pytest.raises(ValueError, match=r"`fill_value` must be a number or have shape \(2,\)"):
+        layer(torch.randn(4, 3), adj_mat, edge_features=features)
+
+
+@pytest.mark.parametrize("fill_value", ["min", "max", "mean", "mul", 1.0])
+def test_a_mask_without_nodes(fill_value: Any) -> None:
+    layer = GraphAttentionV2Layer(3, 4, 2, edge_dim=2, add_self_loops=True, fill_value=fill_value)
+    no_mask = torch.zeros(0, 0, 1, dtype=torch.bool)
+    assert layer(torch.randn(0, 3), no_mask, edge_features=torch.randn(0, 0, 2)).shape == (0, 4)

@@ -1,0 +1,120 @@
+"""Every code block in README and docs runs, and says what happens; commands name what exists."""
+
+import doctest
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from sybil import Example, Sybil
+from sybil.example import SybilFailure
+from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser
+
+import gatv2
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(p for p in ROOT.glob("docs/**/*.md") if "_build" not in p.parts)]
+)
+MARKUP = {"", "text", "eval-rst"}
+FENCE = re.compile(r"^```[ ]*\{?([\w-]*)\}?.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def check_commands(example: Example) -> None:
+    """A shell block: its make targets, extras, scripts and modules exist."""
+    makefile = (ROOT / "Makefile").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in filter(
+        None, (line.partition("#")[0].strip() for line in example.parsed.splitlines())
+    ):
+        if match := re.fullmatch(r"make (\w+)", line):
+            exists = re.search(rf"^{match[1]}:", makefile, re.MULTILINE) is not None
+        elif match := re.fullmatch(r'pip install "?([\w-]+)(?:\[(\w+)\])?"?', line):
+            extras = {None, *project["optional-dependencies"]}
+            exists = match[1] == project["name"] and match[2] in extras
+        elif match := re.fullmatch(r"(?:python|torchrun(?: --\S+ \d+)*) (\S+\.py)(?: .*)?", line):
+            exists = (ROOT / match[1]).is_file()
+        else:
+            exists = line == "python -m gatv2" and (ROOT / "gatv2/__main__.py").is_file()
+        if not exists:
+            raise AssertionError(f"{example.path}, line {example.line}: there is no {line!r}")
+
+
+DOCUMENT = Sybil(
+    parsers=[
+        PythonCodeBlockParser(doctest_optionflags=doctest.ELLIPSIS),
+        CodeBlockParser(language="sh", evaluator=check_commands),
+    ],
+    name="docs",
+)
+
+
+def run_blocks(page: Path) -> int:
+    """Run the blocks of a page in order, in one namespace; returns how many there are."""
+    examples = list(DOCUMENT.parse(page).examples())
+    for example in examples:
+        example.evaluate()
+    return len(examples)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks(page: Path) -> None:
+    languages = [match[1] for match in FENCE.finditer(page.read_text())]
+    unknown = set(languages) - {"python", "sh", "toctree", "include"} - MARKUP
+    assert not unknown, f"blocks in {unknown} are not run"
+    run_blocks(page)
+
+
+@pytest.mark.parametrize(
+    ("block", "error"),
+    [
+        ("```python\n>>> 1 + 1\n3\n\n```\n", SybilFailure),
+        ("```python\nimport gatv2.nothing\n```\n", ModuleNotFoundError),
+        ("```sh\nmake nothing\n```\n", AssertionError),
+        ('```sh\npip install "gatv2-layers[nothing]"\n```\n', AssertionError),
+        ("```sh\npython examples/nothing.py\n```\n", AssertionError),
+        ("```sh\ntorchrun --nproc-per-node 2 examples/nothing.py\n```\n", AssertionError),
+    ],
+)
+def test_a_wrong_block_is_noticed(block: str, error: type[Exception], tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{block}")
+    with pytest.raises(error):
+        run_blocks(page)
+
+
+def missing_files(text: str) -> list[str]:
+    """Files that a text names, from the root or from gatv2/, and that do not exist."""
+    names = re.findall(r"`([\w./]+\.(?:py|md|csv))`", text)
+    return [name for name in names if not any((d / name).exists() for d in (ROOT, ROOT / "gatv2"))]
+
+
+def test_files_that_contributors_are_told_of_exist() -> None:
+    for page in ("CONTRIBUTING.md", "docs/kernels.md", "docs/attention.md"):
+        assert missing_files((ROOT / page).read_text()) == []
+    assert missing_files("see `numba_nothing.py` and `layer.py`") == ["numba_nothing.py"]
+
+
+def missing_tests(text: str) -> list[str]:
+    """Tests that a text names, `file::test`, and that do not exist; rows that claim and name none."""
+    missing = []
+    for file, name in re.findall(r"`(test_\w+)::(test_\w+)`", text):
+        paths = list(ROOT.glob(f"tests/*/{file}.py"))
+        if not any(f"def {name}(" in path.read_text() for path in paths):
+            missing.append(f"{file}::{name}")
+    claims = re.findall(r"^\| [^|]+ \| Y\b.*$", text, re.MULTILINE)
+    return missing + [row for row in claims if "::test_" not in row]
+
+
+def test_features_are_backed_by_tests() -> None:
+    text = (ROOT / "docs/features.md").read_text()
+    assert missing_tests(text) == []
+    assert text.count("::test_") > 40
+    wrong = "| flies | Y | `test_docs::test_it_flies` |\n| swims | Y | N | |"
+    assert missing_tests(wrong) == ["test_docs::test_it_flies", "| swims | Y | N | |"]
+
+
+def test_public_names_are_in_the_reference() -> None:
+    reference = "".join(page.read_text() for page in ROOT.glob("docs/api/*.md"))
+    for name in gatv2.__all__:
+        assert f"gatv2.{name}" in reference or f"{{func}}`gatv2.functional.{name}`" in reference

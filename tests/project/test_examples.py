@@ -1,0 +1,33 @@
+"""The examples run: each once, with sizes as small as they allow."""
+
+from pathlib import Path
+
+import pytest
+from example_runs import run_example
+
+
+def test_demo(tmp_path: Path) -> None:
+    output = run_example(
+        "demo.py",
+        *("--output", str(tmp_path)),
+        *("--k", "4", "--lookup-epochs", "1", "--digits-epochs", "1"),
+    )
+    assert "the same prediction for 1797 of 1797 images" in output
+    for picture in ("dictionary_lookup.png", "digits.png"):
+        assert str(tmp_path / picture) in output
+        assert (tmp_path / picture).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lookup.py",
+        "digits.py",
+        "demo.py",
+        "planetoid.py",
+        "neighbor_sampling.py",
+        "distributed_full_graph.py",
+    ],
+)
+def test_help(name: str) -> None:
+    assert "--seed" in run_example(name, "--help")
