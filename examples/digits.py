@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gatv2 import GATv2
-from gatv2.graph.adjacency import Backend
+from gatv2.options import Backend
 
 
 @dataclass(frozen=True)

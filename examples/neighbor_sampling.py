@@ -23,7 +23,7 @@ from torch_geometric.transforms import NormalizeFeatures
 from tqdm import tqdm
 
 from gatv2 import GATv2, Graph
-from gatv2.graph.edge_index import Flow
+from gatv2.options import Flow
 
 FLOW: Flow = "source_to_target"  # PyTorch Geometric's edges go to the node that attends
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gatv2.functional import gat_attention, gat_scores
-from gatv2.graph.adjacency import Backend
-from gatv2.graph.edge_index import Flow
-from gatv2.layer import Bias, GraphAttention, Projected
+from gatv2.layer import GraphAttention, Projected
+from gatv2.options import Backend, Bias, Flow
 
 
 class GraphAttentionLayer(GraphAttention):

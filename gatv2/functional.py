@@ -6,17 +6,18 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
+from gatv2.checks import check_projections
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Adjacency, Backend, Sizes, as_adjacency, common_batch_shape
+from gatv2.graph.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import (
     as_backend_reads,
     broadcast_batch,
     check_edge_features,
     is_mask,
 )
-from gatv2.graph.edge_index import Flow
+from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.random import as_seed
 from gatv2.sparse import reference as sparse_reference
 
@@ -297,19 +298,6 @@ def gat_scores(
     return _as_caller_sees(scores, call.adjacency)
 
 
-def check_slope(negative_slope: float, name: str = "negative_slope") -> None:
-    """Raise a ValueError for a slope that is not finite."""
-    # a comparison, which torch.compile can trace with a symbolic slope; false for NaN
-    if not -math.inf < negative_slope < math.inf:
-        raise ValueError(f"`{name}` must be a finite number; got {negative_slope}")
-
-
-def check_dropout(dropout: float) -> None:
-    """Raise a ValueError for a probability outside [0, 1)."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must lie in [0, 1); got {dropout}")
-
-
 class _Call(NamedTuple):
     """Features and a graph, in the form that kernels read."""
 
@@ -387,43 +375,3 @@ def _as_caller_sees(scores: Tensor, adjacency: Adjacency) -> Tensor:
     if adjacency.head_mask is not None:
         scores = scores.masked_fill(~adjacency.head_mask, -math.inf)
     return adjacency.in_callers_order(scores, dim=-2)
-
-
-def check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -> None:
-    """Raise unless features of queries and keys, and vectors that score their pairs, fit one another.
-
-    Raises:
-        TypeError: not a tensor, or not one floating-point dtype.
-        ValueError: devices or shapes do not fit.
-    """
-    tensors = {"query": query, "key": key, **attention_vectors}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")
-        if not tensor.dtype.is_floating_point or tensor.dtype != query.dtype:
-            dtypes = ", ".join(f"{name}: {tensor.dtype}" for name, tensor in tensors.items())
-            raise TypeError(
-                f"{', '.join(tensors)} must have one floating-point dtype; got {dtypes}"
-            )
-        if tensor.device != query.device:
-            devices = ", ".join(f"{name}: {tensor.device}" for name, tensor in tensors.items())
-            raise ValueError(f"{', '.join(tensors)} must be on one device; got {devices}")
-    if query.ndim < 3:
-        raise ValueError(
-            "`query` must have shape (*batch, n_queries, n_heads, n_hidden); "
-            f"got {tuple(query.shape)}"
-        )
-    if key.ndim != query.ndim or (key.shape[:-3], key.shape[-2:]) != (
-        query.shape[:-3],
-        query.shape[-2:],
-    ):
-        raise ValueError(
-            "`key` must have the shape of `query` but for the number of nodes; "
-            f"got {tuple(key.shape)} and {tuple(query.shape)}"
-        )
-    for name, vector in attention_vectors.items():
-        if vector.shape != query.shape[-2:]:
-            raise ValueError(
-                f"`{name}` must have shape (n_heads, n_hidden)={tuple(query.shape[-2:])}; "
-                f"got {tuple(vector.shape)}"
-            )

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,25 @@ from torch import Tensor, nn
 from gatv2.dispatch import KERNELS
 from gatv2.distributed.attention import gatv2_attention as attention_of_part
 from gatv2.distributed.partition import Partition
-from gatv2.functional import check_dropout, check_slope, gatv2_attention, gatv2_scores
-from gatv2.graph.adjacency import BACKENDS, Backend, Sizes, as_adjacency, common_batch_shape
+from gatv2.functional import gatv2_attention, gatv2_scores
+from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import is_mask
-from gatv2.graph.edge_index import Flow, check_flow
 from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
+from gatv2.options import (
+    Backend,
+    Bias,
+    Flow,
+    check_backend,
+    check_dropout,
+    check_flow,
+    check_sizes,
+    check_slope,
+    hidden_of,
+)
 from gatv2.projection import linear, n_inputs_of, reset_parameters
 
 NodeFeatures = Tensor | tuple[Tensor, Tensor]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""
-Bias = bool | Literal["projections"]
 
 
 class Projected(NamedTuple):
@@ -71,30 +80,21 @@ class GraphAttention(nn.Module, ABC):
         sizes = {"out_features": out_features, "n_heads": n_heads}
         if edge_dim is not None:
             sizes["edge_dim"] = edge_dim
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"`{name}` must be an int; got {type(size).__name__}")
-            if size < 1:
-                raise ValueError(f"`{name}` must be positive; got {size}")
-        if is_concat and out_features % n_heads:
-            raise ValueError(
-                f"with is_concat=True, `out_features`={out_features} must be divisible by "
-                f"`n_heads`={n_heads}"
-            )
+        check_sizes(**sizes)
+        n_hidden = hidden_of(out_features, n_heads, is_concat)
         if bias not in (False, True, "projections"):
             raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
         check_dropout(dropout)
         check_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(flow)
         check_fill_value(fill_value)
-        if backend not in BACKENDS:
-            raise ValueError(f"`backend` must be one of {BACKENDS}; got {backend!r}")
+        check_backend(backend)
         kernels = ("auto", *dict.fromkeys(kernel.name for kernel in KERNELS))
         if kernel not in kernels:
             raise ValueError(f"`kernel` must be one of {kernels}; got {kernel!r}")
         self.out_features = out_features
         self.n_heads = n_heads
-        self.n_hidden = out_features // n_heads if is_concat else out_features
+        self.n_hidden = n_hidden
         self.is_concat = is_concat
         self.dropout = dropout
         self.leaky_relu_negative_slope = leaky_relu_negative_slope

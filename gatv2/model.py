@@ -9,12 +9,12 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import elu
 
 from gatv2.distributed.partition import Partition
-from gatv2.graph.adjacency import Backend, Sizes, as_adjacency
+from gatv2.graph.adjacency import Sizes, as_adjacency
 from gatv2.graph.edge_features import is_mask
-from gatv2.graph.edge_index import Flow
 from gatv2.graph.self_loops import FillValue
 from gatv2.inference import BLOCK_SIZE, apply_in_blocks
-from gatv2.layer import Bias, GraphAttention, GraphAttentionV2Layer
+from gatv2.layer import GraphAttention, GraphAttentionV2Layer
+from gatv2.options import Backend, Bias, Flow
 from gatv2.projection import reset_parameters
 
 

@@ -10,12 +10,11 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3
 import torch
 from torch import Tensor
 
+from gatv2.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1, WORDS_PER_COUNTER
+
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
-_MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
-_WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _LOW_32_BITS = 0xFFFFFFFF
-WORDS_PER_COUNTER = 4
 
 
 def philox_4x32_10(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
@@ -37,11 +36,11 @@ def philox_4x32_10(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(10):
-        high_0, low_0 = _multiply(c0, _MULTIPLIER_0)
-        high_1, low_1 = _multiply(c2, _MULTIPLIER_1)
+    for _ in range(ROUNDS):
+        high_0, low_0 = _multiply(c0, MULTIPLIER_0)
+        high_1, low_1 = _multiply(c2, MULTIPLIER_1)
         c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
-        k0, k1 = k0 + _WEYL_0 & _LOW_32_BITS, k1 + _WEYL_1 & _LOW_32_BITS
+        k0, k1 = k0 + WEYL_0 & _LOW_32_BITS, k1 + WEYL_1 & _LOW_32_BITS
     return c0, c1, c2, c3
 
 

@@ -29,8 +29,8 @@ from scipy.stats import kendalltau
 
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency
-from gatv2.graph.edge_index import Flow, check_flow
 from gatv2.layer import GraphAttention
+from gatv2.options import Flow, check_flow
 
 ArrayLike = npt.NDArray[Any] | torch.Tensor
 Ints = npt.NDArray[np.int64]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from gatv2.operator.define import computed_in
+from gatv2.precision import computed_in
 from gatv2.random import keep_mask
 
 

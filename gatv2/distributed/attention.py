@@ -7,13 +7,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gatv2 import functional
+from gatv2.checks import check_projections
 from gatv2.dispatch import select_kernel
 from gatv2.distributed.agreement import place_in
 from gatv2.distributed.halo import Exchange, finish, start
 from gatv2.distributed.partition import Partition
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Backend
 from gatv2.graph.edge_features import check_edge_features
+from gatv2.options import Backend, check_dropout, check_slope
 from gatv2.random import as_seed
 from gatv2.torch_internals import is_inspectable
 
@@ -92,8 +93,8 @@ def gatv2_attention(
     """
     edges = (edge_features, edge_projection)
     _check(query, key, attn, partition, edges, backend)
-    functional.check_slope(negative_slope)
-    functional.check_dropout(dropout)
+    check_slope(negative_slope)
+    check_dropout(dropout)
     if partition.n_parts > 1:
         named = {"edge_features": edge_features, "edge_projection": edge_projection}
         select_kernel(query, key, attn, partition.local, kernel=kernel, **named)
@@ -163,7 +164,7 @@ def _check(
     edges: tuple[Tensor | None, Tensor | None],
     backend: Backend,
 ) -> None:
-    functional.check_projections(query, key, attn=attn)
+    check_projections(query, key, attn=attn)
     check_edge_features(*edges, query)
     if backend not in ("auto", "sparse"):
         raise ValueError(

@@ -15,7 +15,8 @@ from gatv2.distributed.agreement import of_all_ranks, place_in
 from gatv2.distributed.halo import Exchange
 from gatv2.distributed.partition import Partition
 from gatv2.graph import Graph
-from gatv2.graph.edge_index import Flow, read_edge_index
+from gatv2.graph.edge_index import read_edge_index
+from gatv2.options import Flow
 
 
 def split(graph: Graph, n_parts: int) -> list[Partition]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.graph import Graph
-from gatv2.graph.edge_index import Flow
+from gatv2.options import Flow
 from gatv2.tensor_file import PathLike
 from gatv2.torch_internals import made_to_last
 

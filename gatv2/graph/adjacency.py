@@ -9,18 +9,16 @@ matrix itself would sum them. Only an edge index (and a `Graph`) can hold parall
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gatv2.graph.edge_index import Flow, check_flow
 from gatv2.graph.graph import Graph
+from gatv2.options import Backend, Flow, check_backend, check_flow
 from gatv2.torch_internals import is_inspectable, made_to_last
 
-Backend = Literal["auto", "dense", "sparse"]
-BACKENDS: tuple[Backend, ...] = ("auto", "dense", "sparse")
 Adjacency = Graph | Tensor
 """A prepared graph, or a bool mask `[*batch, n_queries, n_keys, 1 or n_heads]`."""
 
@@ -73,8 +71,7 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         IndexError: an index of an edge is out of range.
     """
     check_flow(flow)
-    if backend not in BACKENDS:
-        raise ValueError(f"`backend` must be one of {BACKENDS}; got {backend!r}")
+    check_backend(backend)
     adjacency = _read(adj_mat, sizes, flow, wants_graph=backend == "sparse")
     if adjacency.device != sizes.device:
         raise ValueError(

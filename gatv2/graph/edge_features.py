@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gatv2.graph.adjacency import Adjacency, Sizes
-from gatv2.graph.edge_index import Flow
 from gatv2.graph.graph import Graph
+from gatv2.options import Flow
 
 
 def check_edge_features(

@@ -2,17 +2,15 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gatv2.options import Flow, check_flow
 from gatv2.torch_internals import is_inspectable
-
-Flow = Literal["target_to_source", "source_to_target"]
-FLOWS: tuple[Flow, ...] = ("target_to_source", "source_to_target")
 
 _CHUNK = 1 << 22  # indices that are looked at in one go
 
@@ -51,12 +49,6 @@ def check_edge_index(edge_index: Tensor) -> None:
         raise ValueError(
             f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}"
         )
-
-
-def check_flow(flow: str) -> None:
-    """Raise a ValueError unless `flow` is one of the two directions."""
-    if flow not in FLOWS:
-        raise ValueError(f"`flow` must be one of {FLOWS}; got {flow!r}")
 
 
 def _read_sizes(

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gatv2.graph.edge_index import Flow, read_edge_index
+from gatv2.graph.edge_index import read_edge_index
 from gatv2.graph.sort import sort_by_key, sort_edges
+from gatv2.options import Flow
 from gatv2.torch_internals import made_to_last
 
 

@@ -4,7 +4,7 @@ As in PyTorch Geometric: those that there are give way, with their features, and
 ones are given or come from those of the node's other edges.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,20 +12,16 @@ from torch import Tensor
 from gatv2.distributed.partition import Loops, Partition
 from gatv2.graph.adjacency import Adjacency
 from gatv2.graph.graph import SelfLoops, check_has_self_loops
+from gatv2.options import Reduction, check_reduction
 
-Reduction = Literal["mean", "sum", "add", "min", "max", "mul"]
 FillValue = float | Tensor | Reduction
 """Features of a self-loop: a number, `[D]`, or how those of the node's other edges are reduced."""
-REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
 def check_fill_value(fill_value: Any) -> None:
     """Raise a ValueError for an unknown reduction, a TypeError for what is no fill value."""
     if isinstance(fill_value, str):
-        if fill_value not in REDUCTIONS:
-            raise ValueError(
-                f"`fill_value` must be a number, a tensor or one of {REDUCTIONS}; got {fill_value!r}"
-            )
+        check_reduction(fill_value)
     elif not isinstance(fill_value, (int, float, Tensor)):
         raise TypeError(
             "`fill_value` must be a number, a tensor or the name of a reduction; "

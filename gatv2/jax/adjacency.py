@@ -16,10 +16,9 @@ import torch
 
 from gatv2 import graph as torch_graph
 from gatv2.graph import adjacency as torch_adjacency
-from gatv2.graph.adjacency import BACKENDS, Backend
-from gatv2.graph.edge_index import Flow, check_flow
 from gatv2.jax.graph import ArrayLike, Graph, is_concrete
 from gatv2.jax.interop import as_jax
+from gatv2.options import BACKENDS, Backend, Flow, check_flow
 
 Adjacency = Graph | jax.Array
 """A prepared graph, or a bool mask `[*batch, n_queries, n_keys, 1 or n_heads]`."""

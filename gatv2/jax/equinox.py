@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gatv2.jax.interop import Params
 from gatv2.jax.layer import apply, init
-from gatv2.layer import Bias
+from gatv2.options import Bias
 
 
 class GraphAttentionV2Layer(eqx.Module):

@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.functional import check_dropout, check_slope
-from gatv2.graph.adjacency import Backend
-from gatv2.graph.edge_index import Flow
 from gatv2.jax.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.dispatch import select_kernel
 from gatv2.jax.graph import Graph
 from gatv2.jax.random import as_seed
 from gatv2.jax.sparse import reference as sparse
+from gatv2.options import Backend, Flow, check_dropout, check_slope
 
 
 class Options(TypedDict, total=False):

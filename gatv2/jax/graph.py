@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from gatv2 import graph as torch_graph
-from gatv2.graph.edge_index import Flow, check_flow
 from gatv2.jax.interop import as_jax
+from gatv2.options import Flow, check_flow
 
 Array = jax.Array
 ArrayLike = jax.Array | np.ndarray[Any, Any]

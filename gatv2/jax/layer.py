@@ -15,12 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.graph.adjacency import Backend
-from gatv2.graph.edge_index import Flow
 from gatv2.jax.functional import gatv2_attention, gatv2_scores
 from gatv2.jax.interop import Params
 from gatv2.jax.random import seed_from_key
-from gatv2.layer import Bias
+from gatv2.options import Backend, Bias, Flow, check_sizes, hidden_of
 
 Seed = int | np.integer[Any] | jax.Array | None
 _NAMES = {
@@ -69,18 +67,8 @@ def init(
         >>> {name: array.shape for name, array in params.items()}
         {'attn': (2, 4), 'linear_l.weight': (8, 16), 'linear_r.weight': (8, 16)}
     """
-    sizes = {"in_features": in_features, "out_features": out_features, "n_heads": n_heads}
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"`{name}` must be an int; got {type(size).__name__}")
-        if size < 1:
-            raise ValueError(f"`{name}` must be positive; got {size}")
-    if is_concat and out_features % n_heads:
-        raise ValueError(
-            f"with is_concat=True, `out_features`={out_features} must be divisible by "
-            f"`n_heads`={n_heads}"
-        )
-    n_hidden = out_features // n_heads if is_concat else out_features
+    check_sizes(in_features=in_features, out_features=out_features, n_heads=n_heads)
+    n_hidden = hidden_of(out_features, n_heads, is_concat)
     shapes = {"attn": (n_heads, n_hidden), "linear_l.weight": (n_heads * n_hidden, in_features)}
     if not share_weights:
         shapes["linear_r.weight"] = shapes["linear_l.weight"]

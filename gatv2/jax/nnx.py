@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gatv2.jax.layer import apply, init
-from gatv2.layer import Bias
+from gatv2.options import Bias
 
 
 class GraphAttentionV2Layer(nnx.Module):

@@ -12,13 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.random import (
-    _MULTIPLIER_0,
-    _MULTIPLIER_1,
-    _WEYL_0,
-    _WEYL_1,
-    WORDS_PER_COUNTER,
-)
+from gatv2.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1, WORDS_PER_COUNTER
 
 Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -42,11 +36,11 @@ def philox_4x32_10(counter: Words, key: tuple[jax.Array, jax.Array]) -> Words:
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(10):
-        high_0, low_0 = _multiply(c0, _MULTIPLIER_0)
-        high_1, low_1 = _multiply(c2, _MULTIPLIER_1)
+    for _ in range(ROUNDS):
+        high_0, low_0 = _multiply(c0, MULTIPLIER_0)
+        high_1, low_1 = _multiply(c2, MULTIPLIER_1)
         c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
-        k0, k1 = k0 + np.uint32(_WEYL_0), k1 + np.uint32(_WEYL_1)
+        k0, k1 = k0 + np.uint32(WEYL_0), k1 + np.uint32(WEYL_1)
     return c0, c1, c2, c3
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gatv2.numba.tiles import Array, as_array, tiles_of
-from gatv2.random import WORDS_PER_COUNTER
+from gatv2.philox import WORDS_PER_COUNTER
 
 
 class Call:

@@ -4,6 +4,7 @@ from typing import Any
 
 from gatv2.numba.compile import inline
 from gatv2.numba.simd import high_product, load, splat, store
+from gatv2.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1
 
 LANES = 16
 
@@ -65,15 +66,15 @@ def keep_factors(
             c2 = load(words, counters, multiplicities + e)
             c3 = splat(words, first_word + (first_head + head) // 4)
             k0, k1 = splat(words, seed_0), splat(words, seed_1)
-            for _ in range(10):
-                m0, m1 = splat(words, 0xD2511F53), splat(words, 0xCD9E8D57)
+            for _ in range(ROUNDS):
+                m0, m1 = splat(words, MULTIPLIER_0), splat(words, MULTIPLIER_1)
                 c0, c1, c2, c3 = (
                     high_product(c2, m1) ^ c1 ^ k0,
                     c2 * m1,
                     high_product(c0, m0) ^ c3 ^ k1,
                     c0 * m0,
                 )
-                k0, k1 = k0 + splat(words, 0x9E3779B9), k1 + splat(words, 0xBB67AE85)
+                k0, k1 = k0 + splat(words, WEYL_0), k1 + splat(words, WEYL_1)
             store(counters, drawn, c0)
             store(counters, drawn + LANES, c1)
             store(counters, drawn + 2 * LANES, c2)

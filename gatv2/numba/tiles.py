@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from gatv2.numba.compile import Vectors
 from gatv2.numba.philox import LANES
-from gatv2.operator.define import computed_in
+from gatv2.precision import computed_in
 
 Array = np.ndarray[Any, Any]
 

@@ -14,9 +14,9 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from gatv2.precision import FLOATING_DTYPES, computed_in
 from gatv2.torch_internals import numba_import_failure
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _OPTIONS = "Tensor? seed, int n_blocks, int n_mapped, float negative_slope, float dropout, bool "
 _N_OPTIONS = 6
 _library = torch.library.Library("gatv2", "DEF")
@@ -186,8 +186,8 @@ def unsupported(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> lis
     reasons = []
     if query.device.type != "cpu":
         reasons.append(f"it runs on the CPU only, and the features are on {query.device}")
-    if query.dtype not in _DTYPES:
-        known = ", ".join(str(dtype) for dtype in _DTYPES)
+    if query.dtype not in FLOATING_DTYPES:
+        known = ", ".join(str(dtype) for dtype in FLOATING_DTYPES)
         reasons.append(f"it computes in {known}, and the features are {query.dtype}")
     if _is_forward_mode(query, key, attn, *edges):
         reasons.append("it has no forward-mode derivative (jvp, jacfwd, dual tensors)")
@@ -196,11 +196,6 @@ def unsupported(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> lis
     if failure := _numba_failure():
         reasons.append(f"Numba can't be imported: {failure}")
     return reasons
-
-
-def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that a kernel computes in: half precision is brought to float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from gatv2.graph import Graph
-from gatv2.operator.define import computed_in
+from gatv2.precision import computed_in
 from gatv2.random import keep_mask
 
 

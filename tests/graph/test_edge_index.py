@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from gatv2 import Graph
 from gatv2.graph.check import check_graph
-from gatv2.graph.edge_index import Flow, read_edge_index
+from gatv2.graph.edge_index import read_edge_index
+from gatv2.options import Flow
 from gatv2.testing import SIZES, edge_indices
 
 Array = NDArray[Any]

@@ -13,8 +13,8 @@ from torch import Tensor
 import gatv2.graph
 import gatv2.graph.sort
 from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
-from gatv2.graph.edge_index import Flow
-from gatv2.graph.self_loops import REDUCTIONS, add_self_loops
+from gatv2.graph.self_loops import add_self_loops
+from gatv2.options import REDUCTIONS, Flow
 from gatv2.testing import (
     BATCH_SHAPES,
     SIZES,

@@ -1,0 +1,75 @@
+"""What a user may pass as an option, in PyTorch and JAX alike. Imports nothing of gatv2."""
+
+import math
+from typing import Any, Literal, get_args
+
+Flow = Literal["target_to_source", "source_to_target"]
+FLOWS: tuple[Flow, ...] = get_args(Flow)
+Backend = Literal["auto", "dense", "sparse"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+Bias = bool | Literal["projections"]
+Reduction = Literal["mean", "sum", "add", "min", "max", "mul"]
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+
+
+def check_flow(flow: str) -> None:
+    """Raise a ValueError unless `flow` is one of the two directions."""
+    if flow not in FLOWS:
+        raise ValueError(f"`flow` must be one of {FLOWS}; got {flow!r}")
+
+
+def check_backend(backend: str) -> None:
+    """Raise a ValueError unless `backend` is one of the backends, or "auto"."""
+    if backend not in BACKENDS:
+        raise ValueError(f"`backend` must be one of {BACKENDS}; got {backend!r}")
+
+
+def check_reduction(fill_value: str) -> None:
+    """Raise a ValueError unless `fill_value`, which is a string, names a reduction."""
+    if fill_value not in REDUCTIONS:
+        raise ValueError(
+            f"`fill_value` must be a number, a tensor or one of {REDUCTIONS}; got {fill_value!r}"
+        )
+
+
+def check_slope(negative_slope: float, name: str = "negative_slope") -> None:
+    """Raise a ValueError for a slope that is not finite."""
+    # a comparison, which torch.compile can trace with a symbolic slope; false for NaN
+    if not -math.inf < negative_slope < math.inf:
+        raise ValueError(f"`{name}` must be a finite number; got {negative_slope}")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise a ValueError for a probability outside [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must lie in [0, 1); got {dropout}")
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raise unless each size is a positive int.
+
+    Raises:
+        TypeError: a size is not an int.
+        ValueError: a size is not positive.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"`{name}` must be an int; got {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"`{name}` must be positive; got {size}")
+
+
+def hidden_of(out_features: int, n_heads: int, is_concat: bool) -> int:
+    """Features a head, `n_hidden`.
+
+    Raises:
+        ValueError: heads are to be concatenated, and `out_features` does not divide by their number.
+    """
+    if not is_concat:
+        return out_features
+    if out_features % n_heads:
+        raise ValueError(
+            f"with is_concat=True, `out_features`={out_features} must be divisible by "
+            f"`n_heads`={n_heads}"
+        )
+    return out_features // n_heads
