@@ -51,7 +51,7 @@ def _autograd_kernel(operator: Any, formula: Formula, internals: SingleLevelAuto
         with internals.below_autograd(), torch.enable_grad(), internals.set_forward_mode(True):
             return operator(*arguments)
 
-    function: Any = _function(operator, formula, forward, internals.function)
+    differentiable: Any = _function(operator, formula, forward, internals.function)
 
     def differentiate(*arguments: Any) -> Any:
         tracks = torch.is_grad_enabled() and any(
@@ -59,7 +59,7 @@ def _autograd_kernel(operator: Any, formula: Formula, internals: SingleLevelAuto
         )
         if tracks or forward_mode_level() >= 0:  # the function refuses forward mode
             with internals.allow():
-                return function.apply(*arguments)
+                return differentiable.apply(*arguments)
         with internals.below_autograd():
             return operator(*arguments)
 
@@ -79,10 +79,10 @@ def _by_public_names(operator: Any, formula: Formula, library: torch.library.Lib
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return operator(*arguments)
-        return function.apply(*arguments)
+        return differentiable.apply(*arguments)
 
-    function: Any = _function(operator, formula, operator, torch.autograd.Function)
-    function.vmap = staticmethod(formula.batching(call))
+    differentiable: Any = _function(operator, formula, operator, torch.autograd.Function)
+    differentiable.vmap = staticmethod(formula.batching(call))
     return call
 
 
