@@ -1,9 +1,10 @@
 """What this process and this moment allow: Numba, and looking at a tensor's values."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,29 @@ def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
 def _beneath_transforms() -> Iterator[None]:
     with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
         yield
+
+
+if TYPE_CHECKING:
+    from functools import cached_property
+
+    made_once = cached_property
+else:
+
+    def made_once(make: Callable[[Any], Any]) -> property:
+        """A property of sorted edges that is made when first asked for, and kept with them.
+
+        It outlives transforms, and takes no lock, which torch.compile can't trace.
+        """
+        name = f"_{make.__name__}"
+
+        @wraps(make)
+        def read(owner: Any) -> Any:
+            if name not in owner.__dict__:
+                with made_to_last(owner.edge_id):
+                    owner.__dict__[name] = make(owner)
+            return owner.__dict__[name]
+
+        return property(read)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
