@@ -341,10 +341,7 @@ class GraphAttention(nn.Module, ABC):
 
 def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> tuple[int, int]:
     """The sizes of a pair, checked; a number is that of both sides."""
-    if isinstance(in_features, (tuple, list)):
-        sizes = tuple(in_features)
-    else:
-        sizes = in_features, in_features
+    sizes = in_features if isinstance(in_features, (tuple, list)) else (in_features, in_features)
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"`in_features` must be an int or a pair; got {type(size).__name__}")
@@ -353,10 +350,11 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
                 f"`in_features` must be positive, or -1 to be told by the first input; got {size}"
             )
     if len(sizes) != 2:
-        raise ValueError(f"`in_features` must be an int or a pair of them; got {sizes}")
+        raise ValueError(f"`in_features` must be an int or a pair of them; got {tuple(sizes)}")
     if share_weights and sizes[0] != sizes[1]:
         raise ValueError(
-            f"with share_weights=True one matrix projects both sides, but `in_features` is {sizes}"
+            "with share_weights=True one matrix projects both sides, but `in_features` is "
+            f"{tuple(sizes)}"
         )
     return sizes
 
