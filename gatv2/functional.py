@@ -28,7 +28,9 @@ class Options(TypedDict, total=False):
     backend: Backend
 
 
-class _KernelOptions(Options, total=False):
+class KernelOptions(Options, total=False):
+    """Further options of :func:`gatv2_attention`."""
+
     edge_features: Tensor | None
     edge_projection: Tensor | None
     kernel: str
@@ -52,7 +54,7 @@ def gatv2_attention(
     *,
     return_attention: Literal[False] = ...,
     return_lse: Literal[False] = ...,
-    **options: Unpack[_KernelOptions],
+    **options: Unpack[KernelOptions],
 ) -> Tensor: ...
 @overload
 def gatv2_attention(
@@ -63,7 +65,7 @@ def gatv2_attention(
     *,
     return_attention: Literal[True],
     return_lse: Literal[False] = ...,
-    **options: Unpack[_KernelOptions],
+    **options: Unpack[KernelOptions],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def gatv2_attention(
@@ -74,7 +76,7 @@ def gatv2_attention(
     *,
     return_attention: Literal[False] = ...,
     return_lse: Literal[True],
-    **options: Unpack[_KernelOptions],
+    **options: Unpack[KernelOptions],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def gatv2_attention(
@@ -85,7 +87,7 @@ def gatv2_attention(
     *,
     return_attention: Literal[True],
     return_lse: Literal[True],
-    **options: Unpack[_KernelOptions],
+    **options: Unpack[KernelOptions],
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 @overload
 def gatv2_attention(
@@ -96,7 +98,7 @@ def gatv2_attention(
     *,
     return_attention: bool,
     return_lse: Literal[False] = ...,
-    **options: Unpack[_KernelOptions],
+    **options: Unpack[KernelOptions],
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 @overload
 def gatv2_attention(
@@ -107,7 +109,7 @@ def gatv2_attention(
     *,
     return_attention: bool = ...,
     return_lse: bool,
-    **options: Unpack[_KernelOptions],
+    **options: Unpack[KernelOptions],
 ) -> Tensor | tuple[Tensor, ...]: ...
 
 
@@ -143,7 +145,7 @@ def gatv2_attention(
         query: :math:`g^l`, `[*batch, n_queries, n_heads, n_hidden]`, floating point.
         key: :math:`g^r`, `[*batch, n_keys, n_heads, n_hidden]`, also the values.
         attn: :math:`a`, one vector a head, `[n_heads, n_hidden]`.
-        graph: who attends to whom, in any form that :func:`gatv2.graph.adjacency.as_adjacency` reads;
+        graph: who attends to whom, in any form that :func:`gatv2.graph.as_adjacency` reads;
             `graph[i][j]` lets query i attend to key j.
         edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
             `[*batch, n_edges, D]` in its order (one list for a batch of graphs in one `Graph`), with

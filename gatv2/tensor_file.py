@@ -4,7 +4,7 @@ A file is in the safetensors format, and whatever reads that can read it. Its me
 ("kind"), in which version of this layout, and with which digest: SHA-256 of the file itself, with zeros
 where the digest stands. So no byte can change unnoticed, be it one that says what others mean. A digest
 is no signature: whoever changes a file on purpose can write a new one, so what is read must still be
-checked for what it means, as `gatv2.graph.check` does.
+checked for what it means, as `gatv2.graph.check_graph` does.
 """
 
 import os

@@ -21,7 +21,9 @@ from gatv2.random import as_seed
 from gatv2.torch_internals import is_inspectable
 
 
-class _Options(TypedDict, total=False):
+class Options(TypedDict, total=False):
+    """Options of :func:`gatv2_attention`, as it has them."""
+
     edge_features: Tensor | None
     edge_projection: Tensor | None
     negative_slope: float
@@ -39,7 +41,7 @@ def gatv2_attention(
     partition: PartData,
     *,
     return_attention: Literal[False] = ...,
-    **options: Unpack[_Options],
+    **options: Unpack[Options],
 ) -> Tensor: ...
 @overload
 def gatv2_attention(
@@ -49,7 +51,7 @@ def gatv2_attention(
     partition: PartData,
     *,
     return_attention: Literal[True],
-    **options: Unpack[_Options],
+    **options: Unpack[Options],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def gatv2_attention(
@@ -59,7 +61,7 @@ def gatv2_attention(
     partition: PartData,
     *,
     return_attention: bool,
-    **options: Unpack[_Options],
+    **options: Unpack[Options],
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 

@@ -15,7 +15,7 @@ from gatv2.options import Flow
 
 
 def is_mask(adj_mat: object) -> bool:
-    """Whether a form of a graph that `gatv2.graph.adjacency.as_adjacency` reads is a mask."""
+    """Whether a form of a graph that `gatv2.graph.as_adjacency` reads is a mask."""
     return (
         isinstance(adj_mat, Tensor)
         and adj_mat.layout == torch.strided
