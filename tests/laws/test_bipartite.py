@@ -141,12 +141,18 @@ def test_a_batch_of_pairs(kernel: Kernel) -> None:
             "`h[0]` must have shape (*batch, n_nodes, in_features=3); got (4, 5)",
         ),
         (
-            lambda: GraphAttentionV2Layer(3, 8, 2)((torch.zeros(4, 3), None), torch.ones(4, 4, 1)),
+            lambda: GraphAttentionV2Layer(3, 8, 2)(
+                (torch.zeros(4, 3), None),  # type: ignore[arg-type]
+                torch.ones(4, 4, 1),
+            ),
             TypeError,
             "`h[1]` must be a torch.Tensor; got NoneType",
         ),
         (
-            lambda: GraphAttentionV2Layer(3, 8, 2)((torch.zeros(4, 3),), torch.ones(4, 4, 1)),
+            lambda: GraphAttentionV2Layer(3, 8, 2)(
+                (torch.zeros(4, 3),),  # type: ignore[arg-type]
+                torch.ones(4, 4, 1),
+            ),
             TypeError,
             "`h` must be a torch.Tensor or a pair of them; got 1 of them",
         ),
