@@ -124,7 +124,7 @@ def _reverse_cuthill_mckee(graph: Graph) -> Tensor:
     except ImportError as error:
         raise ImportError(
             f"an order for locality needs SciPy, which can't be imported ({error}): "
-            "pip install 'gatv2-layers[locality]'"
+            "pip install 'gatv2-layers[scipy]'"
         ) from error
     if not graph.n_queries:
         return torch.arange(0, device=graph.device)
