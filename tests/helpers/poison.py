@@ -4,7 +4,7 @@
 it may pass its tests for years. Here all bits of new memory are set: NaN, -1 or True.
 
 Only what the package's Python calls is seen. Code that Numba has compiled calls no Python: `np.empty` in
-a kernel gives unpoisoned memory, and `NUMBA_BOUNDSCHECK=1` and the memory it is handed are all that guard it.
+a kernel gives memory as it was, in every test.
 """
 
 import sys
@@ -98,7 +98,7 @@ def _new_empty(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """What the package's loaded modules allocate is filled; a module that is first imported inside is not seen."""
+    """Fill what the package allocates; not what a module does that is first imported inside."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "new_empty", _new_empty(torch.Tensor.new_empty))
         for name, module in list(sys.modules.items()):

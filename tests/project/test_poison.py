@@ -106,7 +106,7 @@ def test_kernels_that_are_compiled_meanwhile_know_numpy() -> None:
     with poisoned_memory():
         from gatv2.numba import tiles
 
-        scope = {"np": tiles.np}
+        scope = {"np": vars(tiles)["np"]}
         exec("def zeros(n):\n    x = np.empty(n, np.float32)\n    x[:] = 0\n    return x", scope)
         assert scope["np"] is not np
         assert numba.njit(scope["zeros"])(3).sum() == 0
