@@ -6,8 +6,9 @@ out_i = sum over j of dropout(alpha_ij) g_r[j]
 
 With edge features: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
 
-Half precision is computed in float32 and rounded once. What a head does not use is replaced by zero before
-anything is computed of it, so that NaN stays where it is used. A pair whose score is -inf has no weight.
+Half precision is computed in float32 and rounded once. What a head does not use is replaced by zero
+before anything is computed of it, so that NaN stays where it is used.
+A pair whose score is -inf has no weight.
 """
 
 import math
@@ -49,7 +50,7 @@ def gatv2_attention(
         return_attention: whether to return alpha.
         edges: features x `[*B, N, M, D]` and W_e `[H, F, D]`; or None.
     """
-    scores = _gatv2_scores(query, key, attn, mask, negative_slope=negative_slope, edges=edges)
+    scores = gatv2_scores(query, key, attn, mask, negative_slope=negative_slope, edges=edges)
     out, lse, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
     return out, lse, alpha if return_attention else None
 
@@ -63,9 +64,18 @@ def gatv2_scores(
     negative_slope: float,
     edges: EdgeInputs | None = None,
 ) -> Tensor:
-    """e_ij of GATv2 for every pair of the mask: `[*B, N, M, H]`."""
-    scores = _gatv2_scores(query, key, attn, mask, negative_slope=negative_slope, edges=edges)
-    return scores.to(query.dtype)
+    """e_ij of GATv2 for every pair of the mask: `[*B, N, M, H]`.
+
+    In the dtype that is computed in.
+    """
+    dtype = computed_in(query.dtype)
+    pair = query.to(dtype).unsqueeze(-3) + key.to(dtype).unsqueeze(-4)  # [*B, N, M, H, F]
+    pair = _where_used(pair, mask)
+    if edges is not None:
+        features = _where_used(edges.features.to(dtype).unsqueeze(-2), mask)
+        with without_autocast(features.device):
+            pair = pair + torch.einsum("...hd,hfd->...hf", features, edges.projection.to(dtype))
+    return (leaky_relu(pair, negative_slope) * attn).sum(-1)
 
 
 def gat_scores(
@@ -100,26 +110,6 @@ def attend(
     values = _where_used(value.to(scores.dtype).unsqueeze(-4), mask)  # [*B, N, M, H, F]
     out = (weight.unsqueeze(-1) * values).sum(-3)
     return out.to(value.dtype), lse, alpha.to(value.dtype)
-
-
-def _gatv2_scores(
-    query: Tensor,
-    key: Tensor,
-    attn: Tensor,
-    mask: Tensor,
-    *,
-    negative_slope: float,
-    edges: EdgeInputs | None,
-) -> Tensor:
-    """The scores, in the dtype that is computed in."""
-    dtype = computed_in(query.dtype)
-    pair = query.to(dtype).unsqueeze(-3) + key.to(dtype).unsqueeze(-4)  # [*B, N, M, H, F]
-    pair = _where_used(pair, mask)
-    if edges is not None:
-        features = _where_used(edges.features.to(dtype).unsqueeze(-2), mask)
-        with without_autocast(features.device):
-            pair = pair + torch.einsum("...hd,hfd->...hf", features, edges.projection.to(dtype))
-    return (leaky_relu(pair, negative_slope) * attn).sum(-1)
 
 
 def _where_used(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ out_i = sum over the edges of query i of dropout(alpha_ij) g_r[j]
 
 With edge features: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
 
-Half precision is computed in float32 and rounded once. What a head does not use is replaced by zero before
-anything is computed of it, so that NaN stays where it is used. An edge whose score is -inf has no weight.
+Half precision is computed in float32 and rounded once. What a head does not use is replaced by zero
+before anything is computed of it, so that NaN stays where it is used.
+An edge whose score is -inf has no weight.
 """
 
 import math
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
+from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
-from gatv2.graph.graph import Graph
 from gatv2.precision import computed_in, summed_in, without_autocast
 from gatv2.random import keep_mask
 
@@ -50,7 +51,7 @@ def gatv2_attention(
         return_attention: whether to return alpha, in the caller's order of edges.
         edges: features x `[*B, E, D]`, in the caller's order of edges, and W_e `[H, F, D]`; or None.
     """
-    scores = _gatv2_scores(query, key, attn, graph, negative_slope=negative_slope, edges=edges)
+    scores = gatv2_scores(query, key, attn, graph, negative_slope=negative_slope, edges=edges)
     out, lse, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
     return out, lse, graph.in_callers_order(alpha, dim=-2) if return_attention else None
 
@@ -64,9 +65,15 @@ def gatv2_scores(
     negative_slope: float,
     edges: EdgeInputs | None = None,
 ) -> Tensor:
-    """e_ij of GATv2 for every edge, in the graph's order: `[*B, E, H]`."""
-    scores = _gatv2_scores(query, key, attn, graph, negative_slope=negative_slope, edges=edges)
-    return scores.to(query.dtype)
+    """e_ij of GATv2 for every edge, in the graph's order: `[*B, E, H]`.
+
+    In the dtype that is computed in.
+    """
+    pair = _gather_used(query, graph.query_index, graph)
+    pair = pair + _gather_used(key, graph.key_index, graph)
+    if edges is not None:
+        pair = pair + _projected(edges, graph)
+    return (leaky_relu(pair, negative_slope) * attn).sum(-1)  # pair: [*B, E, H, F]
 
 
 def gat_scores(
@@ -102,23 +109,6 @@ def attend(
     message = weight.unsqueeze(-1) * _gather_used(value, graph.key_index, graph)  # [*B, E, H, F]
     out = _scatter_sum(message, graph, dim=-3)
     return out.to(value.dtype), lse, alpha.to(value.dtype)
-
-
-def _gatv2_scores(
-    query: Tensor,
-    key: Tensor,
-    attn: Tensor,
-    graph: Graph,
-    *,
-    negative_slope: float,
-    edges: EdgeInputs | None,
-) -> Tensor:
-    """The scores, in the dtype that is computed in."""
-    pair = _gather_used(query, graph.query_index, graph)
-    pair = pair + _gather_used(key, graph.key_index, graph)
-    if edges is not None:
-        pair = pair + _projected(edges, graph)
-    return (leaky_relu(pair, negative_slope) * attn).sum(-1)  # pair: [*B, E, H, F]
 
 
 def _projected(edges: EdgeInputs, graph: Graph) -> Tensor:

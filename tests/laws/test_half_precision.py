@@ -14,12 +14,15 @@ HALF = [torch.float16, torch.bfloat16]
 
 
 def assert_rounded_once(actual: Tensor, exact: Tensor) -> None:
-    """Assert that a result is off by at most twice the largest error of the exact one, rounded."""
+    """Assert that a result is off by at most twice the largest error of the exact one, rounded.
+
+    Beside it 64 roundings in float32 are allowed of terms of order one, of which a result may be the
+    difference.
+    """
     assert actual.shape == exact.shape
     rounded = exact.to(actual.dtype).double()
-    allowed = 2 * float((rounded - exact).abs().max()) + torch.finfo(torch.float32).eps * float(
-        exact.abs().max()
-    )
+    in_float32 = 64 * torch.finfo(torch.float32).eps * max(1.0, float(exact.abs().max()))
+    allowed = 2 * float((rounded - exact).abs().max()) + in_float32
     error = float((actual.double() - exact).abs().max())
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 
@@ -43,7 +46,11 @@ def star(n_keys: int, *, to_hub: bool) -> Graph:
 
 
 def results(
-    graph: Graph | Tensor, sizes: tuple[int, int], dtype: torch.dtype, given: torch.dtype, **options: Any
+    graph: Graph | Tensor,
+    sizes: tuple[int, int],
+    dtype: torch.dtype,
+    given: torch.dtype,
+    **options: Any,
 ) -> list[Tensor]:
     """Out, alpha and log-sum-exp, and the gradients of random cotangents, from inputs in `given`."""
     generator = torch.Generator().manual_seed(0)
@@ -52,9 +59,7 @@ def results(
     inputs = [torch.rand(shape, generator=generator).to(given).to(dtype) for shape in shapes]
     leaves = [x.requires_grad_() for x in inputs]
     outcome = gatv2_attention(*leaves, graph, return_attention=True, return_lse=True, **options)
-    cotangents = [
-        torch.rand(x.shape, generator=generator).to(given).to(x.dtype) for x in outcome
-    ]
+    cotangents = [torch.rand(x.shape, generator=generator).to(given).to(x.dtype) for x in outcome]
     gradients = torch.autograd.grad(outcome, leaves, cotangents)
     return [x.detach() for x in (*outcome, *gradients)]
 

@@ -174,8 +174,11 @@ def test_a_row_whose_scores_overflow_to_minus_infinity_is_one_without_keys(
 ) -> None:
     """Zeros, a log-sum-exp of -inf and zero gradients; the other rows are as they were."""
     hostile = inputs(dtype)
-    hostile.query[0, 0] = 100.0
-    hostile.attn[0] = -torch.finfo(dtype).max
+    for x in (hostile.query, hostile.key):
+        x[:, 0, 0] = 0.0
+    hostile.edge_projection[0, 0] = 0.0
+    largest = torch.finfo(dtype).max
+    hostile.query[0, 0, 0], hostile.attn[0, 0] = largest**0.75, -(largest**0.5)
     actual = outcome(kernel, hostile)
     assert bool((actual.out[0, 0] == 0).all())
     assert bool((actual.alpha[0, :, 0] == 0).all())
@@ -185,7 +188,7 @@ def test_a_row_whose_scores_overflow_to_minus_infinity_is_one_without_keys(
     for name in ("out", "lse", "d_query", "d_key", "d_attn"):
         other_head = getattr(actual, name).select(-1 if name == "lse" else -2, 1)
         assert_same(other_head, getattr(clean, name).select(-1 if name == "lse" else -2, 1))
-    assert all(bool(x.isfinite().all()) for x in actual[3:])
+    assert all(bool(x.isfinite().all()) for x in (actual.out, *actual[3:]))
 
 
 def test_an_edge_whose_score_overflows_to_minus_infinity_has_no_weight(
