@@ -236,7 +236,7 @@ def test_exported_program_runs_in_a_fresh_process(backend: str, tmp_path: Path) 
     torch.export.save(program, tmp_path / "program.pt2")
     torch.save((h, adj_mat, layer(h, adj_mat)), tmp_path / "data.pt")
     code = (
-        "import gatv2, torch\n"
+        "import gatv2.functional, torch\n"
         f"h, adj_mat, expected = torch.load({str(tmp_path / 'data.pt')!r})\n"
         f"program = torch.export.load({str(tmp_path / 'program.pt2')!r}).module()\n"
         "torch.testing.assert_close(program(h, adj_mat), expected)\n"
