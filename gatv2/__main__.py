@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatv2 import dispatch
+from gatv2 import __version__, dispatch
 from gatv2.dense import reference
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Adjacency
@@ -24,7 +24,7 @@ SEED = 1
 
 def main() -> int:
     """Print the report; 1 if a kernel disagrees with the formula, else 0."""
-    print(f"gatv2 {_version('gatv2-layers')}")
+    print(f"gatv2 {__version__}")
     print(f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs")
     print(", ".join(f"{name} {_version(name)}" for name in DISTRIBUTIONS))
     print(f"PyTorch threads: {torch.get_num_threads()}, CUDA: {torch.cuda.is_available()}")

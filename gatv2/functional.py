@@ -228,9 +228,15 @@ def attend(
     check_slope(negative_slope)
     check_dropout(dropout)
     prepared = Prepared.of(query, key, graph, edges, flow=flow, backend=backend)
-    named = _named(prepared.edges)
+    edge_features, edge_projection = prepared.edges or (None, None)
     selected = select_kernel(
-        prepared.query, prepared.key, attn, prepared.adjacency, kernel=kernel, **named
+        prepared.query,
+        prepared.key,
+        attn,
+        prepared.adjacency,
+        edge_features=edge_features,
+        edge_projection=edge_projection,
+        kernel=kernel,
     )
     out, lse, alpha = selected.kernel.attention(
         prepared.query,
@@ -241,16 +247,10 @@ def attend(
         dropout=dropout,
         seed=as_seed(seed, query.device) if dropout > 0 else None,
         return_attention=return_attention,
-        **named,
+        edges=prepared.edges,
     )
     shape = prepared.out_shape
     return Attended(out.reshape(shape), alpha, lse.reshape(shape[:-1]))
-
-
-def _named(edges: EdgeInputs | None) -> dict[str, Tensor]:
-    if edges is None:
-        return {}
-    return {"edge_features": edges.features, "edge_projection": edges.projection}
 
 
 def gatv2_scores(
@@ -282,14 +282,13 @@ def gatv2_scores(
     query, key, adjacency, edges, _ = Prepared.of(
         query, key, graph, edges, flow=flow, backend=backend
     )
-    named = _named(edges)
     if isinstance(adjacency, Graph):
         scores = sparse_reference.gatv2_scores(
-            query, key, attn, adjacency, negative_slope=negative_slope, **named
+            query, key, attn, adjacency, negative_slope=negative_slope, edges=edges
         )
     else:
         scores = dense_reference.gatv2_scores(
-            query, key, attn, negative_slope=negative_slope, **named
+            query, key, attn, negative_slope=negative_slope, edges=edges
         )
     return _as_caller_sees(scores, adjacency)
 

@@ -120,7 +120,7 @@ def _checked(order: Tensor, graph: Graph) -> Tensor:
 
 def _reverse_cuthill_mckee(graph: Graph) -> Tensor:
     sparse, csgraph = (
-        require(name, extra="locality", needed_for="an order for locality")
+        require(name, extra="scipy", needed_for="an order for locality")
         for name in ("scipy.sparse", "scipy.sparse.csgraph")
     )
     if not graph.n_queries:

@@ -1,7 +1,7 @@
 """Every form in which a user may hold a graph, brought to the two that kernels read.
 
-The forms and their meaning are those of `gatv2.graph.as_adjacency`. Arrays of JAX and NumPy are read
-here, by shape and dtype alone, so that they may be traced; what only PyTorch or SciPy can hold is
+The forms and their meaning are those of :func:`gatv2.graph.as_adjacency`. Arrays of JAX and NumPy are
+read here, by shape and dtype alone, so that they may be traced; what only PyTorch or SciPy can hold is
 read there.
 """
 

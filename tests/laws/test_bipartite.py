@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import by
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,7 +20,7 @@ def bipartite_masks(draw: st.DrawFn) -> Tensor:
 
 
 def options_of(kernel: Kernel) -> Any:
-    return {"backend": kernel.backend, "kernel": kernel.name, "dtype": torch.float64}
+    return {**by(kernel), "dtype": torch.float64}
 
 
 def on_one_set_of_nodes(layer: Any) -> Any:

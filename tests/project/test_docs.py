@@ -28,7 +28,7 @@ def check_commands(example: Example) -> None:
     for line in filter(
         None, (line.partition("#")[0].strip() for line in example.parsed.splitlines())
     ):
-        if match := re.fullmatch(r"make (\w+)", line):
+        if match := re.fullmatch(r"make ([\w-]+)", line):
             exists = re.search(rf"^{match[1]}:", makefile, re.MULTILINE) is not None
         elif match := re.fullmatch(r'pip install "?([\w-]+)(?:\[(\w+)\])?"?', line):
             extras = {None, *project["optional-dependencies"]}
