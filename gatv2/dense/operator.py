@@ -1,6 +1,7 @@
 """The fused CPU kernel over a dense mask: same function as `gatv2.dense.reference`."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -8,6 +9,13 @@ from gatv2.dense import reference
 from gatv2.operator.define import Launcher, define, unsupported
 
 __all__ = ["gatv2_attention", "unsupported"]
+
+
+class Adjacency(NamedTuple):
+    """What tells the kernels the graph."""
+
+    mask: Tensor
+    """`[*B, N, M, 1 or H]`, bool."""
 
 
 def gatv2_attention(
@@ -32,10 +40,11 @@ def gatv2_attention(
     return out, lse, alpha if return_attention else None
 
 
-def _launcher() -> Launcher:
+def _numba() -> Launcher:
+    from gatv2.operator.on_arrays import OnArrays
     from gatv2.dense import numba_kernel
 
-    return numba_kernel
+    return OnArrays(numba_kernel)
 
 
 def _reference(
@@ -68,4 +77,4 @@ def _alpha_shape(query: Tensor, key: Tensor, _mask: Tensor) -> tuple[int, ...]:
     return (*query.shape[:-2], key.shape[-3], query.shape[-2])
 
 
-_attention = define("dense_attention", "Tensor mask", _launcher, _reference, _alpha_shape)
+_attention = define("dense_attention", Adjacency, {"CPU": _numba}, _reference, _alpha_shape)

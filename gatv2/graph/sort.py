@@ -1,5 +1,7 @@
 """A graph's edges sorted by query and by key: with our counting sort, or as PyTorch sorts."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,8 @@ def sort_edges(
     if _has_counting_sort(query):
         from gatv2.numba import counting_sort
 
-        return counting_sort.sort_edges(query, key, n_queries, n_keys)
+        arrays = query.detach().numpy(), key.detach().numpy()
+        return _as_tensors(counting_sort.sort_edges(*arrays, n_queries, n_keys))
     counts = query.shape[0], n_queries, n_keys
     dtype = torch.int32 if all(map(_fits_int32, counts)) else torch.int64
     query, key = query.to(dtype), key.to(dtype)
@@ -30,7 +33,8 @@ def sort_by_key(
     if _has_counting_sort(key_index):
         from gatv2.numba import counting_sort
 
-        return counting_sort.transpose(query_ptr, key_index, n_keys)
+        arrays = query_ptr.detach().numpy(), key_index.detach().numpy()
+        return _as_tensors(counting_sort.transpose(*arrays, n_keys))
     sorted_keys, edge = _stable_sort(key_index)
     ptr = _pointers(sorted_keys, n_keys)
     return ptr, edge.to(ptr.dtype), query_index[edge]
@@ -39,6 +43,11 @@ def sort_by_key(
 def _has_counting_sort(index: Tensor) -> bool:
     """Ours is compiled for the CPU; elsewhere, and under a transform, PyTorch sorts."""
     return index.device.type == "cpu" and is_inspectable(index) and numba_import_failure() is None
+
+
+def _as_tensors(arrays: Any) -> Any:
+    with torch._C._DisableFuncTorch():  # a torch.func transform would wrap every new tensor
+        return tuple(map(torch.from_numpy, arrays))
 
 
 def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:

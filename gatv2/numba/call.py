@@ -13,7 +13,7 @@ from gatv2.philox import WORDS_PER_COUNTER
 
 
 class ArrayArguments(NamedTuple):
-    """What `gatv2.operator.define.Arguments` holds, as arrays and numbers.
+    """What `gatv2.operator.arguments.Arguments` holds, as arrays and numbers.
 
     Floating-point arrays are of any dtype, but what is not float64 is computed in float32, and results
     have the dtype that is computed in.
@@ -47,7 +47,7 @@ class ArrayArguments(NamedTuple):
 
 
 class ArrayCotangents(NamedTuple):
-    """What `gatv2.operator.define.Cotangents` holds, as arrays; empty where there is none."""
+    """What `gatv2.operator.arguments.Cotangents` holds, as arrays; empty where there is none."""
 
     d_out: Array
     d_lse: Array

@@ -4,9 +4,9 @@ The kernel and its gradient are two operators, so first-order differentiation st
 transform. The gradient's own derivative goes through the reference.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from torch import Tensor
@@ -14,70 +14,72 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from gatv2.operator.arguments import Arguments, Cotangents, unflatten
 from gatv2.precision import FLOATING_DTYPES, computed_in
 from gatv2.torch_internals import numba_import_failure
 
-_OPTIONS = "Tensor? seed, int n_blocks, int n_mapped, float negative_slope, float dropout, bool "
+__all__ = ["Arguments", "Cotangents", "Launcher", "define", "unsupported"]
+
 _N_OPTIONS = 6
 _library = torch.library.Library("gatv2", "DEF")
 
 
 class Launcher(Protocol):
-    """The compiled kernels: a module that is imported when it is first needed."""
+    """The compiled kernels of one device."""
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """(out, log-sum-exp, alpha) of the operator's arguments."""
+    def forward(self, arguments: Arguments, /) -> tuple[Tensor, Tensor, Tensor]:
+        """(out, log-sum-exp, alpha); alpha is empty unless `wants_rows`."""
 
-    def backward(
-        self, d_out: Tensor, d_lse: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
-    ) -> tuple[Tensor, ...]:
-        """Gradients of query, key, attn, edge_features and edge_projection."""
+    def backward(self, cotangents: Cotangents, arguments: Arguments, /) -> tuple[Tensor, ...]:
+        """Gradients of query, key, attn, edge_features and edge_projection.
+
+        That of edge_features is empty unless `wants_rows`, and so is that of what is None.
+        """
 
 
 Reference = Callable[..., tuple[Tensor, Tensor, Tensor | None]]
 """(query, key, attn, adjacency, seed, n_blocks, negative_slope, dropout, edge_features,
 edge_projection) -> (out, log-sum-exp, alpha)."""
 
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int: "int",
+    float: "float",
+    bool: "bool",
+}
+
 
 def define(
     name: str,
-    adjacency: str,
-    launcher: Callable[[], Launcher],
+    adjacency: type[Any],
+    launchers: Mapping[str, Callable[[], Launcher]],
     reference: Reference,
     alpha_shape: Callable[..., tuple[int, ...]],
 ) -> Any:
     """Define the operator `gatv2::name` and its gradient, `gatv2::name_backward`.
 
-    The operator is (query, key, attn, edge_features, edge_projection, *adjacency, seed, n_blocks,
-    n_mapped, negative_slope, dropout, with_alpha) -> (out, log-sum-exp, alpha). `n_mapped` is the
-    number of leading batch dimensions that dropout does not tell apart, and for which the gradients
-    of attn and edge_projection are not summed: those that `torch.vmap` added. Without `with_alpha`,
-    alpha is empty, and a cotangent of alpha or of the log-sum-exp is empty if it is zero.
-    `edge_features`, None or with the batch dimensions of query, have a row for each edge or pair of
-    nodes. The gradients of what is None are empty, and that of edge_features is without
-    `with_d_edge_features`.
+    The operator is `Arguments`, flattened, -> (out, log-sum-exp, alpha); its gradient is `Cotangents`
+    and `Arguments` -> gradients of query, key, attn, edge_features and edge_projection.
 
     Args:
         name: name of the operator.
-        adjacency: schema of the tensors that make up the graph.
-        launcher: returns the compiled kernels.
+        adjacency: named tuple of the tensors that make up the graph.
+        launchers: for each dispatch key ("CPU", "CUDA"), what returns its compiled kernels: a function
+            that imports them, when they are first needed.
         reference: the same function by plain PyTorch operations.
         alpha_shape: shape of alpha, given query, key and the adjacency's tensors.
     """
-    inputs = (
-        "Tensor query, Tensor key, Tensor attn, Tensor? edge_features, Tensor? edge_projection, "
-        f"{adjacency}, {_OPTIONS}"
-    )
-    _library.define(f"{name}({inputs} with_alpha) -> (Tensor, Tensor, Tensor)")
+    inputs = _schema(Arguments, adjacency)
+    _library.define(f"{name}({inputs.format(wants_rows='with_alpha')}) -> (Tensor, Tensor, Tensor)")
     _library.define(
-        f"{name}_backward(Tensor d_out, Tensor d_lse, Tensor d_alpha, Tensor lse, {inputs} "
-        "with_d_edge_features) "
+        f"{name}_backward({_schema(Cotangents)}, {inputs.format(wants_rows='with_d_edge_features')}) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
     operator = getattr(torch.ops.gatv2, name).default
     gradient = getattr(torch.ops.gatv2, f"{name}_backward").default
-    _library.impl(name, lambda *arguments: launcher().forward(*arguments), "CPU")
-    _library.impl(f"{name}_backward", lambda *arguments: launcher().backward(*arguments), "CPU")
+    for key, launcher in launchers.items():
+        _launch(name, adjacency, key, launcher)
 
     def forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         query, key, _, _, _, *tensors = arguments[:-_N_OPTIONS]
@@ -179,6 +181,34 @@ def define(
         _batching_rule(gradient, mappable=(0, 1, 2, 3, 4, 5, 7)),
     )
     return operator
+
+
+def _schema(fields: type[Any], adjacency: type[Any] | None = None) -> str:
+    """The fields of a named tuple as an operator's schema, with a gap for the name of `wants_rows`."""
+    arguments = []
+    for name, kind in get_type_hints(fields).items():
+        if name == "adjacency":
+            assert adjacency is not None
+            arguments.append(_schema(adjacency))
+        else:
+            shown = "{wants_rows}" if name == "wants_rows" else name
+            arguments.append(f"{_SCHEMA_TYPES[kind]} {shown}")
+    return ", ".join(arguments)
+
+
+def _launch(name: str, adjacency: type[Any], key: str, launcher: Callable[[], Launcher]) -> None:
+    """Have a device's kernels called for its tensors."""
+    n_cotangents = len(Cotangents._fields)
+
+    def forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return launcher().forward(unflatten(flat, adjacency))
+
+    def backward(*flat: Any) -> tuple[Tensor, ...]:
+        cotangents = Cotangents(*flat[:n_cotangents])
+        return launcher().backward(cotangents, unflatten(flat[n_cotangents:], adjacency))
+
+    _library.impl(name, forward, key)
+    _library.impl(f"{name}_backward", backward, key)
 
 
 def unsupported(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gatv2.numba.call import ArrayArguments, ArrayCotangents
 from gatv2.numba.memory import Array
-from gatv2.operator.define import Arguments, Cotangents
+from gatv2.operator.arguments import Arguments, Cotangents
 
 
 class ArrayKernels(Protocol):

@@ -1,6 +1,7 @@
 """The fused CPU kernel over a list of edges: same function as `gatv2.sparse.reference`."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,23 @@ from gatv2.operator.define import Launcher, define, unsupported
 from gatv2.sparse import reference
 
 __all__ = ["gatv2_attention", "unsupported"]
+
+
+class Adjacency(NamedTuple):
+    """What tells the kernels the graph: that of a `Graph`."""
+
+    query_ptr: Tensor
+    key_index: Tensor
+    key_ptr: Tensor | None
+    """Where each key's edges begin; like the next two, None where no gradient is expected."""
+    edges_by_key: Tensor | None
+    queries_by_key: Tensor | None
+    head_mask: Tensor | None
+    edge_id: Tensor | None
+    """The row of features of each edge; None without features of edges."""
+    query_id: Tensor | None
+    """Numbers of queries for dropout; None, like those of keys, if they are the positions."""
+    key_id: Tensor | None
 
 
 def gatv2_attention(
@@ -71,10 +89,11 @@ def _node_ids(graph: Graph) -> tuple[Tensor | None, Tensor | None]:
     return query_id, key_id
 
 
-def _launcher() -> Launcher:
+def _numba() -> Launcher:
+    from gatv2.operator.on_arrays import OnArrays
     from gatv2.sparse import numba_kernel
 
-    return numba_kernel
+    return OnArrays(numba_kernel)
 
 
 def _reference(
@@ -125,11 +144,4 @@ def _alpha_shape(query: Tensor, _key: Tensor, *adjacency: Tensor) -> tuple[int, 
     return (*query.shape[:-3], adjacency[1].shape[0], query.shape[-2])
 
 
-_attention = define(
-    "sparse_attention",
-    "Tensor query_ptr, Tensor key_index, Tensor? key_ptr, Tensor? edges_by_key, "
-    "Tensor? queries_by_key, Tensor? head_mask, Tensor? edge_id, Tensor? query_id, Tensor? key_id",
-    _launcher,
-    _reference,
-    _alpha_shape,
-)
+_attention = define("sparse_attention", Adjacency, {"CPU": _numba}, _reference, _alpha_shape)
