@@ -1,4 +1,4 @@
-"""The fused kernels over a dense mask, on arrays: it is compacted to lists of keys, some rows at a time."""
+"""The fused kernels over a dense mask, on arrays: compacted to lists of keys, some rows at a time."""
 
 from math import prod
 from typing import NamedTuple
@@ -116,7 +116,8 @@ def backward(
 
 def _fold(launch: Launch) -> Array:
     """The mask; if each feature set has its own, the call becomes one of a block-diagonal graph."""
-    (mask,) = Adjacency(*launch.arguments.adjacency)
+    adjacency: Adjacency = launch.arguments.adjacency
+    mask = adjacency.mask
     if prod(mask.shape[:-3]) > 1:
         n_mapped, shape = launch.arguments.n_mapped, launch.arguments.query.shape
         mask = np.broadcast_to(mask, (*shape[n_mapped:-3], *mask.shape[-3:]))
@@ -125,7 +126,8 @@ def _fold(launch: Launch) -> Array:
 
 
 def _count_row_chunks(launch: Launch, rows: Array) -> int:
-    return min(count_chunks(rows.size * 8), max(launch.n_queries, 1))
+    n_chunks: int = min(count_chunks(rows.size * 8), max(launch.n_queries, 1))
+    return n_chunks
 
 
 def _pointers(launch: Launch, rows: Array, stride: int, n_heads: int) -> Array:

@@ -41,8 +41,8 @@ def gatv2_attention(
 
 
 def _numba() -> Launcher:
-    from gatv2.operator.on_arrays import OnArrays
     from gatv2.dense import numba_kernel
+    from gatv2.operator.on_arrays import OnArrays
 
     return OnArrays(numba_kernel)
 

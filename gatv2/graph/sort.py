@@ -1,10 +1,9 @@
 """A graph's edges sorted by query and by key: with our counting sort, or as PyTorch sorts."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from gatv2.numba.memory import Array
 from gatv2.torch_internals import is_inspectable, numba_import_failure
 
 
@@ -16,7 +15,10 @@ def sort_edges(
         from gatv2.numba import counting_sort
 
         arrays = query.detach().numpy(), key.detach().numpy()
-        return _as_tensors(counting_sort.sort_edges(*arrays, n_queries, n_keys))
+        ptr, key_index, query_index, edge_id = map(
+            _as_tensor, counting_sort.sort_edges(*arrays, n_queries, n_keys)
+        )
+        return ptr, key_index, query_index, edge_id
     counts = query.shape[0], n_queries, n_keys
     dtype = torch.int32 if all(map(_fits_int32, counts)) else torch.int64
     query, key = query.to(dtype), key.to(dtype)
@@ -34,7 +36,8 @@ def sort_by_key(
         from gatv2.numba import counting_sort
 
         arrays = query_ptr.detach().numpy(), key_index.detach().numpy()
-        return _as_tensors(counting_sort.transpose(*arrays, n_keys))
+        ptr, edge, query = map(_as_tensor, counting_sort.transpose(*arrays, n_keys))
+        return ptr, edge, query
     sorted_keys, edge = _stable_sort(key_index)
     ptr = _pointers(sorted_keys, n_keys)
     return ptr, edge.to(ptr.dtype), query_index[edge]
@@ -45,9 +48,9 @@ def _has_counting_sort(index: Tensor) -> bool:
     return index.device.type == "cpu" and is_inspectable(index) and numba_import_failure() is None
 
 
-def _as_tensors(arrays: Any) -> Any:
+def _as_tensor(array: Array) -> Tensor:
     with torch._C._DisableFuncTorch():  # a torch.func transform would wrap every new tensor
-        return tuple(map(torch.from_numpy, arrays))
+        return torch.from_numpy(array)
 
 
 def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:

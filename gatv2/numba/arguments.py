@@ -25,7 +25,8 @@ Integers: TypeAlias = Any  # an array of int32 or int64
 Words: TypeAlias = Any  # an array of uint32
 Bytes: TypeAlias = Any  # an array of uint8
 Flags: TypeAlias = Any  # an array of bool
-Plain: TypeAlias = tuple[Any, ...]  # from Python, the elements of the named tuple that is made of it
+Nothing: TypeAlias = Any  # of what only writes
+Plain: TypeAlias = Any  # a tuple from Python: the elements of the named tuple that is made of it
 
 
 class Dropout(NamedTuple):

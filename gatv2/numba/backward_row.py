@@ -116,9 +116,7 @@ def backward_query_row(
                 vectors, problem, place, block, scale, delta, buffers, per_edge.weights
             )
             for part in range(problem.span):
-                _add_positive(
-                    vectors, problem, place, block, part, per_edge, gradients.d_query
-                )
+                _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
                 backward_edges(
                     vectors,
                     problem,
@@ -262,7 +260,7 @@ def _add_positive(
     per_edge: PerEdge,
     d_query: Floats,
 ) -> None:
-    """Add de of the edges with positive x to the query's row of `d_query`; write it in the first block."""
+    """Add de of the edges with positive x to the query's row; the first block writes it."""
     tile = vectors.tile
     at_query = column_of(vectors, problem, place.row, block.group, part)
     total = splat(tile, 0.0)

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class ArrayArguments(NamedTuple):
     """[*mapped, *batch, edges or (queries, keys), D], or None."""
     edge_projection: Array | None
     """[heads, features, D], or None."""
-    adjacency: tuple[Array | None, ...]
+    adjacency: Any
     """The `Adjacency` of the backend."""
     seed: int | None
     """An int64; None without dropout."""

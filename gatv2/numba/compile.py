@@ -13,7 +13,6 @@ from llvmlite import ir
 from numba import njit
 from numba.core import base, extending, typing
 
-
 Function = TypeVar("Function", bound=Callable[..., object])
 Decorator = Callable[[Callable[..., object]], Any]
 

@@ -112,7 +112,9 @@ def _repeat(query_ptr: Integers, query_index: Integers) -> None:
 
 
 @kernel
-def _transpose(query_ptr: Integers, key_index: Integers, ptr: Integers, edge: Integers, query: Integers) -> None:
+def _transpose(
+    query_ptr: Integers, key_index: Integers, ptr: Integers, edge: Integers, query: Integers
+) -> None:
     for e in range(key_index.size):
         ptr[key_index[e]] += 1
     _starts(ptr)

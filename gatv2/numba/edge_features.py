@@ -95,7 +95,15 @@ def backward_edges(
             )
             if d_edges.d_x.size > 0:
                 _add_to_features(
-                    vectors, edges, place, edge_list, batch, column, slopes_de, buffers.scores, d_edges
+                    vectors,
+                    edges,
+                    place,
+                    edge_list,
+                    batch,
+                    column,
+                    slopes_de,
+                    buffers.scores,
+                    d_edges,
                 )
 
 
@@ -158,7 +166,7 @@ def _add_to_features(
     total: Floats,
     d_edges: EdgeGradients,
 ) -> None:
-    """Add what comes through a tile to the gradient of the edges' features; write it for the first tile."""
+    """Add what comes through a tile to the gradient of x; the first tile writes it."""
     d_x, n_features, n_lanes = d_edges.d_x, edges.n_features, vectors.line.lanes
     n = batch.end - batch.begin
     for i in range(0, n, 4):

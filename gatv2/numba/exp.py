@@ -6,7 +6,16 @@ from llvmlite import ir
 from numba import types
 
 from gatv2.numba.arguments import Vector
-from gatv2.numba.compile import Builder, Context, Signature, Typing, Value, Values, intrinsic, overload
+from gatv2.numba.compile import (
+    Builder,
+    Context,
+    Signature,
+    Typing,
+    Value,
+    Values,
+    intrinsic,
+    overload,
+)
 from gatv2.numba.simd import fma, select, splat
 from gatv2.numba.vectors import VectorType
 

@@ -115,7 +115,7 @@ def _keep_scores(
 def _exponentials(
     vectors: VectorClasses, block: Block, scores: Floats, subtracted: Vector
 ) -> Vector:
-    """Write the exponentials of a block's scores, less what is subtracted, over them; return their sum."""
+    """Replace a block's scores by the exponentials of what is left of them; return their sum."""
     flat, n = vectors.flat, (block.end - block.begin) * vectors.heads.lanes
     store(scores, n, splat(flat, -np.inf))
     subtracted_flat, total = repeat(flat, subtracted), splat(flat, 0.0)

@@ -142,7 +142,7 @@ class EdgeFeatureGradients:
         self.plain: Plain = (self.d_x.ravel(), self.shares.ravel(), by_lane.ravel())
 
     def results(self) -> tuple[Array, Array, Array]:
-        """What attn gets of them (padded), of edge_features (empty if not wanted), of edge_projection."""
+        """Of attn, padded; of edge_features, empty if nobody wants it; of edge_projection."""
         launch, tiles = self.launch, self.launch.tiles
         total = _total(launch, self.shares)  # [*mapped, D, *padded]
         d_attn = (self.projection.reshape(total.shape[-3:]) * total).sum(-3)
@@ -221,8 +221,8 @@ def _backward_keys(
         for j in rows_of(key_ptr, chunk, chunks):
             place = KeyPlace(
                 copy * problem.n_keys + j,
-                key_ptr[j],
-                key_ptr[j + 1],
+                np.int64(key_ptr[j]),
+                np.int64(key_ptr[j + 1]),
                 copy * problem.n_queries + first_query,
                 copy * n_edges,
             )

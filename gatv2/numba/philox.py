@@ -77,7 +77,7 @@ def _write_counters(
     counters: Words,
     multiplicities: Index,
 ) -> None:
-    """Write the number of each edge's key, and from `multiplicities` on how many parallel edges came before."""
+    """Write each edge's key and, from `multiplicities` on, how many parallel edges came before."""
     key, begin = edge_list.key, block.begin
     multiplicity = 0
     while begin - multiplicity > place.start and key[begin - multiplicity - 1] == key[begin]:

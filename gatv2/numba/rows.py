@@ -1,5 +1,7 @@
 """Where things stand: the rows of a chunk, a query among all, tiles and edges in their arrays."""
 
+import numpy as np
+
 from gatv2.numba.arguments import Index, Integers, NodeIds, Place, Problem, VectorClasses
 from gatv2.numba.compile import inline
 from gatv2.numba.threads import Chunks, first_row
@@ -38,8 +40,8 @@ def place_of(
     batch = copy % problem.n_batches + block  # one of the two is zero
     return Place(
         copy * problem.n_queries + i,
-        start,
-        stop,
+        np.int64(start),
+        np.int64(stop),
         copy * problem.n_keys,
         copy * n_edges,
         copy * problem.n_edge_rows,

@@ -12,7 +12,18 @@ from numba import types
 from numba.core import cgutils
 from numba.np.arrayobj import make_array
 
-from gatv2.numba.arguments import Bits, Bytes, Flags, Floats, Index, Mask, Number, Vector, VectorClass
+from gatv2.numba.arguments import (
+    Bits,
+    Bytes,
+    Flags,
+    Floats,
+    Index,
+    Mask,
+    Nothing,
+    Number,
+    Vector,
+    VectorClass,
+)
 from gatv2.numba.compile import (
     Builder,
     Context,
@@ -153,7 +164,7 @@ def broadcast(_typing: Typing, cls: VectorClass, array: Floats, index: Index) ->
 
 
 @intrinsic
-def store(_typing: Typing, array: Floats, index: Index, value: Vector) -> None:
+def store(_typing: Typing, array: Floats, index: Index, value: Vector) -> Nothing:
     """Store a vector from `array[index]` on."""
 
     def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
@@ -196,7 +207,7 @@ def load_bits(_typing: Typing, cls: VectorClass, array: Bytes, index: Index) -> 
 
 
 @intrinsic
-def store_bits(_typing: Typing, array: Bytes, index: Index, mask: Mask) -> None:
+def store_bits(_typing: Typing, array: Bytes, index: Index, mask: Mask) -> Nothing:
     """Store a mask, one bit a lane, in the bytes from `array[index]` on."""
 
     def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
@@ -242,7 +253,7 @@ def count_bits(_typing: Typing, bits: Bits) -> Index:
 
 
 @intrinsic
-def prefetch(_typing: Typing, cls: VectorClass, array: Floats, index: Index) -> None:
+def prefetch(_typing: Typing, cls: VectorClass, array: Floats, index: Index) -> Nothing:
     """Ask for the vector of class `cls` at `array[index]` ahead of its use."""
     vector = _vector(cls)
 

@@ -4,7 +4,7 @@ Tensors become arrays once a call, without a copy, but for half precision, which
 it becomes float32 here, which is what the kernels compute it in.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from gatv2.operator.arguments import Arguments, Cotangents
 
 class ArrayKernels(Protocol):
     """A module of kernels on arrays."""
+
+    Adjacency: type[Any]
+    """The graph, a named tuple of arrays."""
 
     def forward(self, arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         """(out, log-sum-exp, alpha)."""
@@ -39,18 +42,18 @@ class OnArrays:
     def forward(self, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         """(out, log-sum-exp, alpha) of the operator's arguments."""
         dtype = arguments.query.dtype
-        out, lse, alpha = self._kernels.forward(_as_arrays(arguments))
+        out, lse, alpha = self._kernels.forward(_as_arrays(arguments, self._kernels.Adjacency))
         return _as_tensor(out, dtype), torch.from_numpy(lse), _as_tensor(alpha, dtype)
 
     def backward(self, cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
         """Gradients of query, key, attn, edge_features and edge_projection."""
         dtype = arguments.query.dtype
         arrays = ArrayCotangents(*map(_as_array, cotangents))
-        gradients = self._kernels.backward(arrays, _as_arrays(arguments))
+        gradients = self._kernels.backward(arrays, _as_arrays(arguments, self._kernels.Adjacency))
         return tuple(_as_tensor(gradient, dtype) for gradient in gradients)
 
 
-def _as_arrays(arguments: Arguments) -> ArrayArguments:
+def _as_arrays(arguments: Arguments, adjacency: type[Any]) -> ArrayArguments:
     x, projection, seed = arguments.edge_features, arguments.edge_projection, arguments.seed
     return ArrayArguments(
         _as_array(arguments.query),
@@ -58,7 +61,7 @@ def _as_arrays(arguments: Arguments) -> ArrayArguments:
         _as_array(arguments.attn),
         None if x is None else _as_array(x),
         None if projection is None else _as_array(projection),
-        tuple(None if tensor is None else _as_array(tensor) for tensor in arguments.adjacency),
+        adjacency(*(None if x is None else _as_array(x) for x in arguments.adjacency)),
         None if seed is None else int(seed),
         arguments.n_blocks,
         arguments.n_mapped,

@@ -92,7 +92,7 @@ def backward(
 def _graph(arguments: ArrayArguments) -> Adjacency:
     """The graph in contiguous arrays, as all kernels read them."""
     arrays = (None if x is None else np.ascontiguousarray(x) for x in arguments.adjacency)
-    return Adjacency(*arrays)  # type: ignore[arg-type]
+    return Adjacency._make(arrays)
 
 
 def _edge_list(graph: Adjacency) -> Plain:
