@@ -213,23 +213,23 @@ class EdgeGradients(NamedTuple):
 class QueryGradients(NamedTuple):
     """What the pass over queries writes, for one chunk."""
 
+    chunk: Index
     d_query: Floats
     d_attn: Floats
     """[chunks, heads, features]: shares, summed into."""
     edges: Plain
     """See `EdgeGradients`; None if edges have no features."""
-    chunk: Index
 
 
 class KeyGradients(NamedTuple):
     """What the pass over keys writes, for one chunk."""
 
+    chunk: Index
     d_key: Floats
     adds: bool
     """Whether to add to d_key, or to write it."""
     d_attn: Floats
     """[chunks, heads, features]: shares, summed into."""
-    chunk: Index
 
 
 @inline

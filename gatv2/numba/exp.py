@@ -17,7 +17,6 @@ from gatv2.numba.compile import (
     overload,
 )
 from gatv2.numba.simd import fma, select, splat
-from gatv2.numba.vectors import VectorType
 
 
 @intrinsic
@@ -42,7 +41,7 @@ def exp(x: Vector) -> Vector:
 
 
 @overload(exp)
-def _overload_exp(x: VectorType) -> Callable[[Vector], Vector]:
+def _overload_exp(x: Vector) -> Callable[[Vector], Vector]:
     return _exp_float32 if x.dtype == types.float32 else _exp_float64
 
 

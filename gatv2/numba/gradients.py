@@ -196,7 +196,7 @@ def _backward_queries(
                 buffers,
                 incoming,
                 per_edge,
-                QueryGradients(*gradients, chunk),
+                QueryGradients(chunk, *gradients),
             )
         chunk = next_chunk(chunks)
 
@@ -234,6 +234,6 @@ def _backward_keys(
                 head_mask,
                 d_out,
                 per_edge,
-                KeyGradients(*gradients, chunk),
+                KeyGradients(chunk, *gradients),
             )
         chunk = next_chunk(chunks)
