@@ -45,6 +45,7 @@ class Problem(NamedTuple):
     A feature set has its own query and key, and shares attn and the graph with the others.
     """
 
+    dropout: Dropout
     query: Floats
     """[feature sets, queries, heads, features], padded to whole tiles."""
     key: Floats
@@ -69,7 +70,6 @@ class Problem(NamedTuple):
     """Rows of features of edges, of a feature set; 0 if there are none."""
     slope: Number
     """The negative slope."""
-    dropout: Dropout
 
 
 class EdgeFeatures(NamedTuple):
@@ -235,7 +235,7 @@ class KeyGradients(NamedTuple):
 @inline
 def as_problem(problem: Plain) -> Problem:
     """Name the arguments of a call."""
-    return Problem(*problem[:-1], Dropout(*problem[-1]))
+    return Problem(Dropout(*problem[0]), *problem[1:])
 
 
 @inline

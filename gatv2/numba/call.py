@@ -91,6 +91,7 @@ class Launch:
         """The elements of `gatv2.numba.arguments.Problem`."""
         call, tiles, n_blocks = self.arguments, self.tiles, max(self.n_blocks, 1)
         return (
+            self._dropout,
             tiles.pad(call.query),
             tiles.pad(call.key),
             self.attn,
@@ -104,7 +105,6 @@ class Launch:
             -(-tiles.n_heads // WORDS_PER_COUNTER),
             self.n_edge_rows,
             call.negative_slope,
-            self._dropout,
         )
 
     @property

@@ -48,8 +48,9 @@ def test_sorts_as_torch_does(data: Any) -> None:
         assert_same(actual, expected)
     query_ptr, key_index, query_index, _ = result
     by_key = counting_sort.transpose(query_ptr, key_index, n_keys)
-    ptr, _, _, edge = sorted_by_torch(*map(torch.from_numpy, (key_index, query_index)), n_keys)
-    query_by_key = torch.from_numpy(query_index)[edge.long()]
+    keys, queries = torch.from_numpy(key_index), torch.from_numpy(query_index)
+    ptr, _, _, edge = sorted_by_torch(keys, queries, n_keys)
+    query_by_key = queries[edge.long()]
     for actual, expected in zip(by_key, (ptr, edge, query_by_key), strict=True):
         assert_same(actual, expected)
 

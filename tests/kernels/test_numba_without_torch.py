@@ -1,4 +1,4 @@
-"""The kernels of Numba stand on arrays: none of their files loads PyTorch, and JAX stands on them too."""
+"""The kernels of Numba stand on arrays: no file of theirs loads PyTorch."""
 
 import subprocess
 import sys
