@@ -17,6 +17,7 @@ from gatv2.graph.edge_features import (
     check_edge_features,
     is_mask,
 )
+from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.random import as_seed
 from gatv2.sparse import reference as sparse_reference
@@ -155,7 +156,7 @@ def gatv2_attention(
         dropout=dropout,
         seed=as_seed(seed, query.device) if dropout > 0 else None,
         return_attention=return_attention,
-        **call.edges,
+        edges=EdgeInputs.join(**call.edges),
     )
     results = [out.reshape(call.out_shape)]
     results += [] if alpha is None else [alpha]
@@ -190,7 +191,10 @@ def gatv2_scores(
     check_slope(negative_slope)
     edges = (edge_features, edge_projection)
     call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
-    options: dict[str, Any] = {"negative_slope": negative_slope, **call.edges}
+    options: dict[str, Any] = {
+        "negative_slope": negative_slope,
+        "edges": EdgeInputs.join(**call.edges),
+    }
     if isinstance(call.adjacency, Graph):
         scores = sparse_reference.gatv2_scores(
             call.query, call.key, attn, call.adjacency, **options

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from gatv2.numba.memory import Array
-from gatv2.torch_internals import is_inspectable, numba_import_failure
+from gatv2.numba.support import import_failure
+from gatv2.torch_internals import fits_int32, is_inspectable, without_transforms
 
 
 def sort_edges(
@@ -14,13 +14,14 @@ def sort_edges(
     if _has_counting_sort(query):
         from gatv2.numba import counting_sort
 
-        arrays = query.detach().numpy(), key.detach().numpy()
-        ptr, key_index, query_index, edge_id = map(
-            _as_tensor, counting_sort.sort_edges(*arrays, n_queries, n_keys)
-        )
+        with without_transforms():  # which would wrap every new tensor
+            arrays = counting_sort.sort_edges(
+                query.detach().numpy(), key.detach().numpy(), n_queries, n_keys
+            )
+            ptr, key_index, query_index, edge_id = map(torch.from_numpy, arrays)
         return ptr, key_index, query_index, edge_id
     counts = query.shape[0], n_queries, n_keys
-    dtype = torch.int32 if all(map(_fits_int32, counts)) else torch.int64
+    dtype = torch.int32 if all(map(fits_int32, counts)) else torch.int64
     query, key = query.to(dtype), key.to(dtype)
     _, by_key = _stable_sort(key)
     query_index, by_query = _stable_sort(query[by_key])
@@ -35,8 +36,11 @@ def sort_by_key(
     if _has_counting_sort(key_index):
         from gatv2.numba import counting_sort
 
-        arrays = query_ptr.detach().numpy(), key_index.detach().numpy()
-        ptr, edge, query = map(_as_tensor, counting_sort.transpose(*arrays, n_keys))
+        with without_transforms():
+            order = counting_sort.transpose(
+                query_ptr.detach().numpy(), key_index.detach().numpy(), n_keys
+            )
+            ptr, edge, query = map(torch.from_numpy, order)
         return ptr, edge, query
     sorted_keys, edge = _stable_sort(key_index)
     ptr = _pointers(sorted_keys, n_keys)
@@ -45,12 +49,7 @@ def sort_by_key(
 
 def _has_counting_sort(index: Tensor) -> bool:
     """Ours is compiled for the CPU; elsewhere, and under a transform, PyTorch sorts."""
-    return index.device.type == "cpu" and is_inspectable(index) and numba_import_failure() is None
-
-
-def _as_tensor(array: Array) -> Tensor:
-    with torch._C._DisableFuncTorch():  # a torch.func transform would wrap every new tensor
-        return torch.from_numpy(array)
+    return index.device.type == "cpu" and is_inspectable(index) and import_failure() is None
 
 
 def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,14 +57,6 @@ def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
     in_onnx = torch.onnx.is_in_onnx_export()
     ordered, position = torch.sort(values) if in_onnx else torch.sort(values, stable=True)
     return ordered, position
-
-
-def _fits_int32(count: int) -> bool:
-    if not torch.compiler.is_compiling():
-        return count < 2**31
-    from torch.fx.experimental.symbolic_shapes import guard_or_false
-
-    return guard_or_false(count < 2**31)  # a count that depends on values may not fit
 
 
 def _pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
