@@ -77,58 +77,49 @@ def backward_query_row(
     n_blocks = (place.stop - place.start + BLOCK - 1) // BLOCK
     for group in range(problem.n_groups):
         sum_p, sum_p_dp, sum_de = zero, zero, zero
+        scale, delta = zero, zero
         # the first sweep sums; a single block is still in the buffers when the second one starts
-        for i in range(n_blocks):
-            block = _block_of(place, group, i)
-            p, p_dp = _coefficients(
-                vectors,
-                problem,
-                edges,
-                key_id,
-                place,
-                edge_list,
-                head_mask,
-                block,
-                buffers,
-                incoming,
-                per_edge,
-            )
-            sum_p, sum_p_dp = sum_p + p, sum_p_dp + p_dp
-        scale = select(sum_p > zero, splat(heads, 1.0) / sum_p, sum_p)
-        delta = _minus_d_lse(vectors, problem, place, group, incoming.d_lse, sum_p_dp * scale)
-        for i in range(n_blocks):
-            block = _block_of(place, group, i)
-            if n_blocks > 1:
-                _coefficients(
-                    vectors,
-                    problem,
-                    edges,
-                    key_id,
-                    place,
-                    edge_list,
-                    head_mask,
-                    block,
-                    buffers,
-                    incoming,
-                    per_edge,
+        for sweep in range(2):
+            for i in range(n_blocks):
+                block = _block_of(place, group, i)
+                if sweep == 0 or n_blocks > 1:
+                    p, p_dp = _coefficients(
+                        vectors,
+                        problem,
+                        edges,
+                        key_id,
+                        place,
+                        edge_list,
+                        head_mask,
+                        block,
+                        buffers,
+                        incoming,
+                        per_edge,
+                    )
+                if sweep == 0:
+                    sum_p, sum_p_dp = sum_p + p, sum_p_dp + p_dp
+                    continue
+                sum_de = sum_de + _write_weights(
+                    vectors, problem, place, block, scale, delta, buffers, per_edge.weights
                 )
-            sum_de = sum_de + _write_weights(
-                vectors, problem, place, block, scale, delta, buffers, per_edge.weights
-            )
-            for part in range(problem.span):
-                _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
-                backward_edges(
-                    vectors,
-                    problem,
-                    edges,
-                    place,
-                    edge_list,
-                    block,
-                    part,
-                    buffers,
-                    per_edge,
-                    gradients,
-                )
+                for part in range(problem.span):
+                    _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
+                    backward_edges(
+                        vectors,
+                        problem,
+                        edges,
+                        place,
+                        edge_list,
+                        block,
+                        part,
+                        buffers,
+                        per_edge,
+                        gradients,
+                    )
+            if sweep == 0:
+                scale = select(sum_p > zero, splat(heads, 1.0) / sum_p, sum_p)
+                delta = sum_p_dp * scale
+                delta = _minus_d_lse(vectors, problem, place, group, incoming.d_lse, delta)
         _finish_query(vectors, problem, place, head_mask, group, sum_de, gradients)
 
 
