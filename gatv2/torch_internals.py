@@ -68,7 +68,9 @@ def without_transforms() -> AbstractContextManager[Any]:
 
 
 if TYPE_CHECKING:
-    from functools import cached_property as made_once
+    from functools import cached_property
+
+    made_once = cached_property
 else:
 
     def made_once(make: Callable[[Any], Any]) -> property:

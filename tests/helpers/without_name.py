@@ -1,4 +1,4 @@
-"""Runs pytest in a PyTorch that has moved a private name: gatv2 does not find it, PyTorch's own code does.
+"""Runs pytest in a PyTorch that has moved a private name: PyTorch's own code finds it, gatv2 does not.
 
     python without_name.py torch.autograd.function _SingleLevelFunction tests/laws/test_transforms.py
 
