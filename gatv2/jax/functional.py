@@ -211,7 +211,7 @@ def _check_projections(query: jax.Array, key: jax.Array, attn: jax.Array) -> Non
         if not isinstance(array, jax.Array):
             raise TypeError(
                 f"`{name}` must be a jax.Array; got {type(array).__name__}: "
-                "convert it with `jnp.asarray`, or `gatv2.jax.as_jax` if it is a torch.Tensor"
+                "convert it with `jnp.asarray`, or `gatv2.jax.as_jax` if it is one of PyTorch"
             )
         if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype != query.dtype:
             dtypes = ", ".join(f"{name}: {array.dtype}" for name, array in arrays.items())

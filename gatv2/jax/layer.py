@@ -251,7 +251,7 @@ def _project(params: Params, h: jax.Array) -> tuple[jax.Array, jax.Array]:
     if not isinstance(h, jax.Array):
         raise TypeError(
             f"`h` must be a jax.Array; got {type(h).__name__}: convert it with `jnp.asarray`, "
-            "or `gatv2.jax.as_jax` if it is a torch.Tensor"
+            "or `gatv2.jax.as_jax` if it is one of PyTorch"
         )
     if h.ndim < 2 or h.shape[-1] != in_features:
         raise ValueError(

@@ -115,7 +115,7 @@ def test_parts_are_the_graph() -> None:
     for i in range(3):
         part = jax.tree.map(lambda x, i=i: x[i], parts)
         assert (part.n_queries, part.n_keys) == (2, 7)
-        assert part.first_query == 2 * i
+        assert np.array_equal(part.query_id, [2 * i, 2 * i + 1])
         pairs = np.stack((part.query_index + 2 * i, part.key_index), axis=1)
         edges += pairs[: part.query_ptr[-1]].tolist()
     assert edges == np.stack((graph.query_index, graph.key_index), axis=1).tolist()

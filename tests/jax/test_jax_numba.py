@@ -108,12 +108,6 @@ def test_forward_mode_is_an_error(graph: Any) -> None:
 
 def test_what_it_can_not_do_names_what_can() -> None:
     query, key, attn, _ = features()
-    parts = gat.Graph.from_edge_index(np.zeros((2, 1), int), N).split(N)
-    part = jax.tree.map(lambda x: x[0], parts)
-    with pytest.raises(
-        ValueError, match=r"kernel='numba' can't serve .* part of a graph.*kernel='jax'"
-    ):
-        gat.gatv2_attention(query[:1], key, attn, part, kernel="numba")
     with pytest.raises(ValueError, match=r"one of \('jax', 'numba'\); got 'cuda'"):
         gat.gatv2_attention(query, key, attn, np.ones((N, N), bool), kernel="cuda")
 

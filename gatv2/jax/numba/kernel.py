@@ -16,7 +16,7 @@ import numpy as np
 from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.graph import Graph
-from gatv2.jax.numba.targets import target
+from gatv2.jax.numba.targets import given, target
 from gatv2.jax.sparse import reference as sparse
 
 Arrays = tuple[jax.Array, ...]
@@ -63,8 +63,6 @@ def unsupported(
         reasons.append(f"it runs on the CPU only, and JAX runs on {platform}")
     if query.dtype not in ("float16", "bfloat16", "float32", "float64"):
         reasons.append(f"it does not compute in {query.dtype}")
-    if isinstance(adjacency, Graph) and adjacency.first_query is not None:
-        reasons.append("it does not number the queries of a part of a graph for dropout")
     return reasons
 
 
@@ -78,7 +76,8 @@ def _attention(
     seed: jax.Array,
 ) -> Arrays:
     """(out, log-sum-exp, alpha), alpha in the kernel's order of edges, and empty unless asked for."""
-    backend, arrays, n_blocks = _as_kernel_reads(adjacency)
+    backend, named, n_blocks = _as_kernel_reads(adjacency)
+    arrays = tuple(named.values())
     *batch_shape, n_queries, n_heads, _ = query.shape
     n_edges = arrays[1].shape[:1] if backend == "sparse" else arrays[0].shape[-3:-1]
     call = jax.ffi.ffi_call(
@@ -99,6 +98,7 @@ def _attention(
         negative_slope=np.float64(options.negative_slope),
         dropout=np.float64(options.dropout),
         n_blocks=np.int64(n_blocks),
+        given=np.int64(given(backend, set(named))),
     )
     return tuple(results)
 
@@ -129,7 +129,8 @@ def _gradients(
     adjacency: Adjacency,
     seed: jax.Array,
 ) -> Arrays:
-    backend, arrays, n_blocks = _as_kernel_reads(adjacency)
+    backend, named, n_blocks = _as_kernel_reads(adjacency)
+    arrays = tuple(named.values())
     call = jax.ffi.ffi_call(
         target(backend, "backward"),
         tuple(_array(x.shape, x.dtype) for x in (query, key, attn)),
@@ -141,12 +142,14 @@ def _gradients(
         attn,
         seed,
         d_out,
+        jnp.zeros(0, lse.dtype),
         d_alpha,
         lse,
         *arrays,
         negative_slope=np.float64(options.negative_slope),
         dropout=np.float64(options.dropout),
         n_blocks=np.int64(n_blocks),
+        given=np.int64(given(backend, set(named))),
     )
     return tuple(gradients)
 
@@ -204,11 +207,27 @@ def _array(shape: tuple[int, ...], dtype: Any) -> Any:
 
 def _as_kernel_reads(
     adjacency: Adjacency,
-) -> tuple[Literal["sparse", "dense"], Arrays, int]:
+) -> tuple[Literal["sparse", "dense"], dict[str, jax.Array], int]:
     """The backend, its arrays as `gatv2.jax.numba.targets.ARRAYS` has them, the number of blocks."""
     if not isinstance(adjacency, Graph):
-        return "dense", (adjacency,), 1
-    arrays: Arrays = (adjacency.query_ptr, adjacency.key_index, *adjacency.by_key)
+        return "dense", {"mask": adjacency}, 1
+    by_key = adjacency.by_key
+    arrays = {
+        "query_ptr": adjacency.query_ptr,
+        "key_index": adjacency.key_index,
+        "key_ptr": by_key.ptr,
+        "edges_by_key": by_key.edge,
+        "queries_by_key": by_key.query,
+    }
     if adjacency.head_mask is not None:
-        arrays += (adjacency.head_mask,)
+        arrays["head_mask"] = adjacency.head_mask
+    if adjacency.query_id is not None or adjacency.key_id is not None:
+        block_queries, block_keys = adjacency.block_shape
+        query_id, key_id = adjacency.query_id, adjacency.key_id
+        arrays["query_id"] = (
+            jnp.arange(adjacency.n_queries) % max(block_queries, 1) if query_id is None else query_id
+        )
+        arrays["key_id"] = (
+            jnp.arange(adjacency.n_keys) % max(block_keys, 1) if key_id is None else key_id
+        )
     return "sparse", arrays, adjacency.n_blocks

@@ -79,7 +79,7 @@ def _softmax(scores: jax.Array, graph: Graph) -> jax.Array:
     return numerator / jnp.where(denominator == 0, 1, denominator)
 
 
-def _gather(values: jax.Array, index: jax.Array, axis: int, fill_value: float = 0.0) -> jax.Array:
+def _gather(values: jax.Array, index: jax.Array, axis: int, fill_value: float = 0) -> jax.Array:
     return jnp.take(values, index, axis=axis, mode="fill", fill_value=fill_value)
 
 
@@ -100,8 +100,10 @@ def _keep(seed: jax.Array, dropout: float, scores: jax.Array, graph: Graph) -> j
         query, key = query % block_queries, key % block_keys
     else:
         batch = jnp.arange(math.prod(batch_shape)).reshape(*batch_shape, 1)
-    if graph.first_query is not None:
-        query = query + graph.first_query
+    if graph.query_id is not None:
+        query = _gather(graph.query_id, graph.query_index, axis=0)
+    if graph.key_id is not None:
+        key = _gather(graph.key_id, graph.key_index, axis=0)
     return keep_mask(
         seed, dropout, query, key, n_heads, multiplicity=graph.multiplicity(), batch=batch
     )
