@@ -322,7 +322,7 @@ class Graph:
                 "the graph numbers its nodes for dropout (`query_id`, `key_id`), which a dense mask "
                 "cannot hold: use backend='sparse'"
             )
-        if (self.multiplicity() * self.is_edge > 0).any():
+        if ((self.multiplicity() > 0) & self.is_edge).any():
             raise ValueError(
                 "the graph has parallel edges, which a dense mask cannot hold: use backend='sparse', "
                 "or merge them with `graph.coalesce()`"
