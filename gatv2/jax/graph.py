@@ -162,6 +162,149 @@ class Graph:
         )
 
     @classmethod
+    def from_graphs_tuple(cls, graphs: Any) -> "Graph":
+        """Prepare jraph's `GraphsTuple`, padded or not; inside of `jit` too.
+
+        Its receivers are our queries, and its senders our keys: a node attends to those that send to it.
+        Nodes and edges keep their numbers, so `graphs.nodes` are features, and `graphs.edges` features of
+        edges, as they are.
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> edges = {"senders": np.array([1, 2]), "receivers": np.array([0, 0])}
+            >>> graphs = SimpleNamespace(nodes=np.ones((3, 4)), n_node=np.array([3]), **edges)
+            >>> Graph.from_graphs_tuple(graphs).edge_index
+            Array([[0, 0],
+                   [1, 2]], dtype=int32)
+        """
+        nodes = jax.tree.leaves(graphs.nodes)
+        if not nodes and not is_concrete(graphs.n_node):
+            raise TypeError(
+                "a GraphsTuple without features of nodes is prepared outside of `jit`, where `n_node` "
+                "is known"
+            )
+        n_nodes = nodes[0].shape[0] if nodes else int(np.sum(graphs.n_node))
+        xp: Any = np if is_concrete(graphs.senders) and is_concrete(graphs.receivers) else jnp
+        return cls.from_edge_index(xp.stack((graphs.receivers, graphs.senders)), n_nodes)
+
+    @classmethod
+    def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
+        """Many graphs of any sizes as one, block-diagonal: nodes and edges are theirs, in turn.
+
+        Features are concatenated alike, and results come apart by `jnp.split`. Padded to fixed numbers of
+        edges and nodes, batches of any graphs share one compilation. Nothing is sorted again.
+
+        Raises:
+            TypeError: a graph is traced.
+            ValueError: there are no graphs, one is padded, or their masks are for different numbers of
+                heads.
+
+        Example:
+            >>> one = Graph.from_edge_index(np.array([[0, 1], [1, 0]]), n_nodes=2)
+            >>> other = Graph.from_edge_index(np.array([[2], [0]]), n_nodes=3)
+            >>> Graph.batch([one, other]).edge_index
+            Array([[0, 1, 4],
+                   [1, 0, 2]], dtype=int32)
+        """
+        if not graphs:
+            raise ValueError("a batch needs at least one graph; got none")
+        hosts = []
+        for graph in graphs:
+            require_concrete(graph, "batch")
+            require_unpadded(graph, "a batch", "pad the batch")
+            hosts.append(as_numpy(graph))
+        counts = [(graph.n_queries, graph.n_keys, graph.n_edges) for graph in hosts]
+        offsets = np.cumsum([(0, 0, 0), *counts], axis=0)
+        dtype = np.int32 if offsets[-1].max() < 2**31 else np.int64
+
+        def joined(arrays: Sequence[Any], by: int) -> Any:
+            return np.concatenate(
+                [array.astype(dtype) + offset[by] for array, offset in zip(arrays, offsets, strict=False)]
+            ).astype(dtype)
+
+        end = offsets[-1:, 2].astype(dtype)
+        query_ptr = np.append(joined([host.query_ptr[:-1] for host in hosts], 2), end)
+        key_ptr = np.append(joined([host.by_key.ptr[:-1] for host in hosts], 2), end)
+        return cls._of(
+            Edges(
+                query_ptr,
+                joined([host.key_index for host in hosts], 1),
+                joined([host.query_index for host in hosts], 0),
+                joined([host.edge_id for host in hosts], 2),
+            ),
+            KeyOrder(
+                key_ptr,
+                joined([host.by_key.edge for host in hosts], 2),
+                joined([host.by_key.query for host in hosts], 0),
+            ),
+            int(offsets[-1, 1]),
+            head_mask=_join_head_masks(hosts),
+            query_id=_join_ids([host.query_id for host in hosts], offsets[:, 0]),
+            key_id=_join_ids([host.key_id for host in hosts], offsets[:, 1]),
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Graph":
+        """Load a graph that `save` has written, here or in PyTorch, after checking every byte of it.
+
+        Raises:
+            ImportError: PyTorch or safetensors is missing.
+            OSError: there is no such file, or it can't be read.
+            ValueError: the file is not one of a graph, or has been truncated or changed.
+        """
+        from gatv2.graph import Graph as TorchGraph
+
+        return cls.from_torch(TorchGraph.load(path))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Save the graph to a file that PyTorch's `gatv2.Graph` reads too; one of that name is replaced.
+
+        Raises:
+            ImportError: PyTorch or safetensors is missing.
+            TypeError: the graph is traced.
+            ValueError: the graph is padded.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> path = mkdtemp() + "/graph.safetensors"
+            >>> Graph.from_edge_index(np.array([[0, 1], [1, 0]]), n_nodes=2).save(path)
+            >>> Graph.load(path)
+            Graph(n_queries=2, n_keys=2, n_edges=2, dtype=int32)
+        """
+        self.to_torch().save(path)
+
+    def to_torch(self) -> "TorchGraph":
+        """The graph for PyTorch.
+
+        Raises:
+            TypeError: the graph is traced.
+            ValueError: the graph is padded.
+        """
+        import torch
+
+        from gatv2.graph import Graph as TorchGraph
+
+        require_concrete(self, "carry over")
+        require_unpadded(self, "a graph of PyTorch", "carry over the graph that was padded")
+        host = as_numpy(self)
+        named = {
+            name: None if array is None else torch.from_numpy(np.array(array))
+            for name, array in (
+                ("query_ptr", host.query_ptr),
+                ("key_index", host.key_index),
+                ("query_index", host.query_index),
+                ("edge_id", host.edge_id),
+                ("head_mask", host.head_mask),
+            )
+        }
+        ids: dict[str, Any] = {
+            name: None if own is None else torch.from_numpy(own.astype(np.int64))
+            for name, own in (("query_id", host.query_id), ("key_id", host.key_id))
+        }
+        arrays: Any = {**named, **ids}
+        return TorchGraph(**arrays, n_keys=self.n_keys, n_blocks=self.n_blocks)
+
+    @classmethod
     def _of(cls, edges: Edges, by_key: KeyOrder, n_keys: int, **others: Any) -> "Graph":
         """A graph of arrays of NumPy, or of traced ones."""
         arrays = {name: value for name, value in others.items() if name != "n_blocks"}
@@ -304,6 +447,36 @@ class Graph:
         stacked: Graph = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
         return stacked
 
+    def coalesce(self) -> "Graph":
+        """The graph with each set of parallel edges replaced by one edge, numbered by (query, key).
+
+        Raises:
+            TypeError: the graph is traced.
+        """
+        require_concrete(self, "coalesce")
+        host = as_numpy(self)
+        is_first = np.asarray((self.multiplicity() == 0) & self.is_edge)
+        head_mask = None if host.head_mask is None else host.head_mask[is_first]
+        edges = sort_edges(
+            host.query_index[is_first], host.key_index[is_first], self.n_queries, self.n_keys
+        )
+        return Graph._of(
+            *edges,
+            self.n_keys,
+            head_mask=head_mask,
+            n_blocks=self.n_blocks,
+            query_id=self.query_id,
+            key_id=self.key_id,
+            query_mask=self.query_mask,
+        )
+
+    def add_self_loops(self) -> "Graph":
+        """The graph with one self-loop at each node; see :func:`gatv2.jax.add_self_loops`."""
+        from gatv2.jax.self_loops import add_self_loops
+
+        graph: Any = add_self_loops(self)[0]
+        return graph
+
     def to_mask(self) -> Array:
         """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
 
@@ -354,6 +527,12 @@ def require_concrete(graph: Graph, verb: str) -> None:
     """Raise a TypeError if the edges of a graph are traced."""
     if not is_concrete(graph.query_ptr):
         raise TypeError(f"to {verb} a graph its edges must be known: do it outside of `jit`")
+
+
+def require_unpadded(graph: Graph, what: str, remedy: str) -> None:
+    """Raise a ValueError if edges or nodes of a graph are padding."""
+    if graph.query_mask is not None or int(graph.query_ptr[-1]) != graph.n_edges:
+        raise ValueError(f"{what} has no padding, and this graph has: {remedy}")
 
 
 def as_numpy(graph: Graph) -> Any:
@@ -420,6 +599,36 @@ def _with_nodes(graph: Graph, n_queries: int, n_keys: int) -> Graph:
         query_id=_extended_ids(graph.query_id, n_queries),
         key_id=_extended_ids(graph.key_id, n_keys),
         query_mask=_extended(jnp.asarray(query_mask), np.zeros(more_queries)),
+    )
+
+
+def _join_head_masks(graphs: Sequence[Any]) -> Any:
+    masks = [graph.head_mask for graph in graphs if graph.head_mask is not None]
+    if not masks:
+        return None
+    heads = {mask.shape[1] for mask in masks}
+    if len(heads) > 1:
+        raise ValueError(f"masks in a batch must be for one number of heads; got {sorted(heads)}")
+    return np.concatenate(
+        [
+            np.ones((graph.n_edges, *heads), bool) if graph.head_mask is None else graph.head_mask
+            for graph in graphs
+        ]
+    )
+
+
+def _join_ids(ids: Sequence[Any], offsets: Any) -> Any:
+    """Numbers of the nodes of a batch: those that a graph gives them, else their positions."""
+    if all(own is None for own in ids):
+        return None
+    bounds = pairwise(offsets)
+    return _narrow(
+        np.concatenate(
+            [
+                np.arange(*bound) if own is None else own
+                for own, bound in zip(ids, bounds, strict=True)
+            ]
+        )
     )
 
 
