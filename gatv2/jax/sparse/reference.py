@@ -28,6 +28,8 @@ class Block(NamedTuple):
     key: jax.Array
     edge: jax.Array
     """The caller's number."""
+    repeat: jax.Array
+    """0 for the first of parallel edges, 1 for the second, and so on."""
 
 
 def gatv2_attention(
@@ -120,19 +122,20 @@ def attend(
     denominator = add_to_queries(jnp.zeros(shape, scores.dtype), graph.query_index, numerator, axis=-2)
     divisor = jnp.where(denominator == 0, 1, denominator)
     lse = jnp.where(denominator == 0, -math.inf, largest + jnp.log(divisor))
-    weight = numerator
-    if seed is not None:
-        weight = jnp.where(keep_of(graph, seed, dropout, scores), numerator, 0)
-    total = weighted_sum(weight, value, graph)
+    total = _weighted_sum(numerator, value, graph, dropout, seed)
     out = (total / (divisor * (1 - dropout))[..., None]).astype(value.dtype)
     return out, lse, numerator / gather(divisor, graph.query_index, axis=-2, fill_value=1)
 
 
-def weighted_sum(weight: jax.Array, value: jax.Array, graph: Graph) -> jax.Array:
-    """The sum over each query's edges of weight times value: `[*B, N, H, F]`, in the weights' dtype."""
+def _weighted_sum(
+    weight: jax.Array, value: jax.Array, graph: Graph, dropout: float, seed: jax.Array | None
+) -> jax.Array:
+    """The sum over each query's edges that are kept: `[*B, N, H, F]`, in the weights' dtype."""
 
     def add(total: jax.Array, block: tuple[Block, jax.Array]) -> jax.Array:
         at, weights = block
+        if seed is not None:  # of a block too: coefficients that are dropped are not held twice
+            weights = jnp.where(keep_of(graph, at, seed, dropout, weights), weights, 0)
         message = weights[..., None] * gather(value, at.key, axis=-3).astype(weights.dtype)
         return add_to_queries(total, at.query, message, axis=-3)
 
@@ -152,6 +155,7 @@ def edge_blocks(graph: Graph, features: jax.Array) -> Block:
         into_blocks(graph.key_index, -1, n_blocks, graph.n_keys),
         # an edge that was dropped has a number too, whose features are not read
         into_blocks(jnp.where(graph.is_edge, graph.edge_id, graph.n_edges), -1, n_blocks, graph.n_edges),
+        into_blocks(graph.multiplicity(), -1, n_blocks),
     )
 
 
@@ -183,20 +187,20 @@ def add_to_queries(total: jax.Array, query: jax.Array, values: jax.Array, axis: 
     return at.add(values, mode="drop", indices_are_sorted=True)
 
 
-def keep_of(graph: Graph, seed: jax.Array, dropout: float, scores: jax.Array) -> jax.Array:
-    """Which coefficients survive dropout, `[*B, E, H]`."""
-    *batch_shape, _, n_heads = scores.shape
+def keep_of(
+    graph: Graph, block: Block, seed: jax.Array, dropout: float, weights: jax.Array
+) -> jax.Array:
+    """Which coefficients of a block survive dropout, in the shape of `weights`, `[*B, n, H]`."""
+    *batch_shape, _, n_heads = weights.shape
     block_queries, block_keys = graph.block_shape
-    query, key = graph.query_index, graph.key_index
+    query, key = block.query, block.key
     if graph.n_blocks > 1:
         batch = query // block_queries
         query, key = query % block_queries, key % block_keys
     else:
         batch = jnp.arange(math.prod(batch_shape)).reshape(*batch_shape, 1)
     if graph.query_id is not None:
-        query = gather(graph.query_id, graph.query_index, axis=0)
+        query = gather(graph.query_id, block.query, axis=0)
     if graph.key_id is not None:
-        key = gather(graph.key_id, graph.key_index, axis=0)
-    return keep_mask(
-        seed, dropout, query, key, n_heads, multiplicity=graph.multiplicity(), batch=batch
-    )
+        key = gather(graph.key_id, block.key, axis=0)
+    return keep_mask(seed, dropout, query, key, n_heads, multiplicity=block.repeat, batch=batch)

@@ -81,19 +81,18 @@ def tangent(
     d_p = p * d_scores
     d_lse = add_to_queries(jnp.zeros(lse.shape, p.dtype), graph.query_index, d_p, axis=-2)
     d_alpha = d_p - p * gather(d_lse, graph.query_index, axis=-2)
-    kept = p, d_p
-    if seed is not None:
-        keep = keep_of(graph, seed, dropout, p)
-        kept = jnp.where(keep, p, 0), jnp.where(keep, d_p, 0)
 
     def add(total: jax.Array, block: tuple[Block, jax.Array, jax.Array]) -> jax.Array:
         at, weight, d_weight = block
+        if seed is not None:
+            keep = keep_of(graph, at, seed, dropout, weight)
+            weight, d_weight = jnp.where(keep, weight, 0), jnp.where(keep, d_weight, 0)
         value, d_value = (gather(x, at.key, axis=-3) for x in (key, direction.key))
         message = d_weight[..., None] * value.astype(weight.dtype)
         message = message + weight[..., None] * d_value.astype(weight.dtype)
         return add_to_queries(total, at.query, message, axis=-3)
 
-    weights = (into_blocks(x, -2, blocks.query.shape[0]) for x in kept)
+    weights = (into_blocks(x, -2, blocks.query.shape[0]) for x in (p, d_p))
     total = sum_blocks(add, jnp.zeros(out.shape, p.dtype), (blocks, *weights))
     d_out = total / (1 - dropout) - d_lse[..., None] * out.astype(p.dtype)
     return d_out.astype(out.dtype), d_lse, d_alpha.astype(out.dtype)
