@@ -12,10 +12,10 @@ _MOST = 16
 _SMALLEST = 1 << 18  # elements of a block
 
 
-def count_blocks(length: Any, elements: int) -> int:
+def count_blocks(length: Any, elements: Any) -> int:
     """Number of blocks of an axis with `elements` numbers at each place."""
-    if not isinstance(length, int):
-        return 1  # of a program that is exported for any length
+    if not (isinstance(length, int) and isinstance(elements, int)):
+        return 1  # of a program that is exported for any size
     return max(min(length * elements // _SMALLEST, _MOST, length), 1)
 
 

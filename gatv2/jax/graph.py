@@ -6,6 +6,7 @@ zeros there and scattering drops what it is given, so padding changes nothing, a
 share one compilation. Nodes are padded by nodes without edges.
 """
 
+import json
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -516,6 +518,15 @@ class Graph:
             f"Graph(n_queries={self.n_queries}, n_keys={self.n_keys}, n_edges={self.n_edges}{blocks}, "
             f"dtype={self.key_index.dtype})"
         )
+
+
+jax.export.register_namedtuple_serialization(KeyOrder, serialized_name="gatv2.jax.KeyOrder")
+jax.export.register_pytree_node_serialization(
+    Graph,
+    serialized_name="gatv2.jax.Graph",
+    serialize_auxdata=lambda static: json.dumps(static).encode(),
+    deserialize_auxdata=lambda text: tuple(json.loads(text)),
+)
 
 
 def is_concrete(array: object) -> bool:

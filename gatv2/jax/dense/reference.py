@@ -72,7 +72,7 @@ def gatv2_scores(
         return score(pair, attn, negative_slope)
 
     n_keys = key.shape[-3]
-    n_blocks = count_blocks(n_keys, math.prod(query.shape)) if isinstance(n_keys, int) else 1
+    n_blocks = count_blocks(n_keys, math.prod(query.shape))
     of_edges = None if edges is None else into_blocks(edges.features, -2, n_blocks)
     blocks = (into_blocks(key, -3, n_blocks), of_edges)
     return from_blocks(map_blocks(scores_of, blocks), -2, n_keys)
