@@ -15,15 +15,16 @@ from gatv2.numba.scores import scratch
 from gatv2.numba.simd import bits_of, count_bits, load_mask, lowest_bit
 from gatv2.numba.threads import count_chunks, next_chunk, run_chunks
 from gatv2.numba.tiles import MASK_LANES, as_array, empty
+from gatv2.operator.arguments import Arguments, Cotangents, flatten
 from gatv2.sparse.numba_kernel import Gradients, place
 
 _VECTORS = Vectors(word=(np.uint32, MASK_LANES))  # only the number of lanes matters
 _BLOCK = 1 << 23  # coefficients whose gradients are held at once
 
 
-def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, log-sum-exp, alpha); for the arguments see `gatv2.operator.define.define`."""
-    call = Call(*arguments)
+def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, log-sum-exp, alpha)."""
+    call = Call(*flatten(arguments))
     mask, tiles = _fold(call), call.tiles
     shape = call.query.shape[:-2]
     out, largest, total = tiles.empty(*shape), tiles.empty_heads(*shape), tiles.empty_heads(*shape)
@@ -45,11 +46,10 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return call.results(*results)
 
 
-def backward(
-    d_out: Tensor, d_lse: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
-) -> tuple[Tensor, ...]:
-    """Gradients of the features; for the arguments see `gatv2.operator.define.define`."""
-    call = Call(*arguments)
+def backward(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
+    """Gradients of the features."""
+    d_out, d_lse, d_alpha, lse = cotangents
+    call = Call(*flatten(arguments))
     mask, tiles = _fold(call), call.tiles
     n_keys, n_heads = mask.shape[-2:]
     rows, ptr = as_array(mask), np.zeros(call.n_queries + 1, np.int64)

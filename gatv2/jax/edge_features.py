@@ -1,6 +1,6 @@
 """Features of edges, laid out as the caller's graph, brought to the layout of a backend.
 
-As in :mod:`gatv2.graph.edge_features`: with a mask `[*batch, n_queries, n_keys, D]`, entry for entry; with a
+As in PyTorch, with a mask `[*batch, n_queries, n_keys, D]`, entry for entry; with a
 list of edges `[*batch, n_edges, D]`, in the caller's order of the edges, then padding.
 """
 

@@ -14,11 +14,12 @@ from gatv2.numba.forward_row import forward_row
 from gatv2.numba.scores import scratch
 from gatv2.numba.threads import count_chunks, first_row, next_chunk, run_chunks
 from gatv2.numba.tiles import Array, as_array, empty
+from gatv2.operator.arguments import Arguments, Cotangents, flatten
 
 
-def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, log-sum-exp, alpha); for the arguments see `gatv2.operator.define.define`."""
-    call = Call(*arguments)
+def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, log-sum-exp, alpha)."""
+    call = Call(*flatten(arguments))
     tiles, csr = call.tiles, _csr(call)
     *batch, n_queries, _, _ = call.query.shape
     n_edges = call.adjacency[1].shape[0]
@@ -40,11 +41,10 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return call.results(*results)
 
 
-def backward(
-    d_out: Tensor, d_lse: Tensor, d_alpha: Tensor, lse: Tensor, *arguments: Any
-) -> tuple[Tensor, ...]:
-    """Gradients of the features; for the arguments see `gatv2.operator.define.define`."""
-    call = Call(*arguments)
+def backward(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
+    """Gradients of the features."""
+    d_out, d_lse, d_alpha, lse = cotangents
+    call = Call(*flatten(arguments))
     gradients = Gradients(call, d_out, d_lse, lse, call.adjacency[1].shape[0])
     gradients.add(_csr(call), _csc(call), call.tiles.pad_heads(d_alpha), _node_ids(call))
     return gradients.results()

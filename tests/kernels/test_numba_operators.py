@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from attention import as_vector, attention_over
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention, select_kernel
+from gatv2 import Graph, GraphAttentionV2Layer, select_kernel
 from gatv2.testing import assert_agrees
 
 pytest.importorskip("numba")
@@ -78,22 +79,8 @@ def test_opcheck(
 
 def function_of(backend: Any, kernel: str, mask: Tensor = HEAD_MASK) -> Any:
     """Attention as a function of the features, with coefficients and dropout, as one vector."""
-
-    def function(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
-        out, alpha = gatv2_attention(
-            query,
-            key,
-            attn,
-            mask,
-            dropout=0.3,
-            seed=9,
-            backend=backend,
-            kernel=kernel,
-            return_attention=True,
-        )
-        return torch.cat((out.flatten(), alpha.flatten()))
-
-    return function
+    options = {"dropout": 0.3, "seed": 9, "return_attention": True}
+    return as_vector(attention_over(mask, backend=backend, kernel=kernel, **options))
 
 
 def test_gradgradcheck(backend: str) -> None:

@@ -1,0 +1,76 @@
+"""The arguments of a fused operator, named once: its schema, shapes, gradients and vmap read them here.
+
+An operator of PyTorch takes tensors and numbers one after another, *flat*; what stands behind it takes
+`Arguments`. Imports nothing of gatv2.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Arguments(NamedTuple):
+    """The arguments of a fused operator, and of its gradient after the `Cotangents`."""
+
+    query: Tensor
+    """`[*B, N, H, F]`."""
+    key: Tensor
+    """`[*B, M, H, F]`."""
+    attn: Tensor
+    """`[H, F]`."""
+    edge_features: Tensor | None
+    """`[*B, E, D]`, or with a mask `[*B, N, M, D]`."""
+    edge_projection: Tensor | None
+    """`[H, F, D]`."""
+    adjacency: Any
+    """The graph: a named tuple of tensors, each backend's own."""
+    seed: Tensor | None
+    """0-d int64, the seed of the dropout mask; None without dropout."""
+    n_blocks: int
+    """B if the graph is the block-diagonal union of B graphs of one size, else 1."""
+    n_mapped: int
+    """How many batch dimensions, in front, `torch.vmap` added. Dropout does not tell them apart, and
+    the gradients of attn and edge_projection are not summed over them."""
+    negative_slope: float
+    dropout: float
+    wants_rows: bool
+    """Whether the result that has a row for each edge is wanted: forward alpha, backward the gradient
+    of edge_features."""
+
+
+class Cotangents(NamedTuple):
+    """What a gradient takes before the `Arguments`: what is zero is empty, but for `d_out`."""
+
+    d_out: Tensor
+    d_lse: Tensor
+    d_alpha: Tensor
+    lse: Tensor
+    """The log-sum-exp that the operator returned."""
+
+
+_AT = Arguments._fields.index("adjacency")
+N_NUMBERS = sum(kind in (int, float, bool) for kind in Arguments.__annotations__.values())
+"""How many arguments are no tensors; they come last."""
+
+
+def names_of(adjacency: type[Any]) -> tuple[str, ...]:
+    """The names of the flat arguments, given a backend's named tuple."""
+    return (*Arguments._fields[:_AT], *adjacency._fields, *Arguments._fields[_AT + 1 :])
+
+
+def flatten(arguments: Arguments) -> tuple[Any, ...]:
+    """The arguments as an operator takes them."""
+    return (*arguments[:_AT], *arguments.adjacency, *arguments[_AT + 1 :])
+
+
+def unflatten(flat: Sequence[Any], adjacency: type[Any]) -> Arguments:
+    """The arguments that an operator was given; `adjacency` is the backend's named tuple."""
+    end = _AT + len(adjacency._fields)
+    return Arguments._make((*flat[:_AT], adjacency(*flat[_AT:end]), *flat[end:]))
+
+
+def unflatten_gradient(flat: Sequence[Any], adjacency: type[Any]) -> tuple[Cotangents, Arguments]:
+    """The cotangents and arguments that the gradient of an operator was given."""
+    n_cotangents = len(Cotangents._fields)
+    return Cotangents(*flat[:n_cotangents]), unflatten(flat[n_cotangents:], adjacency)
