@@ -1,8 +1,8 @@
 """Graph Attention v2 in JAX: the functions of the PyTorch side, under the same names.
 
 Everything here is a pure function of arrays and works under `jit`, `grad`, `vmap`, `jvp`, `jacrev`,
-`hessian` and `checkpoint`. The options of a layer are a frozen :class:`gatv2.jax.Config`, its parameters a plain
-dict with the names of the PyTorch layer's state dict, and a graph is prepared once as a
+`hessian` and `checkpoint`. The options of a layer are a frozen :class:`gatv2.jax.Config`, its parameters
+a plain dict with the names of the PyTorch layer's state dict, and a graph is prepared once as a
 :class:`gatv2.jax.Graph`, which is a pytree:
 
     >>> import jax
@@ -22,12 +22,11 @@ try:
 except ImportError as error:
     raise ImportError("gatv2.jax needs JAX: `pip install gatv2-layers[jax]`") from error
 
-from gatv2.jax.config import Config, StaticConfig
 from gatv2.jax.dispatch import select_kernel
 from gatv2.jax.functional import gat_attention, gat_scores, gatv2_attention, gatv2_scores
 from gatv2.jax.graph import Graph
 from gatv2.jax.interop import Params, as_jax, as_torch, from_torch, to_torch
-from gatv2.jax.layer import apply, attention_scores, init
+from gatv2.jax.layer import Config, StaticConfig, apply, attention_scores, init
 from gatv2.jax.model import GATv2
 from gatv2.jax.random import seed_from_key
 from gatv2.jax.self_loops import add_self_loops

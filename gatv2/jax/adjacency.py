@@ -1,7 +1,7 @@
 """Every form in which a user may hold a graph, brought to the two that kernels read.
 
-The forms and their meaning are those of :func:`gatv2.graph.as_adjacency`. Arrays of JAX and NumPy are read by
-shape and dtype alone, so that they may be traced. What only PyTorch can hold is read there.
+The forms and their meaning are those of :func:`gatv2.graph.as_adjacency`. Arrays of JAX and NumPy are
+read by shape and dtype alone, so that they may be traced. What only PyTorch can hold is read there.
 """
 
 import math
@@ -93,7 +93,11 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         adjacency = _of_matrix(*_scipy_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
     elif any(
         _is_from(*known, adj_mat)
-        for known in (("torch", "Tensor"), ("gatv2.graph", "Graph"), ("torch_sparse", "SparseTensor"))
+        for known in (
+            ("torch", "Tensor"),
+            ("gatv2.graph", "Graph"),
+            ("torch_sparse", "SparseTensor"),
+        )
     ):
         adjacency = _read_with_torch(adj_mat, sizes, flow)
     else:
@@ -208,8 +212,8 @@ def _jax_entries(matrix: Any) -> tuple[Any, Any]:
         )
     if not (is_concrete(coo.indices) and is_concrete(coo.data)):
         raise TypeError(
-            "a sparse matrix becomes a Graph only outside of `jit`, where its non-zero entries are known: "
-            "prepare it there, or pass its edge index"
+            "a sparse matrix becomes a Graph only outside of `jit`, where its non-zero entries are known:
+            " "prepare it there, or pass its edge index"
         )
     coo = coo.sum_duplicates()
     indices, values = np.asarray(coo.indices), np.asarray(coo.data)

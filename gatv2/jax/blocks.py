@@ -38,7 +38,11 @@ def from_blocks(blocks: jax.Array, axis: int, length: Any) -> jax.Array:
         return blocks[0]
     joined = jnp.moveaxis(blocks, 0, axis - 1)
     at = joined.ndim + axis
-    shape = (*joined.shape[: at - 1], joined.shape[at - 1] * joined.shape[at], *joined.shape[at + 1 :])
+    shape = (
+        *joined.shape[: at - 1],
+        joined.shape[at - 1] * joined.shape[at],
+        *joined.shape[at + 1 :],
+    )
     return jax.lax.slice_in_dim(joined.reshape(shape), 0, length, axis=at - 1)
 
 
@@ -52,7 +56,9 @@ def map_blocks(function: Any, blocks: Any) -> Any:
 
 def sum_blocks(add: Any, totals: Any, blocks: Any) -> Any:
     """`add(totals, block)` for one block after another."""
-    first, rest = (jax.tree.map(lambda x, part=part: x[part], blocks) for part in (0, slice(1, None)))
+    first, rest = (
+        jax.tree.map(lambda x, part=part: x[part], blocks) for part in (0, slice(1, None))
+    )
     totals = add(totals, first)  # has the type of a sum, also where that varies over devices
     if not jax.tree.leaves(rest)[0].shape[0]:
         return totals

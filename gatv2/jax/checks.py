@@ -33,9 +33,7 @@ def check_projections(query: jax.Array, key: jax.Array, **attention_vectors: jax
     for array in arrays.values():
         if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype != query.dtype:
             dtypes = ", ".join(f"{name}: {array.dtype}" for name, array in arrays.items())
-            raise TypeError(
-                f"{', '.join(arrays)} must have one floating-point dtype; got {dtypes}"
-            )
+            raise TypeError(f"{', '.join(arrays)} must have one floating-point dtype; got {dtypes}")
     if query.ndim < 3:
         raise ValueError(
             f"`query` must have shape (*batch, n_queries, n_heads, n_hidden); got {query.shape}"

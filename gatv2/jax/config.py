@@ -1,12 +1,13 @@
-"""The options of a layer, said once: `init` draws parameters for them, and `apply` attends with them."""
+"""The options of a layer, checked when they are said, and the names and shapes of its parameters."""
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gatv2.jax.checks import check_static
 from gatv2.options import (
     REDUCTIONS,
     Backend,
@@ -16,14 +17,13 @@ from gatv2.options import (
     check_backend,
     check_dropout,
     check_flow,
-    check_slope,
     check_sizes,
+    check_slope,
     hidden_of,
 )
-from gatv2.jax.checks import check_static
 
 if TYPE_CHECKING:
-    from gatv2.layer import GraphAttention
+    from gatv2.base import GraphAttention
 
 FillValue = float | tuple[float, ...] | Reduction
 """Features of a self-loop: a number, D of them, or how those of the node's other edges are reduced."""
@@ -32,12 +32,13 @@ KERNEL_NAMES = ("auto", "jax", "numba")
 
 
 @dataclass(frozen=True)
-class Config:
-    """The options of a layer of Graph Attention v2; frozen, hashable, and so static under `jit`.
+class LayerOptions:
+    """The options of a layer; frozen, hashable, and so static under `jit`.
 
     Attributes:
         in_features: features of a node. For a bipartite graph the pair of its two sides, in the order of
-            the rows of an edge index: (queries, keys), and with `flow="source_to_target"` (keys, queries).
+            the rows of an edge index: (queries, keys), and with `flow="source_to_target"` (keys,
+            queries).
         out_features: features of the result; with `is_concat` each head has `out_features / n_heads` of
             them, else each head has all.
         n_heads: number of heads.
@@ -49,8 +50,8 @@ class Config:
         bias: whether the projections and the output have a bias; "projections" for these alone.
         residual: whether a learned projection of the queries' features is added to the result.
         add_self_loops: whether each node attends to itself too; self-loops that there are count once.
-        fill_value: features of added self-loops: a number, D of them, or a reduction of the features of a
-            node's other edges, "mean", "sum" ("add"), "min", "max" or "mul".
+        fill_value: features of added self-loops: a number, D of them, or a reduction of the features of
+            a node's other edges, "mean", "sum" ("add"), "min", "max" or "mul".
         backend: "dense" (masked attention), "sparse" (edges), or "auto": by the form of `adj_mat`.
         kernel: which kernel does the work; see :func:`gatv2.jax.gatv2_attention`.
         flow: what row 0 of an edge index holds. "target_to_source": the nodes that attend;
@@ -62,12 +63,6 @@ class Config:
     Raises:
         TypeError: a size is not an int, or an option is traced.
         ValueError: sizes do not fit, or an option is unknown or out of range.
-
-    Example:
-        >>> config = Config(16, 8, n_heads=2, dropout=0.0)
-        >>> params = config.init(jax.random.key(0))
-        >>> config.apply(params, jnp.ones((4, 16)), np.eye(4, dtype=bool)).shape
-        (4, 8)
     """
 
     in_features: int | tuple[int, int]
@@ -153,9 +148,9 @@ class Config:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the parameters, those of the PyTorch layer's state dict."""
         width, (n_query, n_key) = self.n_heads * self.n_hidden, self.n_inputs
-        shapes: dict[str, tuple[int, ...]] = {
-            name: (self.n_heads, self.n_hidden) for name in self.attention_vectors
-        }
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+            self.attention_vectors, (self.n_heads, self.n_hidden)
+        )
         shapes["linear_l.weight"] = (width, n_query)
         if not self.share_weights:
             shapes["linear_r.weight"] = (width, n_key)
@@ -171,31 +166,18 @@ class Config:
             shapes["bias"] = (self.out_features,)
         return shapes
 
-    def replace(self, **changes: Any) -> "Config":
+    def replace(self, **changes: Any) -> Self:
         """The same options but for some."""
         return replace(self, **changes)
 
-    def init(self, rng: jax.Array) -> dict[str, jax.Array]:
-        """Draw parameters; see :func:`gatv2.jax.init`."""
-        from gatv2.jax.layer import init
-
-        return init(rng, self)
-
-    def apply(self, params: Any, h: Any, adj_mat: object, **arguments: Any) -> Any:
-        """Attend over a graph; see :func:`gatv2.jax.apply`."""
-        from gatv2.jax.layer import apply
-
-        return apply(self, params, h, adj_mat, **arguments)
-
     @classmethod
-    def from_torch(cls, layer: "GraphAttention", **changes: Any) -> "Config":
+    def from_torch(cls, layer: "GraphAttention", **changes: Any) -> Self:
         """The options of a PyTorch layer; parameters come with :func:`gatv2.jax.from_torch`.
 
         Example:
             >>> import gatv2
             >>> layer = gatv2.GraphAttentionV2Layer(16, 8, n_heads=2, bias=True)
-            >>> config = Config.from_torch(layer)
-            >>> config == Config(16, 8, n_heads=2, bias=True)
+            >>> LayerOptions.from_torch(layer) == LayerOptions(16, 8, n_heads=2, bias=True)
             True
         """
         has_bias = layer.linear_l.bias is not None
@@ -223,26 +205,6 @@ class Config:
             "param_dtype": str(layer.linear_l.weight.dtype).removeprefix("torch."),
         }
         return cls(**(options | changes))
-
-
-@dataclass(frozen=True)
-class StaticConfig(Config):
-    """The options of a layer of the original, static GAT, the control of every claim about GATv2.
-
-    Attributes are those of :class:`Config`, but for `share_weights`, which is True by default. `kernel` is "jax"
-    or "auto", and edges have no features.
-    """
-
-    share_weights: bool = True
-
-    attention_vectors: ClassVar[tuple[str, ...]] = ("attn_query", "attn_key")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kernel == "numba":
-            raise ValueError("the static control has only kernel='jax' (or 'auto'); got 'numba'")
-        if self.edge_dim is not None:
-            raise ValueError("edges of the static control have no features: use a `Config`")
 
 
 def _read_fill_value(fill_value: Any) -> Any:

@@ -1,9 +1,9 @@
 """Which kernel does the work: a tuple of kernels, each of which says why it can't.
 
-"jax" is plain JAX, which serves every transformation, platform and dtype. "numba" is fused, for the CPU, under
-every transformation too. "auto" is both: one primitive of JAX, which is lowered to the fused kernel for the
-CPU and to plain JAX for anything else, when it is known for what a program is compiled. Where arrays are cut
-up over a mesh of devices, "auto" is "jax".
+"jax" is plain JAX, which serves every transformation, platform and dtype. "numba" is fused, for the CPU,
+under every transformation too. "auto" is both: one primitive of JAX, which is lowered to the fused
+kernel for the CPU and to plain JAX for anything else, when it is known for what a program is compiled.
+Where arrays are cut up over a mesh of devices, "auto" is "jax".
 """
 
 from collections.abc import Callable

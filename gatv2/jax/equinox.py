@@ -6,10 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from gatv2.jax.config import Config, FillValue
+from gatv2.jax.config import FillValue
 from gatv2.jax.graph import ArrayLike
 from gatv2.jax.interop import Params
-from gatv2.jax.layer import NodeFeatures, apply, init
+from gatv2.jax.layer import Config, NodeFeatures, apply, init
 from gatv2.jax.random import Seed
 from gatv2.options import Backend, Bias, Flow
 
@@ -17,8 +17,8 @@ from gatv2.options import Backend, Bias, Flow
 class GraphAttentionV2Layer(eqx.Module):
     """Graph Attention v2 for Equinox.
 
-    Arguments are those of :class:`gatv2.jax.Config`; `key` is a JAX key, and `dtype`, as Equinox has it, that
-    of the parameters. As in `equinox.nn.Dropout`, `inference` turns dropout off,
+    Arguments are those of :class:`gatv2.jax.Config`; `key` is a JAX key, and `dtype`, as Equinox has it,
+    that of the parameters. As in `equinox.nn.Dropout`, `inference` turns dropout off,
     `equinox.nn.inference_mode` sets it, and `inference` at the call takes its place.
 
     Attributes:

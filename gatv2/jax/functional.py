@@ -112,11 +112,12 @@ def gatv2_attention(
             every element of the batch has the mask of batch element 0, unless it has its own seed.
         flow: "source_to_target", PyTorch Geometric's default, turns `graph` round.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
-        kernel: "jax" (plain JAX, for any platform), "numba" (fused, for the CPU), or "auto": the fused one
-            where a program is compiled for the CPU, plain JAX elsewhere; see :mod:`gatv2.jax.dispatch`.
+        kernel: "jax" (plain JAX, for any platform), "numba" (fused, for the CPU), or "auto": the fused
+            one where a program is compiled for the CPU, plain JAX elsewhere; see
+            :mod:`gatv2.jax.dispatch`.
         return_attention: whether to return :math:`\alpha` too, before dropout.
-        return_lse: whether to return :math:`\log \sum_{j \in N_i} \exp e_{ij}` too, which joins attention
-            over parts of the keys; see :func:`gatv2.functional.gatv2_attention`.
+        return_lse: whether to return :math:`\log \sum_{j \in N_i} \exp e_{ij}` too, which joins
+            attention over parts of the keys; see :func:`gatv2.functional.gatv2_attention`.
 
     Returns:
         `[*batch, n_queries, n_heads, n_hidden]`; with `return_attention` and `return_lse` a tuple of it,

@@ -2,8 +2,8 @@
 
 Fields, order of edges and rules are those of :class:`gatv2.graph.Graph`. What is new is padding: an edge
 from query `n_queries`, which does not exist, to key `n_keys`, sorted behind all others. Gathering reads
-zeros there and scattering drops what it is given, so padding changes nothing, and graphs of several sizes
-share one compilation. Nodes are padded by nodes without edges.
+zeros there and scattering drops what it is given, so padding changes nothing, and graphs of several
+sizes share one compilation. Nodes are padded by nodes without edges.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from os import PathLike
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.export
@@ -20,17 +20,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatv2.jax.interop import as_jax, on_device
-from gatv2.jax.sort import Edges, KeyOrder, sort_by_key, sort_edges, sort_traced
+from gatv2.jax.sort import Edges, KeyOrder, sort_edges, sort_traced
 from gatv2.options import Flow, check_flow
 
 if TYPE_CHECKING:
     from gatv2.graph import Graph as TorchGraph
 
-__all__ = ["ArrayLike", "Graph", "KeyOrder", "is_concrete"]
+__all__ = ["ArrayLike", "Graph", "KeyOrder", "SelfLoops", "is_concrete"]
 
 Array = jax.Array
 ArrayLike = jax.Array | np.ndarray[Any, Any]
 NumberOfNodes = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
+
+
+class SelfLoops(NamedTuple):
+    """A graph with self-loops, and what it has of the graph it was made of."""
+
+    graph: "Graph"
+    kept: Any
+    """The caller's numbers of the edges that come first, ascending."""
+    is_other: Any
+    """Which of them are edges, and no self-loops."""
+    query: Any
+    """Queries of those edges."""
 
 
 @jax.tree_util.register_dataclass
@@ -38,8 +50,8 @@ NumberOfNodes = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
 class Graph:
     """A graph's edges, sorted by query: query i attends to the keys of its edges.
 
-    Build it once, outside of `jit`, with `from_edge_index` or one of the other constructors, and pass it to
-    compiled functions as an argument: its arrays are traced, its sizes are static.
+    Build it once, outside of `jit`, with `from_edge_index` or one of the other constructors, and pass it
+    to compiled functions as an argument: its arrays are traced, its sizes are static.
 
     Attributes:
         query_ptr: `[n_queries + 1]`, CSR: the edges of query i are `query_ptr[i]:query_ptr[i + 1]`.
@@ -168,8 +180,8 @@ class Graph:
         """Prepare jraph's `GraphsTuple`, padded or not; inside of `jit` too.
 
         Its receivers are our queries, and its senders our keys: a node attends to those that send to it.
-        Nodes and edges keep their numbers, so `graphs.nodes` are features, and `graphs.edges` features of
-        edges, as they are.
+        Nodes and edges keep their numbers, so `graphs.nodes` are features, and `graphs.edges` features
+        of edges, as they are.
 
         Example:
             >>> from types import SimpleNamespace
@@ -193,8 +205,8 @@ class Graph:
     def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
         """Many graphs of any sizes as one, block-diagonal: nodes and edges are theirs, in turn.
 
-        Features are concatenated alike, and results come apart by `jnp.split`. Padded to fixed numbers of
-        edges and nodes, batches of any graphs share one compilation. Nothing is sorted again.
+        Features are concatenated alike, and results come apart by `jnp.split`. Padded to fixed numbers
+        of edges and nodes, batches of any graphs share one compilation. Nothing is sorted again.
 
         Raises:
             TypeError: a graph is traced.
@@ -221,7 +233,10 @@ class Graph:
 
         def joined(arrays: Sequence[Any], by: int) -> Any:
             return np.concatenate(
-                [array.astype(dtype) + offset[by] for array, offset in zip(arrays, offsets, strict=False)]
+                [
+                    array.astype(dtype) + offset[by]
+                    for array, offset in zip(arrays, offsets, strict=False)
+                ]
             ).astype(dtype)
 
         end = offsets[-1:, 2].astype(dtype)
@@ -473,19 +488,35 @@ class Graph:
         )
 
     def add_self_loops(self) -> "Graph":
-        """The graph with one self-loop at each node; see :func:`gatv2.jax.add_self_loops`."""
-        from gatv2.jax.self_loops import add_self_loops
+        """The graph with one self-loop at each node; those that there are give way to it.
 
-        graph: Any = add_self_loops(self)[0]
-        return graph
+        In the caller's order the edges that are no self-loops come first, as they were, and then the
+        self-loops of node 0, 1, and so on. If the graph is traced, all its edges come first, and its
+        self-loops become padding.
+
+        Raises:
+            ValueError: there are not as many queries as keys.
+
+        Example:
+            >>> graph = Graph.from_edge_index(np.array([[0, 1, 1], [1, 1, 0]]), n_nodes=2)
+            >>> graph.add_self_loops().edge_index
+            Array([[0, 1, 0, 1],
+                   [1, 0, 0, 1]], dtype=int32)
+        """
+        return self.self_loops().graph
+
+    def self_loops(self) -> SelfLoops:
+        """The graph with self-loops, and which edges it has of this one."""
+        check_has_self_loops(*self.block_shape)
+        return _with_self_loops(self)
 
     def to_mask(self) -> Array:
         """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
 
         Raises:
             TypeError: the graph is traced: parallel edges are not seen there.
-            ValueError: the graph has parallel edges, or numbers of its own for nodes, which a mask cannot
-                hold.
+            ValueError: the graph has parallel edges, or numbers of its own for nodes, which a mask
+                cannot hold.
         """
         if not is_concrete(self.query_ptr):
             raise TypeError(
@@ -611,6 +642,48 @@ def _with_nodes(graph: Graph, n_queries: int, n_keys: int) -> Graph:
         key_id=_extended_ids(graph.key_id, n_keys),
         query_mask=_extended(jnp.asarray(query_mask), np.zeros(more_queries)),
     )
+
+
+def _with_self_loops(graph: Graph) -> SelfLoops:
+    n_nodes = graph.n_queries
+    xp: Any = np if is_concrete(graph.query_ptr) else jnp
+    query, key = xp.asarray(graph.edge_index)
+    is_edge = xp.asarray(graph.in_callers_order(graph.is_edge, axis=0))
+    is_other = is_edge & (query != key)
+    kept: Any = xp.arange(graph.n_edges, dtype=graph.edge_id.dtype)
+    if xp is np:
+        kept = kept[is_other]
+        query, key, is_other = query[kept], key[kept], is_other[kept]
+    query = xp.where(is_other, query, -1)  # a traced edge that is no other one is dropped
+    node = xp.arange(n_nodes, dtype=query.dtype)
+    if graph.query_mask is not None:
+        is_node = xp.asarray(graph.query_mask)
+        node = node[is_node] if xp is np else xp.where(is_node, node, -1)
+    edge_index = xp.stack((xp.concatenate((query, node)), xp.concatenate((key, node))))
+    result = Graph.from_edge_index(edge_index, (n_nodes, n_nodes))
+    head_mask = graph.head_mask
+    if head_mask is not None:
+        of_kept = graph.in_callers_order(head_mask, axis=0)[kept]
+        of_loops = jnp.ones((node.shape[0], head_mask.shape[1]), bool)
+        head_mask = jnp.concatenate((of_kept, of_loops))[result.edge_id]
+    result = replace(
+        result,
+        head_mask=head_mask,
+        n_blocks=graph.n_blocks,
+        query_id=graph.query_id,
+        key_id=graph.key_id,
+        query_mask=graph.query_mask,
+    )
+    return SelfLoops(result, on_device(kept), on_device(is_other), on_device(query))
+
+
+def check_has_self_loops(n_queries: int, n_keys: int) -> None:
+    """Raise a ValueError unless queries and keys can be the same nodes."""
+    if n_queries != n_keys:
+        raise ValueError(
+            f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
+            "add_self_loops=False pass the edges that you want"
+        )
 
 
 def _join_head_masks(graphs: Sequence[Any]) -> Any:

@@ -10,7 +10,8 @@ and, for a layer that has them, `linear_e.weight`, `linear_l.bias`, `linear_r.bi
 `linear_residual.weight`; the static control has `attn_query` and `attn_key` in the place of `attn`.
 """
 
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import numpy as np
 from gatv2.jax.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape, is_mask
 from gatv2.jax.blocks import lead
 from gatv2.jax.checks import check_static
-from gatv2.jax.config import Config
+from gatv2.jax.config import LayerOptions
 from gatv2.jax.functional import (
     gat_attention,
     gat_scores,
@@ -33,6 +34,48 @@ from gatv2.jax.self_loops import add_self_loops
 
 NodeFeatures = ArrayLike | tuple[ArrayLike, ArrayLike]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""
+
+
+@dataclass(frozen=True)
+class Config(LayerOptions):
+    """The options of a layer of Graph Attention v2; frozen, hashable, and so static under `jit`.
+
+    Attributes and errors are those of :class:`gatv2.jax.config.LayerOptions`.
+
+    Example:
+        >>> config = Config(16, 8, n_heads=2, dropout=0.0)
+        >>> params = config.init(jax.random.key(0))
+        >>> config.apply(params, jnp.ones((4, 16)), np.eye(4, dtype=bool)).shape
+        (4, 8)
+    """
+
+    def init(self, rng: jax.Array) -> Params:
+        """Draw parameters; see :func:`gatv2.jax.init`."""
+        return init(rng, self)
+
+    def apply(self, params: Params, h: NodeFeatures, adj_mat: object, **arguments: Any) -> Any:
+        """Attend over a graph; see :func:`gatv2.jax.apply`."""
+        return apply(self, params, h, adj_mat, **arguments)
+
+
+@dataclass(frozen=True)
+class StaticConfig(Config):
+    """The options of a layer of the original, static GAT, the control of every claim about GATv2.
+
+    Attributes are those of :class:`gatv2.jax.Config`, but for `share_weights`, which is True by default.
+    `kernel` is "jax" or "auto", and edges have no features.
+    """
+
+    share_weights: bool = True
+
+    attention_vectors: ClassVar[tuple[str, ...]] = ("attn_query", "attn_key")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel == "numba":
+            raise ValueError("the static control has only kernel='jax' (or 'auto'); got 'numba'")
+        if self.edge_dim is not None:
+            raise ValueError("edges of the static control have no features: use a `Config`")
 
 
 def init(rng: jax.Array, config: Config) -> Params:
@@ -111,14 +154,15 @@ def apply(
         h'_i = \sum_{j \in N_i} \alpha_{ij} W_r h_j
 
     for each head; :math:`N_i` are the j with `adj_mat[i][j]`. Heads are concatenated or averaged. A
-    node without neighbours gives zeros. Features of nodes without edges reach no gradient of attention, and
-    those of nodes that are padding (:meth:`gatv2.jax.Graph.padded`) no gradient at all: they may be NaN.
+    node without neighbours gives zeros. Features of nodes without edges reach no gradient of attention,
+    and those of nodes that are padding (:meth:`gatv2.jax.Graph.padded`) no gradient at all: they may be
+    NaN.
 
     Args:
         config: the layer's options; static under `jit`, `jax.jit(apply, static_argnums=0)`.
         params: as :func:`init` draws them, or :func:`gatv2.jax.from_torch` takes them over.
-        h: `[*batch, n_nodes, in_features]`. For a bipartite graph the pair of its two sides, in the order
-            of the rows of an edge index: `(h_query, h_key)`, and with `flow="source_to_target"`
+        h: `[*batch, n_nodes, in_features]`. For a bipartite graph the pair of its two sides, in the
+            order of the rows of an edge index: `(h_query, h_key)`, and with `flow="source_to_target"`
             `(h_key, h_query)`.
         adj_mat: mask `[*batch, n_nodes, n_nodes, 1 or n_heads]`, edge index `[2, n_edges]`,
             :class:`gatv2.jax.Graph` or any other form of a graph; `adj_mat[i][j]` lets i attend to j.
@@ -134,12 +178,13 @@ def apply(
     Returns:
         `[*batch, n_queries, out_features]`; with `return_attention` the pair of it and the
         coefficients, `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse) or
-        `[*batch, n_queries, n_keys, n_heads]` (dense). With `add_self_loops` the edges of a list are those
-        of :func:`gatv2.jax.self_loops.add_self_loops`.
+        `[*batch, n_queries, n_keys, n_heads]` (dense). With `add_self_loops` the edges of a list are
+        those of :func:`gatv2.jax.self_loops.add_self_loops`.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
-        ValueError: shapes or parameters do not fit, dropout has neither `rng` nor `seed`, or both are given.
+        ValueError: shapes or parameters do not fit, dropout has neither `rng` nor `seed`, or both are
+            given.
 
     Example:
         >>> config = Config(in_features=16, out_features=8, n_heads=2, dropout=0.5)
@@ -272,7 +317,11 @@ class _Layer(NamedTuple):
         if mask is not None:
             mask = mask[:, None]
         if self.config.residual:
-            h = self.h_query if mask is None else jnp.where(lead(mask, self.h_query.ndim), self.h_query, 0)
+            h = (
+                self.h_query
+                if mask is None
+                else jnp.where(lead(mask, self.h_query.ndim), self.h_query, 0)
+            )
             out = out + h @ self.params["linear_residual.weight"].T
         if self.config.bias is True:
             out = out + lead(self.params["bias"], out.ndim)
@@ -379,8 +428,8 @@ def _with_edges(
 ) -> tuple[jax.Array, jax.Array]:
     """Features with zeros for nodes without edges, which nothing reads.
 
-    What such a node has may be NaN, if it is padding, and the gradient of a weight is a sum over all nodes:
-    0 * NaN is NaN.
+    What such a node has may be NaN, if it is padding, and the gradient of a weight is a sum over all
+    nodes: 0 * NaN is NaN.
     """
     if isinstance(adjacency, Graph):
         has_key, is_key = jnp.diff(adjacency.query_ptr) > 0, jnp.diff(adjacency.by_key.ptr) > 0

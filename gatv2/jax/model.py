@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from gatv2.jax.adjacency import Sizes, as_adjacency, is_mask
-from gatv2.jax.config import Config
 from gatv2.jax.graph import ArrayLike
 from gatv2.jax.interop import Params
-from gatv2.jax.layer import apply, init
+from gatv2.jax.layer import Config, apply, init
 from gatv2.options import check_sizes
 
 _OF_STACK = ("in_features", "out_features", "n_heads", "is_concat", "dropout")
@@ -26,8 +25,9 @@ class GATv2:
         h^{(l+1)} = \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big), \qquad
         \mathrm{out} = \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
 
-    Hidden layers concatenate their heads, and the last averages its own. Parameters have the names of the
-    PyTorch model's state dict, so :func:`gatv2.jax.from_torch` gives them for a :class:`gatv2.GATv2`.
+    Hidden layers concatenate their heads, and the last averages its own. Parameters have the names of
+    the PyTorch model's state dict, so :func:`gatv2.jax.from_torch` gives them for a
+    :class:`gatv2.GATv2`.
 
     Attributes:
         in_features: features of a node.
@@ -75,7 +75,9 @@ class GATv2:
         options = dict(self.options)
         known = {one.name for one in fields(self.layer)} - set(_OF_STACK)
         if unknown := options.keys() - known:
-            raise TypeError(f"`options` of a layer can't be {sorted(unknown)}; they are {sorted(known)}")
+            raise TypeError(
+                f"`options` of a layer can't be {sorted(unknown)}; they are {sorted(known)}"
+            )
         object.__setattr__(self, "options", tuple(sorted(options.items())))
         _ = self.layers  # which refuse what does not fit
 
@@ -139,7 +141,9 @@ class GATv2:
         for i, config in enumerate(layers):
             own = f"layers.{i}."
             of_layer = {
-                name.removeprefix(own): array for name, array in params.items() if name.startswith(own)
+                name.removeprefix(own): array
+                for name, array in params.items()
+                if name.startswith(own)
             }
             x: Any = self.activation(jnp.asarray(h)) if i else h
             of_attention = None

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gatv2.jax.config import Config, FillValue
+from gatv2.jax.config import FillValue
 from gatv2.jax.graph import ArrayLike
 from gatv2.jax.interop import Params
-from gatv2.jax.layer import NodeFeatures, apply
+from gatv2.jax.layer import Config, NodeFeatures, apply
 from gatv2.jax.random import Seed
 from gatv2.options import Backend, Bias, Flow
 
@@ -19,10 +19,11 @@ _PROJECTIONS = ("linear_l", "linear_r", "linear_e", "linear_residual")
 class GraphAttentionV2Layer(nnx.Module):
     """Graph Attention v2 for Flax NNX.
 
-    Arguments are those of :class:`gatv2.jax.Config`. `rngs` gives the parameters (stream "params") and the
-    dropout masks (stream "dropout"); `eval()` turns dropout off and `train()` on, and `deterministic` and
-    `rngs` at the call take their place. `kernel_init` draws the projections and, `[n_heads, n_hidden]`, the
-    attention vectors; `nnx.with_partitioning` gives either metadata of sharding.
+    Arguments are those of :class:`gatv2.jax.Config`. `rngs` gives the parameters (stream "params") and
+    the dropout masks (stream "dropout"); `eval()` turns dropout off and `train()` on, and
+    `deterministic` and `rngs` at the call take their place. `kernel_init` draws the projections and,
+    `[n_heads, n_hidden]`, the attention vectors; `nnx.with_partitioning` gives either metadata of
+    sharding.
 
     Attributes:
         linear_l: projects queries.

@@ -1,8 +1,9 @@
 """Attention as three primitives of JAX: what computes it is chosen when a program is lowered.
 
-`attend_p` is attention. Its derivative along a direction is `tangent_p`, which is linear in the direction, and
-whose transpose, the gradient, is `cotangent_p`. On the CPU `attend_p` and `cotangent_p` are the fused kernels,
-elsewhere plain JAX, so that one traced function serves every platform and every transformation:
+`attend_p` is attention. Its derivative along a direction is `tangent_p`, which is linear in the
+direction, and whose transpose, the gradient, is `cotangent_p`. On the CPU `attend_p` and `cotangent_p`
+are the fused kernels, elsewhere plain JAX, so that one traced function serves every platform and every
+transformation:
 
     value        attend_p
     jvp          attend_p, tangent_p
@@ -89,9 +90,7 @@ def attend(
     """GATv2 attention over a graph or a mask; see the `reference` of `gatv2.jax`'s backends."""
     leaves, structure = jax.tree.flatten(adjacency)
     features = (query, key, attn, *(edges or ()))
-    call = Call(
-        structure, len(features), negative_slope, dropout, return_attention, must_fuse
-    )
+    call = Call(structure, len(features), negative_slope, dropout, return_attention, must_fuse)
     words = jnp.zeros(2, jnp.uint32) if seed is None else seed
     out, lse, alpha = attend_p.bind(*features, words, *leaves, call=call, mapped=())
     return out, lse, alpha if return_attention else None
@@ -203,9 +202,10 @@ def _result_avals(
     dtype = avals[first].dtype
     alpha: tuple[int, ...] = (0,)
     if call.with_alpha:
+        begin = first + call.n_features + 1
         leaves = [
-            jax.ShapeDtypeStruct(_shape(mapped, avals, i), avals[i].dtype)  # type: ignore[no-untyped-call]
-            for i in range(first + call.n_features + 1, first + call.n_features + 1 + call.adjacency.num_leaves)
+            jax.core.ShapedArray(_shape(mapped, avals, i), avals[i].dtype)
+            for i in range(begin, begin + call.adjacency.num_leaves)
         ]
         adjacency = jax.tree.unflatten(call.adjacency, leaves)
         of_graph = (
@@ -226,9 +226,7 @@ def _tangent_avals(*avals: Any, call: Call, mapped: Mapped) -> Any:
     return _result_avals(avals, call, mapped, 2)
 
 
-def _cotangent_avals(
-    *avals: Any, call: Call, mapped: Mapped, with_d_edge_features: bool
-) -> Any:
+def _cotangent_avals(*avals: Any, call: Call, mapped: Mapped, with_d_edge_features: bool) -> Any:
     lead = _lead(mapped, avals)
     return [
         jax.core.ShapedArray((*lead, *_shape(mapped, avals, 2 + i)), avals[2 + i].dtype)
@@ -291,7 +289,8 @@ def _jvp_of_linear(
     def of_used(*used: Any) -> Arrays:
         values = iter(used)
         arrays = [
-            next(values) if is_one else array for is_one, array in zip(is_used, primals, strict=True)
+            next(values) if is_one else array
+            for is_one, array in zip(is_used, primals, strict=True)
         ]
         return _vmapped(partial(plainly, **params), mapped)(*arrays)
 
@@ -367,7 +366,9 @@ def _run(function: Callable[..., Arrays], *arrays: Any, mapped: Mapped, **params
     return _vmapped(partial(function, **params), mapped)(*arrays)
 
 
-def _lower_anywhere(plainly: Callable[..., Arrays], context: Any, *values: Any, **params: Any) -> Any:
+def _lower_anywhere(
+    plainly: Callable[..., Arrays], context: Any, *values: Any, **params: Any
+) -> Any:
     if params["call"].must_fuse:
         (*platforms,) = context.module_context.platforms
         raise ValueError(

@@ -1,10 +1,10 @@
 """Self-loops: each node attends to itself, once, whatever self-loops there were; as in PyTorch.
 
-Where a graph is traced, self-loops that there were become padding, since the number of edges must be known.
+Where a graph is traced, self-loops that there were become padding, since the number of edges must be
+known.
 """
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,7 @@ import numpy as np
 
 from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.config import FillValue
-from gatv2.jax.graph import Graph, is_concrete
-from gatv2.jax.interop import on_device
-
-
-class _Loops(NamedTuple):
-    """A graph with self-loops, and what it has of the graph it was made of."""
-
-    graph: Graph
-    kept: Any
-    """The caller's numbers of the edges that come first, ascending."""
-    is_other: Any
-    """Which of them are edges, and no self-loops."""
-    query: Any
-    """Queries of those edges."""
+from gatv2.jax.graph import Graph, SelfLoops, check_has_self_loops
 
 
 def add_self_loops(
@@ -37,13 +24,14 @@ def add_self_loops(
         adjacency: a `Graph`, or a bool mask.
         edge_features: `[*batch, n_edges, D]` in the caller's order of the graph's edges, or
             `[*batch, n, n, D]` with a mask; None for edges without features.
-        fill_value: features of the self-loops: a number, D of them, or a reduction of the features of the
-            edges by which a node attends to others. For a node without any they are zero, with "mul" one.
+        fill_value: features of the self-loops: a number, D of them, or a reduction of the features of
+            the edges by which a node attends to others. For a node without any they are zero, with "mul"
+            one.
 
     Returns:
         The graph, whose edges are, in the caller's order, those that are no self-loops and then the
-        self-loops of node 0, 1, and so on; or the mask; and the features. If the graph is traced, all its
-        edges come first, and those that are self-loops or padding have no part in attention.
+        self-loops of node 0, 1, and so on; or the mask; and the features. If the graph is traced, all
+        its edges come first, and those that are self-loops or padding have no part in attention.
 
     Raises:
         ValueError: there are not as many queries as keys, or sizes do not fit.
@@ -62,13 +50,9 @@ def add_self_loops(
     n_queries, n_keys = (
         adjacency.block_shape if isinstance(adjacency, Graph) else adjacency.shape[-3:-1]
     )
-    if n_queries != n_keys:
-        raise ValueError(
-            f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
-            "add_self_loops=False pass the edges that you want"
-        )
+    check_has_self_loops(n_queries, n_keys)
     if isinstance(adjacency, Graph):
-        loops = _loops_of(adjacency)
+        loops = adjacency.self_loops()
         if edge_features is None:
             return loops.graph, None
         _check_rows(edge_features, -2, adjacency.n_edges)
@@ -88,40 +72,7 @@ def add_self_loops(
     return adjacency | _lead(loop, adjacency), jnp.where(loop_of_features, filled, edge_features)
 
 
-def _loops_of(graph: Graph) -> _Loops:
-    n_nodes = graph.n_queries
-    xp: Any = np if is_concrete(graph.query_ptr) else jnp
-    query, key = xp.asarray(graph.edge_index)
-    is_edge = xp.asarray(graph.in_callers_order(graph.is_edge, axis=0))
-    is_other = is_edge & (query != key)
-    kept: Any = xp.arange(graph.n_edges, dtype=graph.edge_id.dtype)
-    if xp is np:
-        kept = kept[is_other]
-        query, key, is_other = query[kept], key[kept], is_other[kept]
-    query = xp.where(is_other, query, -1)  # a traced edge that is no other one is dropped
-    node = xp.arange(n_nodes, dtype=query.dtype)
-    if graph.query_mask is not None:
-        is_node = xp.asarray(graph.query_mask)
-        node = node[is_node] if xp is np else xp.where(is_node, node, -1)
-    edge_index = xp.stack((xp.concatenate((query, node)), xp.concatenate((key, node))))
-    result = Graph.from_edge_index(edge_index, (n_nodes, n_nodes))
-    head_mask = graph.head_mask
-    if head_mask is not None:
-        of_kept = graph.in_callers_order(head_mask, axis=0)[kept]
-        of_loops = jnp.ones((node.shape[0], head_mask.shape[1]), bool)
-        head_mask = jnp.concatenate((of_kept, of_loops))[result.edge_id]
-    result = replace(
-        result,
-        head_mask=head_mask,
-        n_blocks=graph.n_blocks,
-        query_id=graph.query_id,
-        key_id=graph.key_id,
-        query_mask=graph.query_mask,
-    )
-    return _Loops(result, on_device(kept), on_device(is_other), on_device(query))
-
-
-def _of_edges(loops: _Loops, values: jax.Array, fill_value: FillValue) -> jax.Array:
+def _of_edges(loops: SelfLoops, values: jax.Array, fill_value: FillValue) -> jax.Array:
     kept = jnp.take(values, loops.kept, axis=-2)
     kept = jnp.where(loops.is_other[:, None], kept, 0)
     n_loops = loops.graph.n_edges - loops.kept.shape[0]
@@ -131,9 +82,7 @@ def _of_edges(loops: _Loops, values: jax.Array, fill_value: FillValue) -> jax.Ar
         if n_loops != loops.graph.n_queries:  # nodes that are padding have none
             filled = filled[..., np.flatnonzero(loops.graph.query_mask), :]
     else:
-        filled = jnp.broadcast_to(
-            _as_features(fill_value, kept), (*shape[:-2], n_loops, shape[-1])
-        )
+        filled = jnp.broadcast_to(_as_features(fill_value, kept), (*shape[:-2], n_loops, shape[-1]))
     return jnp.concatenate((kept, filled), axis=-2)
 
 

@@ -1,7 +1,7 @@
 """Edges sorted by query and by key: with NumPy where their values are known, with JAX under `jit`.
 
-Where values are known, a bad index is an error. Under `jit` nothing can be raised, and its edge is dropped:
-it becomes padding, behind all others, which no kernel reads.
+Where values are known, a bad index is an error. Under `jit` nothing can be raised, and its edge is
+dropped: it becomes padding, behind all others, which no kernel reads.
 """
 
 from typing import Any, NamedTuple
@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from gatv2.numba.support import import_failure
+
+_LARGE = 1 << 16  # edges for which it is worth to import Numba and its counting sort
 
 Array = jax.Array
 NumPyArray = np.ndarray[Any, Any]
@@ -51,17 +55,18 @@ def sort_edges(
     """
     _check_range(query, n_queries, "query")
     _check_range(key, n_keys, "key")
+    if query.shape[0] >= _LARGE and import_failure() is None:
+        from gatv2.numba import counting_sort
+
+        edges = Edges(*counting_sort.sort_edges(query, key, n_queries, n_keys))
+        transposed = counting_sort.transpose(edges.query_ptr, edges.key_index, n_keys)
+        return edges, KeyOrder(*transposed)
     dtype = np.int32 if max(query.shape[0], n_queries, n_keys) < 2**31 else np.int64
     query, key = query.astype(dtype), key.astype(dtype)
     edge_id = np.lexsort((key, query)).astype(dtype)
     edges = Edges(_pointers(query, n_queries), key[edge_id], query[edge_id], edge_id)
-    return edges, sort_by_key(edges, n_keys)
-
-
-def sort_by_key(edges: Edges, n_keys: int) -> KeyOrder:
-    """Sort edges whose values are known, and which are sorted by (query, key), by (key, query)."""
-    edge = np.argsort(edges.key_index, kind="stable").astype(edges.key_index.dtype)
-    return KeyOrder(_pointers(edges.key_index, n_keys), edge, edges.query_index[edge])
+    edge = np.argsort(edges.key_index, kind="stable").astype(dtype)
+    return edges, KeyOrder(_pointers(key, n_keys), edge, edges.query_index[edge])
 
 
 def sort_traced(query: Array, key: Array, n_queries: int, n_keys: int) -> tuple[Edges, KeyOrder]:

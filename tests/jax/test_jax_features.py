@@ -1,4 +1,4 @@
-"""What the PyTorch layer does, the JAX layer does, under the same names: one answer, dropout included."""
+"""What the PyTorch layer does, the JAX layer does, under the same names: one answer, dropout too."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,9 +60,7 @@ def assert_one_answer(layer: Any, h: Any, adj_mat: Any, in_jax: Any, **inputs: A
     @jax.jit
     def step(params: Any, features: Any, own: Any) -> Any:
         def loss(params: Any) -> Any:
-            results = config.apply(
-                params, features, in_jax, **own, seed=9, return_attention=True
-            )
+            results = config.apply(params, features, in_jax, **own, seed=9, return_attention=True)
             return (results[0] * gat.as_jax(weights)).sum(), results
 
         return jax.grad(loss, has_aux=True)(params)
@@ -131,7 +129,7 @@ def test_stack() -> None:
         for i in range(2)
     )
     assert not np.allclose(one, other)
-    with pytest.raises(ValueError, match="dropout needs randomness"):
+    with pytest.raises(ValueError, match=r"dropout needs randomness"):
         same.apply(params, gat.as_jax(h), graph, edge_features=gat.as_jax(x))
     with pytest.raises(TypeError, match=r"can't be \['kernal'\]"):
         gat.GATv2(5, 8, 3, options={"kernal": "jax"})
@@ -201,8 +199,10 @@ def test_batches_of_graphs_share_a_compilation() -> None:
         xs = [rng.normal(size=(2 * n, D)) for n in sizes]
         n_nodes, n_edges = 25, 50
         batch = gat.Graph.batch(graphs)
-        assert np.array_equal(batch.by_key.query, gat.Graph.from_edge_index(
-            np.asarray(batch.edge_index), batch.n_queries).by_key.query)
+        assert np.array_equal(
+            batch.by_key.query,
+            gat.Graph.from_edge_index(np.asarray(batch.edge_index), batch.n_queries).by_key.query,
+        )
         h, x = np.full((n_nodes, 5), np.nan), np.full((n_edges, D), np.nan)
         h[: sum(sizes)], x[: 2 * sum(sizes)] = np.concatenate(hs), np.concatenate(xs)
         gradients, out = step(params, batch.padded(n_edges, n_nodes), h, x)
@@ -221,9 +221,9 @@ def test_batches_of_graphs_share_a_compilation() -> None:
         for name, gradient in gradients.items():
             assert_agrees(gat.as_torch(gradient), gat.as_torch(total[name]))
     assert traces == 1
-    with pytest.raises(ValueError, match="pad the batch"):
+    with pytest.raises(ValueError, match=r"pad the batch"):
         gat.Graph.batch([graphs[0].padded(50)])
-    with pytest.raises(ValueError, match="at least one graph"):
+    with pytest.raises(ValueError, match=r"at least one graph"):
         gat.Graph.batch([])
 
 
@@ -242,7 +242,7 @@ def test_graphs_cross_and_are_saved(tmp_path: Path) -> None:
     graph.save(tmp_path / "graph.safetensors")
     assert torch.equal(gatv2.Graph.load(tmp_path / "graph.safetensors").edge_index, edges)
     assert np.array_equal(gat.Graph.load(tmp_path / "graph.safetensors").edge_index, edges)
-    with pytest.raises(ValueError, match="has no padding, and this graph has"):
+    with pytest.raises(ValueError, match=r"has no padding, and this graph has"):
         graph.padded(50).save(tmp_path / "padded.safetensors")
 
 
@@ -277,8 +277,10 @@ def test_sparse_matrices() -> None:
         BCSR.fromdense(jnp.asarray(dense)),
         sparse.csr_array(dense),
     ):
-        assert np.array_equal(gat.adjacency.as_adjacency(matrix, sizes, **read).edge_index, expected)
+        assert np.array_equal(
+            gat.adjacency.as_adjacency(matrix, sizes, **read).edge_index, expected
+        )
     with pytest.raises(ValueError, match=r"must have shape \(3, 3\); got \(3, 4\)"):
         gat.adjacency.as_adjacency(sparse.csr_array((3, 4)), sizes, **read)
-    with pytest.raises(TypeError, match="only outside of `jit`"):
+    with pytest.raises(TypeError, match=r"only outside of `jit`"):
         jax.jit(lambda matrix: gat.adjacency.as_adjacency(matrix, sizes, **read).n_edges)(entries)

@@ -48,7 +48,11 @@ def test_plain_jax_attends_without_pytorch() -> None:
 
 def test_the_check_sees_what_is_imported() -> None:
     """What the checks must reject."""
-    assert run("import gatv2, jax, numba, torch", LOADED).stdout.split() == ["jax", "numba", "torch"]
+    assert run("import gatv2, jax, numba, torch", LOADED).stdout.split() == [
+        "jax",
+        "numba",
+        "torch",
+    ]
     result = run(WITHOUT_TORCH, "import gatv2.jax", "import gatv2.graph")
     assert result.returncode == 1
     assert "torch" in result.stderr.splitlines()[-1]

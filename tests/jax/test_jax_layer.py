@@ -45,16 +45,18 @@ def features(dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(2, N_NODES, 7, dtype=torch.float64).to(dtype)
 
 
-apply = jax.jit(
-    gat.apply, static_argnums=0, static_argnames=("deterministic", "return_attention")
-)
+apply = jax.jit(gat.apply, static_argnums=0, static_argnames=("deterministic", "return_attention"))
 
 
 @options
 def test_apply_is_forward(options: dict[str, Any]) -> None:
     """In training, from one seed, and with coefficients and scores in the caller's order of edges."""
     layer, h = make_layer(**options), features()
-    config, params, graph = gat.Config.from_torch(layer), gat.from_torch(layer), gat.as_jax(EDGE_INDEX)
+    config, params, graph = (
+        gat.Config.from_torch(layer),
+        gat.from_torch(layer),
+        gat.as_jax(EDGE_INDEX),
+    )
     expected = layer(h, EDGE_INDEX, return_attention=True, seed=5)
     actual = apply(config, params, gat.as_jax(h), graph, return_attention=True, seed=5)
     for a, e in zip(actual, expected, strict=True):
@@ -194,21 +196,21 @@ def test_init_is_the_layer(options: dict[str, Any]) -> None:
 
 
 def test_options_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="`out_features`=7 must be divisible by `n_heads`=2"):
+    with pytest.raises(ValueError, match=r"`out_features`=7 must be divisible by `n_heads`=2"):
         gat.Config(3, 7, 2)
-    with pytest.raises(TypeError, match="`n_heads` must be an int; got float"):
+    with pytest.raises(TypeError, match=r"`n_heads` must be an int; got float"):
         gat.Config(3, 8, 2.0)
     with pytest.raises(ValueError, match=r"`dropout` must lie in \[0, 1\); got 1.5"):
         gat.Config(3, 8, 2, dropout=1.5)
     with pytest.raises(ValueError, match=r"`kernel` must be one of .*; got 'cuda'"):
         gat.Config(3, 8, 2, kernel="cuda")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'kernal'"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'kernal'"):
         gat.Config(3, 8, 2, kernal="jax")
     with pytest.raises(ValueError, match=r"one matrix projects both sides.*\(3, 4\)"):
         gat.Config((3, 4), 8, 2, share_weights=True)
-    with pytest.raises(TypeError, match="`dropout` must be known when a function is traced"):
+    with pytest.raises(TypeError, match=r"`dropout` must be known when a function is traced"):
         jax.jit(lambda dropout: gat.Config(3, 8, 2, dropout=dropout).n_hidden)(0.5)
-    with pytest.raises(ValueError, match="only kernel='jax'"):
+    with pytest.raises(ValueError, match=r"only kernel='jax'"):
         gat.StaticConfig(3, 8, 2, kernel="numba")
 
 
@@ -228,28 +230,34 @@ def test_what_does_not_fit_the_options() -> None:
     with pytest.raises(ValueError, match=r"it lacks \['attn'\]"):
         gat.apply(config, without, h, mask)
     wrong = params | {"linear_r.weight": jnp.ones((8, 4))}
-    with pytest.raises(ValueError, match=r"`linear_r.weight` must have shape \(8, 3\); got \(8, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"`linear_r.weight` must have shape \(8, 3\); got \(8, 4\)"
+    ):
         gat.apply(config, wrong, h, mask)
-    with pytest.raises(TypeError, match="`config` must be a gatv2.jax.Config; got dict"):
+    with pytest.raises(TypeError, match=r"`config` must be a gatv2.jax.Config; got dict"):
         gat.apply(params, h, mask, None)
-    with pytest.raises(ValueError, match="without `edge_dim`"):
+    with pytest.raises(ValueError, match=r"without `edge_dim`"):
         gat.apply(config, params, h, mask, edge_features=jnp.ones((5, 5, 2)))
     needs = gat.Config(3, 8, 2, edge_dim=4)
-    with pytest.raises(TypeError, match="`edge_features` must be an array .*; got NoneType"):
+    with pytest.raises(TypeError, match=r"`edge_features` must be an array .*; got NoneType"):
         gat.apply(needs, needs.init(rng), h, mask, seed=1)
 
 
 def test_options_can_not_differ_at_apply() -> None:
     """What `init` was told, `apply` is told: a forgotten flag or another one is an error."""
     config = gat.Config(3, 8, 2, is_concat=False, dropout=0.0)
-    params, h, mask = config.init(jax.random.key(0)), jnp.ones((5, 3), "float32"), np.eye(5, dtype=bool)
+    params, h, mask = (
+        config.init(jax.random.key(0)),
+        jnp.ones((5, 3), "float32"),
+        np.eye(5, dtype=bool),
+    )
     assert config.apply(params, h, mask).shape == (5, 8)
-    with pytest.raises(ValueError, match="`attn` must have shape"):
+    with pytest.raises(ValueError, match=r"`attn` must have shape"):
         config.replace(is_concat=True).apply(params, h, mask)
     for wrong in ({"is_concat": False}, {"dropout": 0.5}, {"kernel": "jax"}):
-        with pytest.raises(TypeError, match="unexpected keyword argument"):
+        with pytest.raises(TypeError, match=r"unexpected keyword argument"):
             config.apply(params, h, mask, **wrong)
-    with pytest.raises(Exception, match="cannot assign to field 'dropout'"):
+    with pytest.raises(Exception, match=r"cannot assign to field 'dropout'"):
         config.dropout = 0.5
 
 
@@ -265,20 +273,20 @@ def test_dropout_acts_or_is_an_error() -> None:
     params = config.init(rng)
     with pytest.raises(ValueError, match=r"pass a JAX key as `rng`.*`deterministic=True`"):
         config.apply(params, h, mask)
-    with pytest.raises(ValueError, match="`rng` and `seed` are two ways"):
+    with pytest.raises(ValueError, match=r"`rng` and `seed` are two ways"):
         config.apply(params, h, mask, rng=rng, seed=1)
     off = config.apply(params, h, mask, deterministic=True)
     assert not np.allclose(config.apply(params, h, mask, seed=1), off)
 
     layer = InEquinox(3, 8, 2, dropout=0.5, key=rng)
-    with pytest.raises(ValueError, match="pass a `key` for dropout"):
+    with pytest.raises(ValueError, match=r"pass a `key` for dropout"):
         layer(h, mask)
     off = layer(h, mask, inference=True)
     assert np.array_equal(eqx.nn.inference_mode(layer)(h, mask), off)
     assert not np.allclose(eqx.nn.inference_mode(layer)(h, mask, seed=1, inference=False), off)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'dropout'"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'dropout'"):
         layer(h, mask, dropout=0.9, key=rng)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'kernal'"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'kernal'"):
         InEquinox(3, 8, 2, kernal="jax", key=rng)
 
     flax_layer = InFlax(3, 8, 2, dropout=0.5, rngs=nnx.Rngs(0))
@@ -288,7 +296,7 @@ def test_dropout_acts_or_is_an_error() -> None:
     assert np.array_equal(flax_layer(h, mask), off)
     on = flax_layer(h, mask, deterministic=False, rngs=nnx.Rngs(dropout=3))
     assert not np.allclose(on, off)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'dropout'"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'dropout'"):
         flax_layer(h, mask, dropout=0.9)
     with pytest.raises(ValueError, match=r"`dropout` must lie in"):
         InFlax(3, 8, 2, dropout=1.5, rngs=nnx.Rngs(0))
@@ -307,7 +315,9 @@ def test_numpy_and_mixed_precision() -> None:
     exact = single.apply(in_numpy, h.astype("float32"), mask)
     assert np.array_equal(exact, single.apply(params, jnp.asarray(h, "float32"), mask))
     assert np.allclose(out.astype("float32"), exact, atol=0.05)
-    gradient = jax.grad(lambda params: apply(config, params, h, mask).sum().astype("float32"))(params)
+    gradient = jax.grad(lambda params: apply(config, params, h, mask).sum().astype("float32"))(
+        params
+    )
     assert {array.dtype for array in gradient.values()} == {jnp.dtype("float32")}
 
 
@@ -322,7 +332,7 @@ def test_equinox_module() -> None:
     )
     layer = layer.with_params(gat.from_torch(torch_layer))
     assert (layer.n_heads, layer.linear_l.in_features, layer.linear_r) == (3, 7, None)
-    with pytest.raises(ValueError, match="`params` must have"):
+    with pytest.raises(ValueError, match=r"`params` must have"):
         layer.with_params({"attn": layer.attn})
     graph = gat.Graph.from_edge_index(EDGE_INDEX.numpy(), N_NODES)
     call = eqx.filter_jit(lambda layer, h, graph, **rest: layer(h, graph, **rest))

@@ -168,7 +168,9 @@ def test_the_kernel_is_chosen_when_a_program_is_lowered(graph: Any) -> None:
 def test_what_it_can_not_do_names_what_can(graph: Any) -> None:
     query, key, attn, cotangent = features()
     traced = jax.jit(partial(loss, kernel="numba")).trace(query, key, attn, cotangent, graph, 3)
-    with pytest.raises(ValueError, match=r"kernel='numba' runs on the CPU only.*cuda: kernel='auto'"):
+    with pytest.raises(
+        ValueError, match=r"kernel='numba' runs on the CPU only.*cuda: kernel='auto'"
+    ):
         traced.lower(lowering_platforms=("cuda",))
     with pytest.raises(ValueError, match=r"one of \('auto', 'jax', 'numba'\); got 'cuda'"):
         gat.gatv2_attention(query, key, attn, graph, kernel="cuda")
@@ -183,5 +185,5 @@ def test_an_error_in_a_target_is_reported() -> None:
         raise KeyError("what went wrong")
 
     xla_ffi.register("gatv2_test_fail", fail)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="KeyError: 'what went wrong'"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"KeyError: 'what went wrong'"):
         jax.ffi.ffi_call("gatv2_test_fail", jax.ShapeDtypeStruct((1,), "f4"))().block_until_ready()

@@ -96,7 +96,9 @@ def test_bad_indices_under_jit_are_dropped() -> None:
 def test_bad_indices_outside_of_jit_are_errors() -> None:
     features = jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((1, 2))
     for kernel in KERNELS:
-        with pytest.raises(IndexError, match="edge 1 has query 100000000, but there are 4 query nodes"):
+        with pytest.raises(
+            IndexError, match=r"edge 1 has query 100000000, but there are 4 query nodes"
+        ):
             gat.gatv2_attention(*features, jnp.array([[0, 10**8], [1, 2]]), kernel=kernel)
         with pytest.raises(IndexError, match=r"edge 0 has key -1, .* must lie in \[0, 4\)"):
             gat.gatv2_attention(*features, np.array([[0, 1], [-1, 2]]), kernel=kernel)

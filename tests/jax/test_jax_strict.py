@@ -41,13 +41,23 @@ def test_nothing_is_promoted_unseen(form: str, kernel: str, dtype: str) -> None:
         jax.jit(jax.grad(function, argnums=(0, 1, 2)))(*inputs)
         jax.jit(lambda *x: jax.jvp(function, x, x))(*inputs)
         config = gat.Config(
-            4, 6, 2, edge_dim=2, bias=True, residual=True, add_self_loops=True, dtype=dtype, kernel=kernel
+            4,
+            6,
+            2,
+            edge_dim=2,
+            bias=True,
+            residual=True,
+            add_self_loops=True,
+            dtype=dtype,
+            kernel=kernel,
         )
         params, h = config.init(jax.random.key(0)), jnp.ones((N, 4), "float32")
         x = jnp.ones((graph.n_edges, 2) if form == "sparse" else (N, N, 2))
         apply = jax.jit(partial(config.apply, seed=1))
-        jax.jit(jax.grad(lambda p: apply(p, h, graph, edge_features=x).astype("float32").sum()))(params)
-        with pytest.raises(Exception, match="promotion"):  # what the settings must refuse
+        jax.jit(jax.grad(lambda p: apply(p, h, graph, edge_features=x).astype("float32").sum()))(
+            params
+        )
+        with pytest.raises(Exception, match=r"promotion"):  # what the settings must refuse
             _ = jnp.ones(3, dtype) * jnp.ones(3, "float16")
 
 
@@ -77,31 +87,31 @@ def test_export_for_any_batch() -> None:
 
     (n_batch,) = jax.export.symbolic_shape("n_batch")
     query, key, attn = features()
-    shapes = [
-        jax.ShapeDtypeStruct((n_batch, *x.shape), x.dtype) for x in (mask(), query, key)
-    ]
+    shapes = [jax.ShapeDtypeStruct((n_batch, *x.shape), x.dtype) for x in (mask(), query, key)]
     exported = jax.export.export(jax.jit(of_mask))(*shapes, attn)
     inputs = [np.stack((x, x)) for x in (mask(), query, key)]
-    assert np.allclose(exported.call(*inputs, attn)[1], of_mask(mask(), query, key, attn), atol=1e-5)
+    assert np.allclose(
+        exported.call(*inputs, attn)[1], of_mask(mask(), query, key, attn), atol=1e-5
+    )
 
 
 def test_arguments_that_are_none() -> None:
     query, key, attn = features()
     attend = partial(gat.gatv2_attention, query, key, attn)
     edges = np.array([[0, 1], [1, 2]])
-    with pytest.raises(TypeError, match="`seed` must be an int.*got float"):
+    with pytest.raises(TypeError, match=r"`seed` must be an int.*got float"):
         attend(edges, dropout=0.5, seed=1.0)
     with pytest.raises(TypeError, match=r"`seed` must be .*got key<fry>: `gatv2.jax.seed_from_key"):
         attend(edges, dropout=0.5, seed=jax.random.key(0))
     with pytest.raises(TypeError, match=r"`dropout` must be known .*static_argnames='dropout'"):
         jax.jit(lambda dropout: attend(edges, dropout=dropout, seed=1))(0.5)
-    with pytest.raises(TypeError, match="`adj_mat` must be an array .*; got list"):
+    with pytest.raises(TypeError, match=r"`adj_mat` must be an array .*; got list"):
         attend([[0, 1], [1, 2]])
     with pytest.raises(TypeError, match=r"the number of nodes must be an integer, .*; got 2.5"):
         gat.Graph.from_edge_index(edges, 2.5)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match=r"must not be negative"):
         gat.Graph.from_edge_index(edges, -1)
-    with pytest.raises(TypeError, match="an edge index must be an array .*; got list"):
+    with pytest.raises(TypeError, match=r"an edge index must be an array .*; got list"):
         gat.Graph.from_edge_index([[0], [1]], 2)
 
 

@@ -39,7 +39,7 @@ def unsupported(
     if _is_cut_up(query, key, attn, *jax.tree.leaves(adjacency)):
         reasons.append("it does not know how arrays are cut up over a mesh of devices")
     if not _is_numba_there():
-        reasons.append("Numba is not installed")
+        reasons.append("Numba is not installed")  # not imported yet: that takes a while
     return reasons
 
 
@@ -57,9 +57,7 @@ def _is_cut_up(*arrays: jax.Array) -> bool:
     return any(not mesh.empty for mesh in (*meshes, jax.sharding.get_abstract_mesh()))
 
 
-def forward(
-    features: Features, seed: jax.Array, adjacency: Adjacency, options: Options
-) -> Arrays:
+def forward(features: Features, seed: jax.Array, adjacency: Adjacency, options: Options) -> Arrays:
     """(out, log-sum-exp, alpha), alpha in the graph's order of edges, and empty unless asked for."""
     query = features.query
     backend, arrays, n_blocks = _as_kernel_reads(adjacency, features)

@@ -1,78 +1,70 @@
-"""The fused kernels on NumPy arrays, for XLA: through the operators of PyTorch."""
+"""The fused kernels, on arrays as XLA has them.
 
-import importlib
+Imported when a kernel is first called, as it imports Numba.
+"""
+
+import os
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-_ADJACENCY = {
-    "sparse": (
-        "query_ptr",
-        "key_index",
-        "key_ptr",
-        "edges_by_key",
-        "queries_by_key",
-        "head_mask",
-        "edge_id",
-        "query_id",
-        "key_id",
-    ),
-    "dense": ("mask",),
-}
+from gatv2.dense import numba_kernel as dense
+from gatv2.jax.numba.xla_ffi import Array
+from gatv2.numba.call import ArrayArguments, ArrayCotangents
+from gatv2.sparse import numba_kernel as sparse
+
+_KERNELS: dict[str, ModuleType] = {"sparse": sparse, "dense": dense}
 
 
-class of:  # noqa: N801
-    """Forward and backward of a backend."""
+def forward(backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: Any) -> Any:
+    """(out, log-sum-exp, alpha); inputs are query, key and attn."""
+    return _KERNELS[backend].forward(_arguments(backend, inputs, arrays, options))
 
-    def __init__(self, backend: str) -> None:
-        importlib.import_module(f"gatv2.{backend}.operator")  # defines the operators
-        self.names = _ADJACENCY[backend]
-        self._forward = getattr(torch.ops.gatv2, f"{backend}_attention")
-        self._backward = getattr(torch.ops.gatv2, f"{backend}_attention_backward")
 
-    def forward(self, query: Any, key: Any, attn: Any, arrays: Any, options: Any) -> Any:
-        """(out, log-sum-exp, alpha)."""
-        results = self._forward(**self._arguments(query, key, attn, arrays, options, "with_alpha"))
-        return [_array(x) for x in results]
+def backward(
+    backend: str,
+    cotangents: tuple[Array, ...],
+    inputs: tuple[Array, ...],
+    arrays: dict[str, Array],
+    options: Any,
+) -> Any:
+    """Gradients of the features; cotangents are of (out, log-sum-exp, alpha), then the second itself."""
+    arguments = _arguments(backend, inputs, arrays, options)
+    return _KERNELS[backend].backward(ArrayCotangents(*map(_wide, cotangents)), arguments)
 
-    def backward(
-        self, cotangents: Any, query: Any, key: Any, attn: Any, arrays: Any, options: Any
-    ) -> Any:
-        """Gradients of the features."""
-        arguments = self._arguments(query, key, attn, arrays, options, "with_d_edge_features")
-        d_out, d_lse, d_alpha, lse = map(_tensor, cotangents)
-        results = self._backward(d_out=d_out, d_lse=d_lse, d_alpha=d_alpha, lse=lse, **arguments)
-        return [_array(x) for x in results]
 
-    def _arguments(
-        self, query: Any, key: Any, attn: Any, arrays: Any, options: Any, rows: str
-    ) -> dict[str, Any]:
-        tensors = {name: _tensor(array) for name, array in arrays.items()}
+def _arguments(
+    backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: dict[str, Any]
+) -> ArrayArguments:
+    query, key, attn = map(_wide, inputs)
+    rows, projection = (
+        _wide(arrays[name]) if name in arrays else None
+        for name in ("edge_features", "edge_projection")
+    )
+    if backend == "dense":
+        adjacency: Any = dense.Adjacency(arrays["mask"])
+    else:
+        named = {name: arrays[name] for name in sparse.Adjacency._fields if name in arrays}
         for name in ("query_id", "key_id"):
-            if name in tensors:
-                tensors[name] = tensors[name].long()
-        options = dict(options)
-        seed, wants_rows = options.pop("seed"), options.pop("wants_rows")
-        return {
-            "query": _tensor(query),
-            "key": _tensor(key),
-            "attn": _tensor(attn),
-            **{name: tensors.get(name) for name in ("edge_features", "edge_projection")},
-            **{name: tensors.get(name) for name in self.names},
-            "seed": None if seed is None else torch.tensor(seed),
-            "n_mapped": 0,
-            rows: wants_rows,
-            **options,
-        }
+            if name in named:
+                named[name] = named[name].astype(np.int64)
+        adjacency = sparse.Adjacency(**named)
+    return ArrayArguments(
+        query=query,
+        key=key,
+        attn=attn,
+        edge_features=rows,
+        edge_projection=projection,
+        adjacency=adjacency,
+        n_mapped=0,
+        n_threads=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        **options,
+    )
 
 
-def _tensor(array: Any) -> Tensor:
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+def _wide(array: Array) -> Array:
+    """Half precision as float32, which kernels compute it in."""
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array

@@ -3,7 +3,6 @@
 They become known to XLA when a kernel is first asked for; Numba is imported when it is first called.
 """
 
-import importlib
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -29,8 +28,7 @@ ARRAYS = {
     ),
     "dense": ("mask", "edge_features", "edge_projection"),
 }
-"""Arrays that follow the features and the seed in a call. An attribute of the call, `given`, has a bit set
-for each that is there."""
+"""Arrays that follow the features and the seed in a call, whose attribute `given` has a bit for each."""
 
 Arrays = dict[str, Array]
 
@@ -43,12 +41,13 @@ def given(backend: str, names: set[str]) -> int:
 def _forward(
     backend: str, inputs: list[Array], outputs: list[Array], attributes: dict[str, Any]
 ) -> None:
-    launch = _kernels(backend)
+    from gatv2.jax.numba import launch
+
     for (query, key, attn, seed, *rest), (out, lse, alpha) in _mapped(inputs, outputs):
         arrays = _named(backend, rest, attributes)
         _check(arrays, key.shape[-3])
         options = _options(seed, attributes, wants_rows=alpha.size > 0)
-        results = launch.forward(query, key, attn, arrays, options)
+        results = launch.forward(backend, (query, key, attn), arrays, options)
         for output, result in zip((out, lse, alpha), results, strict=True):
             if output.size:
                 output[...] = result
@@ -57,7 +56,8 @@ def _forward(
 def _backward(
     backend: str, inputs: list[Array], outputs: list[Array], attributes: dict[str, Any]
 ) -> None:
-    launch = _kernels(backend)
+    from gatv2.jax.numba import launch
+
     for call, gradients in _mapped(inputs, outputs):
         query, key, attn, seed, d_out, d_lse, d_alpha, lse, *rest = call
         arrays = _named(backend, rest, attributes)
@@ -65,20 +65,15 @@ def _backward(
         wants_rows = len(gradients) > 3 and gradients[3].size > 0
         options = _options(seed, attributes, wants_rows=wants_rows)
         cotangents = (d_out, d_lse, d_alpha, lse)
-        results = launch.backward(cotangents, query, key, attn, arrays, options)
+        features = (query, key, attn)
+        results = launch.backward(backend, cotangents, features, arrays, options)
         for output, result in zip(gradients, results, strict=False):
             if output.size:
                 output[...] = result
 
 
-def _kernels(backend: str) -> Any:
-    return importlib.import_module("gatv2.jax.numba.launch").of(backend)
-
-
 def _named(backend: str, arrays: list[Array], attributes: dict[str, Any]) -> Arrays:
-    names = [
-        name for i, name in enumerate(ARRAYS[backend]) if attributes["given"] >> i & 1
-    ]
+    names = [name for i, name in enumerate(ARRAYS[backend]) if attributes["given"] >> i & 1]
     return dict(zip(names, arrays, strict=True))
 
 
@@ -100,7 +95,9 @@ def _check(arrays: Arrays, n_keys: int) -> None:
 
 def _check_pointers(name: str, pointers: Array, n_edges: int) -> int:
     if pointers[0] != 0 or pointers[-1] > n_edges or (pointers[1:] < pointers[:-1]).any():
-        raise ValueError(f"`{name}` of the graph must ascend from 0 to at most {n_edges}, the edges")
+        raise ValueError(
+            f"`{name}` of the graph must ascend from 0 to at most {n_edges}, the edges"
+        )
     return int(pointers[-1])
 
 
@@ -122,9 +119,7 @@ def _options(seed: Array, attributes: dict[str, Any], *, wants_rows: bool) -> di
     }
 
 
-def _mapped(
-    inputs: list[Array], outputs: list[Array]
-) -> Iterator[tuple[list[Array], list[Array]]]:
+def _mapped(inputs: list[Array], outputs: list[Array]) -> Iterator[tuple[list[Array], list[Array]]]:
     """The calls that `vmap` put together: it gives every input as many more dimensions, 1 or all."""
     n_mapped = inputs[2].ndim - 2  # attn
     shape = outputs[0].shape[:n_mapped]

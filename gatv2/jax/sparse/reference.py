@@ -4,8 +4,8 @@ e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])      for each edge (i, j)
 alpha_ij = softmax over the edges of query i of e_ij
 out_i = sum over the edges of query i of dropout(alpha_ij) g_r[j]
 
-With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). Of `[E, H, F]` no more than a
-block is held; coefficients, `[E, H]`, are held whole.
+With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). Of `[E, H, F]` no more
+than a block is held; coefficients, `[E, H]`, are held whole.
 """
 
 import math
@@ -97,7 +97,9 @@ def gat_scores(
 ) -> jax.Array:
     """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, E, H]`."""
     query_term, key_term = vector_dot(query, attn_query), vector_dot(key, attn_key)
-    pair = gather(query_term, graph.query_index, axis=-2) + gather(key_term, graph.key_index, axis=-2)
+    pair = gather(query_term, graph.query_index, axis=-2) + gather(
+        key_term, graph.key_index, axis=-2
+    )
     return leaky_relu(pair, negative_slope)
 
 
@@ -119,7 +121,9 @@ def attend(
     numerator = jnp.exp(scores - gather(largest, graph.query_index, axis=-2, fill_value=math.inf))
     if is_used is not None:
         numerator = jnp.where(is_used, numerator, 0)
-    denominator = add_to_queries(jnp.zeros(shape, scores.dtype), graph.query_index, numerator, axis=-2)
+    denominator = add_to_queries(
+        jnp.zeros(shape, scores.dtype), graph.query_index, numerator, axis=-2
+    )
     divisor = jnp.where(denominator == 0, 1, denominator)
     lse = jnp.where(denominator == 0, -math.inf, largest + jnp.log(divisor))
     total = _weighted_sum(numerator, value, graph, dropout, seed)
@@ -154,7 +158,9 @@ def edge_blocks(graph: Graph, features: jax.Array) -> Block:
         into_blocks(graph.query_index, -1, n_blocks, graph.n_queries),
         into_blocks(graph.key_index, -1, n_blocks, graph.n_keys),
         # an edge that was dropped has a number too, whose features are not read
-        into_blocks(jnp.where(graph.is_edge, graph.edge_id, graph.n_edges), -1, n_blocks, graph.n_edges),
+        into_blocks(
+            jnp.where(graph.is_edge, graph.edge_id, graph.n_edges), -1, n_blocks, graph.n_edges
+        ),
         into_blocks(graph.multiplicity(), -1, n_blocks),
     )
 

@@ -52,7 +52,6 @@ def tangent(
     finite_lse = jnp.where(jnp.isfinite(lse), lse, 0)  # a head without edges: masked below
     query, key, attn, edges = features
 
-
     def weights_of(block: Block) -> tuple[jax.Array, jax.Array]:
         def scores_of(pair: jax.Array, attn: jax.Array) -> jax.Array:
             return score(pair, attn, negative_slope)
@@ -62,9 +61,7 @@ def tangent(
             for of in (features, direction)
         )
         if edges is not None and direction.edges is not None:
-            x, d_x = (
-                gather(of.features, block.edge, axis=-2) for of in (edges, direction.edges)
-            )
+            x, d_x = (gather(of.features, block.edge, axis=-2) for of in (edges, direction.edges))
             pair = pair + edges.project(x)
             d_pair = d_pair + edges.project(d_x) + direction.edges.project(x)
         scores, d_scores = jax.jvp(scores_of, (pair, attn), (d_pair, direction.attn))
@@ -73,9 +70,7 @@ def tangent(
         return p, d_scores
 
     blocks = edge_blocks(graph, query)
-    p, d_scores = (
-        from_blocks(x, -2, graph.n_edges) for x in map_blocks(weights_of, blocks)
-    )
+    p, d_scores = (from_blocks(x, -2, graph.n_edges) for x in map_blocks(weights_of, blocks))
     if graph.head_mask is not None:
         p = jnp.where(lead(graph.head_mask, p.ndim), p, 0)
     d_p = p * d_scores
