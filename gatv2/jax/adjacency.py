@@ -212,8 +212,8 @@ def _jax_entries(matrix: Any) -> tuple[Any, Any]:
         )
     if not (is_concrete(coo.indices) and is_concrete(coo.data)):
         raise TypeError(
-            "a sparse matrix becomes a Graph only outside of `jit`, where its non-zero entries are known:
-            " "prepare it there, or pass its edge index"
+            "a sparse matrix becomes a Graph only outside of `jit`, where its non-zero entries are "
+            "known: prepare it there, or pass its edge index"
         )
     coo = coo.sum_duplicates()
     indices, values = np.asarray(coo.indices), np.asarray(coo.data)
