@@ -1,7 +1,7 @@
 """GraphAttention: what the two layers share. Parameters, projections, and how heads are joined."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,11 @@ from gatv2.options import (
     check_slope,
     hidden_of,
 )
-from gatv2.projection import linear, n_inputs_of, reset_parameters
+from gatv2.projection import Where, linear, n_inputs_of, reset_parameters
 
 T = TypeVar("T")
 NodeFeatures = Tensor | tuple[Tensor, Tensor]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""
-
-
-class _Where(TypedDict):
-    """Where parameters are made."""
-
-    device: torch.device | str | None
-    dtype: torch.dtype | None
 
 
 class Projected(NamedTuple):
@@ -106,7 +99,7 @@ class GraphAttention(nn.Module, ABC):
         self._is_pair = isinstance(in_features, (tuple, list))
 
         n_query, n_key = self._by_role((n_query, n_key))
-        where = _Where(device=device, dtype=dtype)
+        where = Where(device=device, dtype=dtype)
         width = n_heads * self.n_hidden
         self.linear_l = linear(n_query, width, bias=bool(bias), **where)
         self.linear_r = (

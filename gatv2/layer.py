@@ -65,6 +65,7 @@ class GraphAttentionV2Layer(GraphAttention):
             outside [0, 1), the slope is not finite, or an option is unknown.
 
     Example:
+        >>> import torch
         >>> layer = GraphAttentionV2Layer(16, 8, n_heads=2)
         >>> h = torch.randn(4, 16)
         >>> adj_mat = torch.eye(4, dtype=torch.bool).unsqueeze(-1)

@@ -1,16 +1,24 @@
 """A linear projection, whose first input may tell its size."""
 
-from typing import Any
+from typing import TypedDict, Unpack
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 
-def linear(n_inputs: int, n_outputs: int, **options: Any) -> nn.Linear:
+class Where(TypedDict):
+    """Where a projection is made, and in which dtype."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+def linear(n_inputs: int, n_outputs: int, *, bias: bool, **where: Unpack[Where]) -> nn.Linear:
     """A projection, not yet drawn; with `n_inputs` -1 one that its first input gives its size."""
     if n_inputs == -1:
-        return _LazyLinear(n_outputs, **options)
-    return nn.Linear(n_inputs, n_outputs, **options)
+        return _LazyLinear(n_outputs, bias=bias, **where)
+    return nn.Linear(n_inputs, n_outputs, bias=bias, **where)
 
 
 def n_inputs_of(projection: nn.Linear) -> int:

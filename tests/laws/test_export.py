@@ -45,7 +45,7 @@ import sys, torch
 from pathlib import Path
 for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: "numba" in path.name):
     if "numba" in path.name:
-        import gatv2  # which has the operators
+        import gatv2.functional  # which has the operators
     program = torch.export.load(path / "program.pt2").module()
     with torch.no_grad():
         results = [program(*case) for case in torch.load(path / "cases.pt")]
