@@ -144,7 +144,8 @@ def test_what_an_edge_uses_reaches_its_query_and_head_only(
     for name in ("out", "lse", "d_query"):
         where = is_other if name == "lse" else is_other.unsqueeze(-1)
         assert_same(getattr(actual, name), getattr(clean, name), where)
-    assert not bool(actual.out[1, 1].isfinite().all())
+    if math.isnan(value):  # an infinite key may have a score of -inf, and so no weight
+        assert bool(actual.out[1, 1].isnan().all())
     assert_same(actual.alpha, clean.alpha, is_other.unsqueeze(1))
     is_far = torch.ones(4, N_HEADS, dtype=torch.bool)
     is_far[:2, 1] = False  # the keys of query 1
