@@ -4,11 +4,9 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
-P = ParamSpec("P")
-R = TypeVar("R")
-S = TypeVar("S")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = get_args(Flow)
@@ -40,19 +38,19 @@ _OUR_NAMES = {
 """By the names of PyTorch Geometric and of DGL."""
 
 
-def tells_our_names(function: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+def tells_our_names(function: Method) -> Method:
     """A method whose TypeError for an unknown keyword says how we call what it is elsewhere."""
     names = tuple(inspect.signature(function).parameters)[1:]
 
     @functools.wraps(function)
-    def checked(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    def checked(self: object, *args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in names:
                 ours = f"here it is {_OUR_NAMES[name]}" if name in _OUR_NAMES else f"it has {names}"
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}: {ours}")
         return function(self, *args, **kwargs)
 
-    return checked
+    return cast(Method, checked)
 
 
 def check_flow(flow: str) -> None:
