@@ -22,8 +22,16 @@ from gatv2.options import (
     check_sizes,
     check_slope,
     hidden_of,
+    tells_our_names,
 )
-from gatv2.projection import Where, linear, n_inputs_of, reset_parameters
+from gatv2.projection import (
+    Where,
+    has_bias,
+    linear,
+    n_inputs_of,
+    reset_parameters,
+    weight_of,
+)
 
 T = TypeVar("T")
 NodeFeatures = Tensor | tuple[Tensor, Tensor]
@@ -50,6 +58,7 @@ class GraphAttention(nn.Module, ABC):
     attention_vectors: ClassVar[tuple[str, ...]]
     """Names of the parameters that score a pair, each `[n_heads, n_hidden]`."""
 
+    @tells_our_names
     def __init__(
         self,
         in_features: int | tuple[int, int],
@@ -171,6 +180,7 @@ class GraphAttention(nn.Module, ABC):
         return_attention: bool,
         seed: int | Tensor | None = ...,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
+    @tells_our_names
     def forward(
         self,
         h: NodeFeatures,
@@ -253,8 +263,8 @@ class GraphAttention(nn.Module, ABC):
             self._check_features(h_key, names[1], self.linear_r)
         return h_query, h_key
 
-    def _check_features(self, h: Tensor, name: str, projection: nn.Linear) -> None:
-        weight, size = projection.weight, n_inputs_of(projection)
+    def _check_features(self, h: Tensor, name: str, projection: nn.Module) -> None:
+        weight, size = weight_of(projection), n_inputs_of(projection)
         if not isinstance(h, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
         if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
@@ -263,6 +273,8 @@ class GraphAttention(nn.Module, ABC):
                 f"`{name}` must have shape (*batch, n_nodes, in_features={size}); "
                 f"got {tuple(h.shape)}{of_both}"
             )
+        if weight is None:
+            return  # a quantized or wrapped projection checks its input itself
         if h.device != weight.device:
             raise ValueError(f"`{name}` is on {h.device} and the layer is on {weight.device}")
         if h.dtype != weight.dtype and not torch.is_autocast_enabled(h.device.type):
@@ -280,7 +292,7 @@ class GraphAttention(nn.Module, ABC):
                     f"edge_dim=D, the last dimension of `edge_features`, {tuple(edge_features.shape)}"
                 )
             return
-        dtype = self.linear_e.weight.dtype
+        weight = weight_of(self.linear_e)
         if not isinstance(edge_features, Tensor):
             raise TypeError(
                 f"`edge_features` must be a torch.Tensor, as edge_dim={self.edge_dim}; "
@@ -292,9 +304,11 @@ class GraphAttention(nn.Module, ABC):
                 f"got {tuple(edge_features.shape)}"
             )
         device = edge_features.device.type
-        if edge_features.dtype != dtype and not torch.is_autocast_enabled(device):
+        if weight is None or torch.is_autocast_enabled(device):
+            return
+        if edge_features.dtype != weight.dtype:
             raise TypeError(
-                f"`edge_features` must have the layer's dtype {dtype}; "
+                f"`edge_features` must have the layer's dtype {weight.dtype}; "
                 f"got {edge_features.dtype}: convert it with `.to(dtype)`"
             )
 
@@ -317,7 +331,11 @@ class GraphAttention(nn.Module, ABC):
         adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
         if edge_features is not None and is_mask(adj_mat) and self.flow == "source_to_target":
             edge_features = edge_features.transpose(-3, -2)
-        with_loops = add_self_loops(adjacency, edge_features, self.fill_value)
+        # in the convention of PyTorch Geometric and DGL, the targets of a sampled block come first
+        # among its sources; a `Graph` of two sides may be a batch, whose nodes do not pair up by number
+        is_list = isinstance(adj_mat, Tensor) and not is_mask(adj_mat)
+        is_block = is_list and self.flow == "source_to_target" and sizes.n_queries != sizes.n_keys
+        with_loops = add_self_loops(adjacency, edge_features, self.fill_value, is_block=is_block)
         return Projected(query, key, *with_loops, "target_to_source")
 
     def join(self, out: Tensor, h_query: Tensor) -> Tensor:
@@ -334,8 +352,8 @@ class GraphAttention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        has_bias = self.linear_l.bias is not None
-        bias = "projections" if has_bias and self.bias is None else has_bias
+        is_biased = has_bias(self.linear_l)
+        bias = "projections" if is_biased and self.bias is None else is_biased
         edge_dim = "" if self.edge_dim is None else f"edge_dim={self.edge_dim}, "
         loops = f", fill_value={self.fill_value!r}" if edge_dim and self.add_self_loops else ""
         return (
