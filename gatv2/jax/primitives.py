@@ -29,6 +29,7 @@ from gatv2.jax.dense import reference as dense
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
 from gatv2.jax.numba import kernel as numba_kernel
+from gatv2.jax.precision import computed_in
 from gatv2.jax.sparse import reference as sparse
 from gatv2.jax.sparse.tangent import Features, tangent
 
@@ -213,7 +214,7 @@ def _result_avals(
         )
         alpha = (*query[:-3], *of_graph, query[-2])
     lead = _lead(mapped, avals)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = computed_in(dtype)
     shapes = ((query, dtype), (query[:-1], wide), (alpha, dtype))
     return [jax.core.ShapedArray((*lead, *shape), dtype) for shape, dtype in shapes]
 

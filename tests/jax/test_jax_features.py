@@ -66,6 +66,12 @@ def assert_one_answer(layer: Any, h: Any, adj_mat: Any, in_jax: Any, **inputs: A
         return jax.grad(loss, has_aux=True)(params)
 
     gradients, results = step(gat.from_torch(layer), features, own)
+    if (
+        layer.add_self_loops and alpha.ndim == 2
+    ):  # under `jit` self-loops that there were are padding
+        is_loop = (adj_mat[0] == adj_mat[1]).numpy()
+        assert not results[1][: len(is_loop)][is_loop].any()
+        results = results[0], results[1][np.append(~is_loop, np.ones(N, bool))]
     for a, e in zip(results, (out, alpha), strict=True):
         assert_agrees(gat.as_torch(a), e.detach())
     for name, gradient in gradients.items():
