@@ -133,8 +133,9 @@ def _tangent_plainly(*arrays: Any, call: Call) -> Arrays:
             negative_slope=call.negative_slope,
             dropout=call.dropout,
             seed=seed if call.dropout > 0 else None,
+            with_alpha=call.with_alpha,
         )
-        return d_out, d_lse, d_alpha if call.with_alpha else jnp.zeros(0, out.dtype)
+        return d_out, d_lse, jnp.zeros(0, out.dtype) if d_alpha is None else d_alpha
 
     def of_features(*features: Any) -> Arrays:
         return _attend_plainly(*features, *arrays[call.n_features :], call=call)
