@@ -131,7 +131,9 @@ def _mapped(inputs: list[Array], outputs: list[Array]) -> Iterator[tuple[list[Ar
 
         def select(array: Array, index: tuple[int, ...] = index) -> Array:
             sizes = array.shape[:n_mapped]
-            return array[tuple(i if n > 1 else 0 for i, n in zip(index, sizes, strict=True))]
+            at = tuple(i if n > 1 else 0 for i, n in zip(index, sizes, strict=True))
+            selected: Array = array[at]
+            return selected
 
         yield [select(x) for x in inputs], [select(x) for x in outputs]
 
