@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, o
 import torch
 from torch import Tensor, nn
 
+from gatv2.checks import refuse_tracing
 from gatv2.dispatch import KERNELS
 from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import is_mask
@@ -251,6 +252,7 @@ class GraphAttention(nn.Module, ABC):
 
     def as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
         """Features of queries and of keys, checked."""
+        refuse_tracing()
         if isinstance(h, (tuple, list)) and len(h) == 2:
             names, (h_query, h_key) = self._by_role(("h[0]", "h[1]")), self._by_role(h)
         elif isinstance(h, Tensor):

@@ -108,9 +108,7 @@ def test_a_damaged_cache_is_a_miss_and_one_warning(
         }[damage]
     )
     monkeypatch.setattr(numba_compile, "_warned_of", set())
-    with pytest.warns(
-        RuntimeWarning, match=r"can't be read .* NUMBA_CACHE_DIR"
-    ) as told:
+    with pytest.warns(RuntimeWarning, match=r"can't be read .* NUMBA_CACHE_DIR") as told:
         twice_of(path)
     assert len(told) == 1
 
