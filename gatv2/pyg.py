@@ -11,8 +11,10 @@ from torch import Tensor
 
 from gatv2.convert.pyg import check_flow
 from gatv2.functional import gatv2_attention
+from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepared_once
 from gatv2.graph.self_loops import add_self_loops
+from gatv2.options import Flow
 
 
 class GATv2Conv(torch_geometric.nn.GATv2Conv):  # type: ignore[misc]
@@ -63,7 +65,8 @@ class GATv2Conv(torch_geometric.nn.GATv2Conv):  # type: ignore[misc]
         if is_list:
             graph: Any = prepared_once(edge_index, sizes, self.flow)
         else:  # a sparse matrix is `adj_t`, whose rows are queries
-            graph = as_adjacency(edge_index, sizes, flow="target_to_source", backend="sparse")
+            flow: Flow = self.flow if isinstance(edge_index, Graph) else "target_to_source"
+            graph = as_adjacency(edge_index, sizes, flow=flow, backend="sparse")
         if edge_attr is not None and edge_attr.ndim == 1:
             edge_attr = edge_attr.unsqueeze(1)
         if self.add_self_loops:
