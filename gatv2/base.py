@@ -1,7 +1,7 @@
 """GraphAttention: what the two layers share. Parameters, projections, and how heads are joined."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from gatv2.options import (
     Bias,
     Flow,
     check_backend,
+    check_bias,
     check_dropout,
     check_flow,
     check_sizes,
@@ -77,8 +78,7 @@ class GraphAttention(nn.Module, ABC):
         if edge_dim is not None:
             check_sizes(edge_dim=edge_dim)
         self.n_hidden = hidden_of(out_features, n_heads, is_concat)
-        if bias not in (False, True, "projections"):
-            raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
+        check_bias(bias)
         check_dropout(dropout)
         check_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(flow)
@@ -125,6 +125,22 @@ class GraphAttention(nn.Module, ABC):
     def reset_parameters(self) -> None:
         """Draw all parameters anew: Glorot uniform, as the paper's code; biases are zero."""
         reset_parameters(self)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
+    ) -> None:
+        """Load parameters, unless two matrices would become the one that both sides share."""
+        if self.share_weights:
+            error_messages: list[str] = arguments[-1]
+            for name in ("weight", "bias"):
+                left = state_dict.get(f"{prefix}linear_l.{name}")
+                right = state_dict.get(f"{prefix}linear_r.{name}")
+                if left is not None and right is not None and not torch.equal(left, right):
+                    error_messages.append(
+                        f"`{prefix}linear_l.{name}` and `{prefix}linear_r.{name}` differ, and the layer "
+                        "shares one matrix: make it with share_weights=False"
+                    )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @overload
     def forward(

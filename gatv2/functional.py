@@ -424,6 +424,7 @@ class Prepared(NamedTuple):
         backend: Backend,
     ) -> "Prepared":
         """Bring a caller's graph to the form of a backend, and all the rest to its layout."""
+        _refuse_tracing()
         check_edge_inputs(edges, query)
         batch_shape = common_batch_shape(graph, query.shape[:-3])
         if edges is not None:
@@ -476,6 +477,17 @@ def _gat_scores(
             negative_slope=negative_slope,
         )
     return prepared, scores
+
+
+def _refuse_tracing() -> None:
+    """A trace would keep the numbers of one graph, without a word."""
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise RuntimeError(
+            "torch.jit.trace keeps the numbers of the graph that it was traced with: export the model "
+            "with torch.export, which reads the graph at each call"
+        )
 
 
 def _as_caller_sees(scores: Tensor, adjacency: Adjacency) -> Tensor:

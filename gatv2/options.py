@@ -24,6 +24,12 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"`backend` must be one of {BACKENDS}; got {backend!r}")
 
 
+def check_bias(bias: object) -> None:
+    """Raise a ValueError unless `bias` is False, True or "projections": 1 equals True and is not it."""
+    if not isinstance(bias, bool) and bias != "projections":
+        raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
+
+
 def check_reduction(fill_value: str) -> None:
     """Raise a ValueError unless `fill_value`, which is a string, names a reduction."""
     if fill_value not in REDUCTIONS:

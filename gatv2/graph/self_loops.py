@@ -13,6 +13,7 @@ from gatv2.graph.adjacency import Adjacency
 from gatv2.graph.graph import SelfLoops, check_has_self_loops
 from gatv2.graph.part import Loops, Part
 from gatv2.options import Reduction, check_reduction
+from gatv2.precision import summed_in
 
 FillValue = float | Tensor | Reduction
 """Features of a self-loop: a number, `[D]`, or how those of the node's other edges are reduced."""
@@ -110,31 +111,32 @@ def _as_features(fill_value: float | Tensor, edge_features: Tensor) -> Tensor:
 
 
 def _reduce_by_query(values: Tensor, query: Tensor, shape: tuple[int, ...], how: str) -> Tensor:
+    dtype, values = values.dtype, values.to(summed_in(values))
     if how in ("sum", "add", "mean"):
         total = values.new_zeros(shape).index_add(-2, query, values)
-        if how != "mean":
-            return total
-        count = values.new_zeros(shape[-2]).index_add(0, query, values.new_ones(len(query)))
-        return total / count.clamp(min=1).unsqueeze(-1)
+        if how == "mean":
+            count = values.new_zeros(shape[-2]).index_add(0, query, values.new_ones(len(query)))
+            total = total / count.clamp(min=1).unsqueeze(-1)
+        return total.to(dtype)
     start = values.new_full(shape, 1.0 if how == "mul" else 0.0)
     name = {"min": "amin", "max": "amax", "mul": "prod"}[how]
     index = query.unsqueeze(-1).expand(values.shape)
-    return start.scatter_reduce(-2, index, values, name, include_self=how == "mul")
+    return start.scatter_reduce(-2, index, values, name, include_self=how == "mul").to(dtype)
 
 
 def _reduce_masked(values: Tensor, is_other: Tensor, how: str) -> Tensor:
     if not is_other.shape[-2]:
         return values.sum(-2)
-    count = is_other.sum(-2)
+    count, dtype = is_other.sum(-2), values.dtype
     neutral = {"mul": 1.0, "min": torch.inf, "max": -torch.inf}.get(how, 0.0)
-    others = torch.where(is_other, values, neutral)
+    others = torch.where(is_other, values.to(summed_in(values)), neutral)
     if how == "mul":
-        return others.prod(-2)
+        return others.prod(-2).to(dtype)
     if how in ("min", "max"):
         extreme = others.amin(-2) if how == "min" else others.amax(-2)
-        return torch.where(count > 0, extreme, 0.0)
+        return torch.where(count > 0, extreme, 0.0).to(dtype)
     total = others.sum(-2)
-    return total / count.clamp(min=1) if how == "mean" else total
+    return (total / count.clamp(min=1) if how == "mean" else total).to(dtype)
 
 
 def _check_rows(edge_features: Tensor, dim: int, expected: int) -> None:

@@ -57,8 +57,10 @@ def results(
     shapes = [(sizes[0], 2, 4), (sizes[1], 2, 4), (2, 4)]
     # of one sign, so that what is lost in a sum does not cancel
     inputs = [torch.rand(shape, generator=generator).to(given).to(dtype) for shape in shapes]
-    leaves = [x.requires_grad_() for x in inputs]
-    outcome = gatv2_attention(*leaves, graph, return_attention=True, return_lse=True, **options)
+    query, key, attn = leaves = [x.requires_grad_() for x in inputs]
+    outcome = gatv2_attention(
+        query, key, attn, graph, return_attention=True, return_lse=True, **options
+    )
     cotangents = [torch.rand(x.shape, generator=generator).to(given).to(x.dtype) for x in outcome]
     gradients = torch.autograd.grad(outcome, leaves, cotangents)
     return [x.detach() for x in (*outcome, *gradients)]
@@ -94,12 +96,13 @@ def test_of_the_static_control(backend: Any, given: torch.dtype) -> None:
     def control(dtype: torch.dtype) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         shapes = [(1, 2, 4), (3_000, 2, 4), (2, 4), (2, 4)]
-        leaves = [
+        query, key, attn_query, attn_key = leaves = [
             torch.rand(shape, generator=generator).to(given).to(dtype).requires_grad_()
             for shape in shapes
         ]
+        graph = star(3_000, to_hub=True)
         out, alpha = gat_attention(
-            *leaves, star(3_000, to_hub=True), backend=backend, return_attention=True
+            query, key, attn_query, attn_key, graph, backend=backend, return_attention=True
         )
         cotangents = [
             torch.rand(x.shape, generator=generator).to(given).to(dtype) for x in (out, alpha)

@@ -198,12 +198,13 @@ def test_an_edge_whose_score_overflows_to_minus_infinity_has_no_weight(
     query = torch.zeros(1, 1, 2, dtype=dtype)
     key = torch.tensor([[[1.0, 0.0]], [[2.0, 100.0]], [[3.0, 0.0]]], dtype=dtype)
     attn = torch.tensor([[1.0, -torch.finfo(dtype).max]], dtype=dtype)
-    leaves = [x.clone().requires_grad_() for x in (query, key, attn)]
+    leaves = [x.requires_grad_() for x in (query, key, attn)]
     mask = torch.ones(1, 3, 1, dtype=torch.bool)
     options: Any = {"backend": kernel.backend, "kernel": kernel.name, "return_attention": True}
-    out, alpha = gatv2_attention(*leaves, mask, **options)
+    out, alpha = gatv2_attention(query, key, attn, mask, **options)
     assert float(alpha.detach().flatten()[1]) == 0.0
-    without = gatv2_attention(*leaves, mask & torch.tensor([[[True], [False], [True]]]), **options)
+    others = torch.tensor([[[True], [False], [True]]])
+    without = gatv2_attention(query, key, attn, others, **options)
     assert_same(out, without[0])
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
     gradients = torch.autograd.grad(out, leaves, cotangent)
@@ -219,9 +220,11 @@ def test_the_static_control_keeps_what_no_edge_uses_out(
     backend: Any, dtype: torch.dtype, value: float
 ) -> None:
     def results(given: Inputs) -> list[Tensor]:
-        leaves = [x.clone().requires_grad_() for x in (*given[:3], given.attn.flip(-1))]
+        query, key, first, second = leaves = [
+            x.clone().requires_grad_() for x in (*given[:3], given.attn.flip(-1))
+        ]
         graph = head_mask() if backend == "dense" else Graph.from_mask(head_mask())
-        out = gat_attention(*leaves, graph, backend=backend)
+        out = gat_attention(query, key, first, second, graph, backend=backend)
         cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
         return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
 

@@ -94,8 +94,13 @@ def test_without_the_name_a_wrapped_tensor_is_one_without_memory(
     assert torch_internals.is_inspectable(x[:0])
     assert not torch_internals.is_inspectable(x.to("meta"))
     seen: list[bool] = []
-    vmap(lambda x: (seen.append(torch_internals.is_inspectable(x)), x)[1])(x)
-    grad(lambda x: (seen.append(torch_internals.is_inspectable(x)), x.sum())[1])(x)
+
+    def total(x: Tensor) -> Tensor:
+        seen.append(torch_internals.is_inspectable(x))
+        return x.sum()
+
+    vmap(total)(x)
+    grad(total)(x)
     assert seen == [False, False]
 
 
