@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from gatv2.checks import refuse_tracing
 from gatv2.dispatch import KERNELS
-from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
-from gatv2.graph.edge_features import is_mask
+from gatv2.graph.adjacency import Sizes, as_adjacency, check_flow_of_graph, common_batch_shape
+from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
 from gatv2.options import (
@@ -33,6 +33,7 @@ from gatv2.projection import (
     reset_parameters,
     weight_of,
 )
+from gatv2.random import as_seed
 
 T = TypeVar("T")
 NodeFeatures = Tensor | tuple[Tensor, Tensor]
@@ -217,6 +218,8 @@ class GraphAttention(nn.Module, ABC):
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
         h_query, h_key = self.as_pair(h)
+        if seed is not None:
+            as_seed(seed, h_query.device)
         inputs = self._project(h_query, h_key, adj_mat, edge_features)
         out, alpha = self.attend(inputs, return_attention=return_attention, seed=seed)
         out = self.join(out, h_query)
@@ -298,7 +301,7 @@ class GraphAttention(nn.Module, ABC):
         if not isinstance(edge_features, Tensor):
             raise TypeError(
                 f"`edge_features` must be a torch.Tensor, as edge_dim={self.edge_dim}; "
-                f"got {type(edge_features).__name__}"
+                f"got {type(edge_features).__name__}{_how_to_convert(edge_features)}"
             )
         if edge_features.shape[-1:] != (self.edge_dim,):
             raise ValueError(
@@ -318,6 +321,9 @@ class GraphAttention(nn.Module, ABC):
         self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
     ) -> Projected:
         self.check_edge_features(edge_features)
+        if -1 in (n_inputs_of(self.linear_l), n_inputs_of(self.linear_r)):
+            # a call that is refused must not tell the layer its sizes
+            self._check_graph(h_query, h_key, adj_mat, edge_features)
         heads = (self.n_heads, self.n_hidden)
         query = self.linear_l(h_query).unflatten(-1, heads)
         is_same = self.share_weights and h_key is h_query
@@ -325,6 +331,7 @@ class GraphAttention(nn.Module, ABC):
         if not self.add_self_loops:
             return Projected(query, key, adj_mat, edge_features, self.flow)
         if isinstance(adj_mat, Part):
+            check_flow_of_graph(adj_mat.flow, self.flow)
             part, edge_features = add_self_loops(adj_mat, edge_features, self.fill_value)
             return Projected(query, key, part, edge_features, self.flow)
         batch_shape = common_batch_shape(adj_mat, query.shape[:-3])
@@ -339,6 +346,37 @@ class GraphAttention(nn.Module, ABC):
         is_block = is_list and self.flow == "source_to_target" and sizes.n_queries != sizes.n_keys
         with_loops = add_self_loops(adjacency, edge_features, self.fill_value, is_block=is_block)
         return Projected(query, key, *with_loops, "target_to_source")
+
+    def _check_graph(
+        self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
+    ) -> None:
+        """Raise what attention would raise of the graph, before anything is projected."""
+        if h_key.shape[:-2] != h_query.shape[:-2]:
+            raise ValueError(
+                "the two sides of `h` must have the same batch dimensions; got "
+                f"{tuple(h_query.shape[:-2])} for queries and {tuple(h_key.shape[:-2])} for keys"
+            )
+        if isinstance(adj_mat, Part):
+            check_flow_of_graph(adj_mat.flow, self.flow)
+            if h_query.shape[-2] != adj_mat.n_own:
+                raise ValueError(
+                    f"`h` must have a row for each of the part's {adj_mat.n_own} own nodes; "
+                    f"got {tuple(h_query.shape)}"
+                )
+            return
+        batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
+        if edge_features is not None:
+            batch_shape = broadcast_batch(edge_features, adj_mat, batch_shape)
+        sides = h_query.shape[-2], h_key.shape[-2]
+        sizes = Sizes(*sides, self.n_heads, batch_shape, h_query.device)
+        backend = "auto" if self.add_self_loops else self.backend
+        graph = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
+        as_adjacency(graph, sizes, flow="target_to_source", backend=backend)
+        if edge_features is not None:
+            laid_out_as = adj_mat if is_mask(adj_mat) else graph
+            as_backend_reads(edge_features, laid_out_as, graph, sizes, self.flow)
+        if self.add_self_loops:
+            add_self_loops(graph)
 
     def join(self, out: Tensor, h_query: Tensor) -> Tensor:
         """The result: heads side by side or their mean, the residual of the queries, the bias."""
@@ -386,6 +424,12 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
             f"{tuple(sizes)}"
         )
     return sizes
+
+
+def _how_to_convert(edge_features: object) -> str:
+    if edge_features is None:
+        return ""
+    return ": convert it with `torch.as_tensor(edge_features, dtype=layer.attn.dtype)`"
 
 
 def _check_kernel(kernel: str) -> None:

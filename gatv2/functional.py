@@ -156,7 +156,8 @@ def gatv2_attention(
             zero; a module passes zero outside of training.
         seed: what the dropout mask is a function of, with the position; drawn from PyTorch's
             generator if None.
-        flow: "source_to_target", PyTorch Geometric's default, turns `graph` round.
+        flow: "source_to_target", PyTorch Geometric's default, turns `graph` round; a `Graph` must have
+            been made with it.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
         kernel: "numba" (fused, on the CPU), "torch" (plain operations, anywhere), or "auto": the first
             of them that serves the call.

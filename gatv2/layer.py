@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, Projected
 from gatv2.functional import attend, gatv2_scores
+from gatv2.graph.adjacency import check_flow_of_graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, Part
 from gatv2.projection import edge_projection
@@ -48,7 +49,8 @@ class GraphAttentionV2Layer(GraphAttention):
         kernel: "numba" (fused, on the CPU), "torch" (plain operations, anywhere), or "auto": the first
             of them that serves a call.
         flow: what row 0 of an edge index holds. "target_to_source": the nodes that attend;
-            "source_to_target", PyTorch Geometric's default: the nodes attended to.
+            "source_to_target", PyTorch Geometric's default: the nodes attended to. A `Graph` must
+            have been made with "source_to_target" then.
         device: where the parameters are made.
         dtype: dtype of the parameters.
 
@@ -112,6 +114,7 @@ class GraphAttentionV2Layer(GraphAttention):
             "return_attention": return_attention,
         }
         if isinstance(graph, Part):
+            check_flow_of_graph(graph.flow, flow)
             return graph.attend(query, key, attn, **options)
         out, alpha, _ = attend(query, key, attn, graph, flow=flow, **options)
         return out, alpha

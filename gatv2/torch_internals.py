@@ -91,6 +91,19 @@ else:
         return property(read)
 
 
+def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and values of a matrix in COO, in the order in which it has them.
+
+    Private because `indices()` is of a coalesced matrix alone; without it, entries are brought to the
+    order of a coalesced one.
+    """
+    try:
+        return matrix._indices(), matrix._values()
+    except AttributeError:
+        matrix = matrix.coalesce()
+        return matrix.indices(), matrix.values()
+
+
 def fits_int32(count: int) -> bool:
     """Whether a count fits; under the compiler, False for one that depends on values.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gatv2.graph import Graph
 from gatv2.graph.part import Loops
+from gatv2.options import Flow
 from gatv2.torch_internals import made_once
 
 Data = TypeVar("Data", bound="PartData")
@@ -71,6 +72,11 @@ class PartData:
     def n_edges(self) -> int:
         """Number of edges of the part, which are those of own queries."""
         return self.edge_id.shape[0]
+
+    @property
+    def flow(self) -> Flow:
+        """How rows of the edge index were read that the part was made of."""
+        return self.local.flow
 
     @made_once
     def self_loops(self) -> Loops[Self]:

@@ -121,7 +121,10 @@ def _with_filled(loops: SelfLoops | Loops[Part], values: Tensor, fill_value: Fil
 
 
 def _as_features(fill_value: float | Tensor, edge_features: Tensor) -> Tensor:
-    filled, n_features = torch.as_tensor(fill_value).to(edge_features), edge_features.shape[-1]
+    filled, n_features = (
+        torch.as_tensor(fill_value, device=edge_features.device).to(edge_features),
+        edge_features.shape[-1],
+    )
     if filled.shape not in ((), (1,), (n_features,)):
         raise ValueError(
             f"`fill_value` must be a number or have shape ({n_features},), as `edge_features` have "

@@ -98,24 +98,6 @@ def test_torch_sparse(mask: Tensor) -> None:
             assert_agrees(layer(h, matrix.t(), seed=4), layer(h, mask.transpose(0, 1), seed=4))
 
 
-@pytest.mark.parametrize("form", ["scipy", "torch COO", "torch CSC"])
-@given(mask=masks(N_NODES, N_NODES))
-def test_matrix_edges_are_numbered_by_query_and_key(form: str, mask: Tensor) -> None:
-    h = torch.randn(N_NODES, 5, dtype=torch.float64)
-    matrix = mask.squeeze(-1).double()
-    for flow in ("target_to_source", "source_to_target"):
-        given_matrix = matrix if flow == "target_to_source" else matrix.T
-        stored = {
-            "scipy": scipy.sparse.csc_array(given_matrix.numpy()),
-            "torch COO": given_matrix.to_sparse_coo(),
-            "torch CSC": given_matrix.to_sparse_csc(),
-        }[form]
-        *_, sparse = layers(flow=flow)
-        _, alpha = sparse.eval()(h, stored, return_attention=True)
-        _, dense = next(layers())(h, mask, return_attention=True)
-        assert_agrees(alpha, dense[mask.squeeze(-1)])
-
-
 @given(mask=masks(5, 3))
 def test_queries_and_keys_of_different_number(mask: Tensor) -> None:
     query, key = torch.randn(5, 2, 4).double(), torch.randn(3, 2, 4).double()
