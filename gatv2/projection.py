@@ -4,7 +4,7 @@ from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedTensorMixin
 
 
 class Where(TypedDict):
@@ -24,13 +24,13 @@ def linear(n_inputs: int, n_outputs: int, *, bias: bool, **where: Unpack[Where])
 def n_inputs_of(projection: nn.Linear) -> int:
     """Features of an input; -1 if they are not known yet."""
     weight = projection.weight
-    return -1 if isinstance(weight, UninitializedParameter) else weight.shape[1]
+    return -1 if isinstance(weight, UninitializedTensorMixin) else weight.shape[1]
 
 
 def reset_parameters(module: nn.Module) -> None:
     """Draw all parameters that have a size: Glorot uniform; biases are zero."""
     for parameter in module.parameters():
-        if not isinstance(parameter, UninitializedParameter):
+        if not isinstance(parameter, UninitializedTensorMixin):
             _reset(parameter)
 
 

@@ -9,7 +9,7 @@ matrix itself would sum them. Only an edge index (and a `Graph`) can hold parall
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ Adjacency = Graph | Tensor
 """A prepared graph, or a bool mask `[*batch, n_queries, n_keys, 1 or n_heads]`."""
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """What a graph has to fit; `batch_shape` is the result's."""
 
     n_queries: int
