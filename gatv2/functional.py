@@ -251,7 +251,9 @@ def attend(
         edges=prepared.edges,
     )
     shape = prepared.out_shape
-    return Attended(out.reshape(shape), alpha, lse.reshape(shape[:-1]))
+    if out.shape != shape:
+        out, lse = out.reshape(shape), lse.reshape(shape[:-1])
+    return Attended(out, alpha, lse)
 
 
 def gatv2_scores(
@@ -437,8 +439,9 @@ class Prepared(NamedTuple):
         if edges is not None:
             features = as_backend_reads(edges.features, graph, adjacency, sizes, flow)
             edges = EdgeInputs(features, edges.projection)
-        query = query.expand(*batch_shape, *query.shape[-3:])
-        key = key.expand(*batch_shape, *key.shape[-3:])
+        if batch_shape != query.shape[:-3]:
+            query = query.expand(*batch_shape, *query.shape[-3:])
+            key = key.expand(*batch_shape, *key.shape[-3:])
         out_shape = query.shape
         if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
             query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))

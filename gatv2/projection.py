@@ -4,7 +4,7 @@ from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedTensorMixin
 
 
 class Where(TypedDict):
@@ -24,7 +24,7 @@ def linear(n_inputs: int, n_outputs: int, *, bias: bool, **where: Unpack[Where])
 def n_inputs_of(projection: nn.Module) -> int:
     """Features of an input; -1 if they are not known yet, or a module of the user's does not tell."""
     weight = getattr(projection, "weight", None)
-    if isinstance(weight, UninitializedParameter):
+    if isinstance(weight, UninitializedTensorMixin):
         return -1
     if isinstance(weight, Tensor):
         return weight.shape[1]
@@ -79,7 +79,7 @@ def _is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
 def reset_parameters(module: nn.Module) -> None:
     """Draw all parameters that have a size: Glorot uniform; biases are zero."""
     for parameter in module.parameters():
-        if not isinstance(parameter, UninitializedParameter):
+        if not isinstance(parameter, UninitializedTensorMixin):
             _reset(parameter)
 
 

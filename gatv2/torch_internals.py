@@ -136,10 +136,24 @@ def _has_jvp() -> bool:
     """Private because a level of vmap hides the tangents below it; without it, those stay unseen."""
     try:
         functorch = torch._C._functorch
-        levels = functorch.get_interpreter_stack() or ()
-        return any(level.key() == functorch.TransformType.Jvp for level in levels)
+        levels = functorch.get_interpreter_stack()
+        return levels is not None and any(
+            level.key() == functorch.TransformType.Jvp for level in levels
+        )
     except AttributeError:
         return False
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is active.
+
+    Private because no public function tells; without it, one may always be.
+    """
+    try:
+        is_active: bool = torch._C._functorch.get_interpreter_stack() is not None
+    except AttributeError:
+        return True
+    return is_active
 
 
 def forward_mode_level() -> int:

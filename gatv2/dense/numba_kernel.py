@@ -42,8 +42,8 @@ class Adjacency(NamedTuple):
 
 def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
     """(out, log-sum-exp, alpha); alpha is empty unless it is wanted."""
-    launch = Launch(arguments)
-    mask, tiles, shape = _fold(launch), launch.tiles, arguments.query.shape[:-2]
+    launch, mask = _launch(arguments)
+    tiles, shape = launch.tiles, arguments.query.shape[:-2]
     n_keys, n_mask_heads = mask.shape[-2:]
     results = (
         tiles.empty(*shape),
@@ -71,9 +71,8 @@ def backward(
     cotangents: ArrayCotangents, arguments: ArrayArguments
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Gradients of query, key, attn, edge_features and edge_projection; empty for what is None."""
-    launch = Launch(arguments)
-    mask, tiles = _fold(launch), launch.tiles
-    n_heads, n_queries = mask.shape[-1], launch.n_queries
+    launch, mask = _launch(arguments)
+    tiles, n_heads, n_queries = launch.tiles, mask.shape[-1], launch.n_queries
     rows = mask.ravel()
     ptr = _pointers(launch, rows, mask.shape[-2] * n_heads, n_heads)
     limit = max(_BLOCK // tiles.padded[0], 1)
@@ -114,15 +113,15 @@ def backward(
     return gradients.results()
 
 
-def _fold(launch: Launch) -> Array:
-    """The mask; if each feature set has its own, the call becomes one of a block-diagonal graph."""
-    adjacency: Adjacency = launch.arguments.adjacency
+def _launch(arguments: ArrayArguments) -> tuple[Launch, Array]:
+    """The call and its mask; if each feature set has its own, one of a block-diagonal graph."""
+    adjacency: Adjacency = arguments.adjacency
     mask = adjacency.mask
-    if prod(mask.shape[:-3]) > 1:
-        n_mapped, shape = launch.arguments.n_mapped, launch.arguments.query.shape
-        mask = np.broadcast_to(mask, (*shape[n_mapped:-3], *mask.shape[-3:]))
-        launch.fold_batch()
-    return mask
+    has_batch = prod(mask.shape[:-3]) > 1
+    if has_batch:
+        batch = arguments.query.shape[arguments.n_mapped : -3]
+        mask = np.broadcast_to(mask, (*batch, *mask.shape[-3:]))
+    return Launch(arguments, folds_batch=has_batch), mask
 
 
 def _count_row_chunks(launch: Launch, rows: Array) -> int:

@@ -1,6 +1,5 @@
 """One call of the kernels: the arguments as arrays, and as compiled kernels read them."""
 
-from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
@@ -66,9 +65,17 @@ class Launch:
         n_queries: queries of a feature set.
         n_keys: keys of a feature set.
         n_edge_rows: rows of features of edges, of a feature set; 0 if there are none.
+        attn: attn, padded.
+        problem: the elements of `gatv2.numba.arguments.Problem`.
+        edges: features of edges, as the kernels read them; None if there are none.
+        plain_edges: the same as a plain tuple.
+
+    Args:
+        arguments: of the call.
+        folds_batch: read a batch of feature sets as one, of a block-diagonal graph.
     """
 
-    def __init__(self, arguments: ArrayArguments) -> None:
+    def __init__(self, arguments: ArrayArguments, *, folds_batch: bool = False) -> None:
         self.arguments = arguments
         *batch, self.n_queries, n_heads, n_hidden = arguments.query.shape
         self.n_keys = arguments.key.shape[-3]
@@ -77,21 +84,24 @@ class Launch:
         x = arguments.edge_features
         self.n_edge_rows = 0 if x is None else prod(x.shape[len(batch) : -1])
         self.tiles = tiles_of(n_heads, n_hidden, arguments.query.dtype == np.float64)
+        if folds_batch:
+            self._fold_batch()
+        self.attn = self.tiles.pad(arguments.attn)
+        self.problem = self._problem()
+        self.edges = None if x is None else self._edge_features(x)
+        self.plain_edges: Plain | None = None if self.edges is None else tuple(self.edges)
 
-    def fold_batch(self) -> None:
-        """Read a batch of feature sets as one, of a block-diagonal graph."""
+    def _fold_batch(self) -> None:
         self.n_blocks, self.n_batches = self.n_batches, 1
         self.n_copies //= self.n_blocks
         self.n_queries *= self.n_blocks
         self.n_keys *= self.n_blocks
         self.n_edge_rows *= self.n_blocks
 
-    @cached_property
-    def problem(self) -> Plain:
-        """The elements of `gatv2.numba.arguments.Problem`."""
+    def _problem(self) -> Plain:
         call, tiles, n_blocks = self.arguments, self.tiles, max(self.n_blocks, 1)
         return (
-            self._dropout,
+            self._dropout(),
             tiles.pad(call.query),
             tiles.pad(call.key),
             self.attn,
@@ -107,7 +117,6 @@ class Launch:
             call.negative_slope,
         )
 
-    @property
     def _dropout(self) -> Plain:
         """The elements of `gatv2.numba.arguments.Dropout`."""
         seed, dropout = self.arguments.seed, self.arguments.dropout
@@ -115,17 +124,7 @@ class Launch:
             return 0, 1.0, 0, 0
         return int(dropout * 2**32), 1 / (1 - dropout), seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
 
-    @cached_property
-    def attn(self) -> Array:
-        """Attn, padded."""
-        return self.tiles.pad(self.arguments.attn)
-
-    @cached_property
-    def edges(self) -> EdgeFeatures | None:
-        """The features of edges, as the kernels read them; None if there are none."""
-        x, projection = self.arguments.edge_features, self.arguments.edge_projection
-        if x is None or projection is None:
-            return None
+    def _edge_features(self, x: Array) -> EdgeFeatures:
         n_batch = self.arguments.query.ndim - 3
         is_folded = prod(x.shape[n_batch:-1]) < self.n_edge_rows
         is_shared = self.n_copies > 0 and not any(x.strides[:n_batch])  # by all feature sets
@@ -133,15 +132,10 @@ class Launch:
             x = x[(0,) * n_batch]
         return EdgeFeatures(
             x.astype(self.tiles.dtype, copy=False).ravel(),
-            self.tiles.pad(np.moveaxis(projection, -1, 0)),
+            self.tiles.pad(np.moveaxis(self.arguments.edge_projection, -1, 0)),
             x.shape[-1],
             max(prod(x.shape[:-1]), 1),
         )
-
-    @property
-    def plain_edges(self) -> Plain | None:
-        """The same as a plain tuple."""
-        return None if self.edges is None else tuple(self.edges)
 
     def results(
         self, out: Array, largest: Array, total: Array, alpha: Array

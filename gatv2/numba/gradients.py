@@ -108,7 +108,7 @@ class Gradients:
     def results(self) -> tuple[Array, Array, Array, Array, Array]:
         """Of query, key, attn, edge_features, edge_projection; empty for what is None or not wanted."""
         tiles, d_attn = self.launch.tiles, _total(self.launch, self.d_attn)
-        d_features, d_projection = (np.empty(0, tiles.dtype) for _ in range(2))
+        d_features, d_projection = np.empty(0, tiles.dtype), np.empty(0, tiles.dtype)
         if self.edges is not None:
             d_attn_of_edges, d_features, d_projection = self.edges.results()
             d_attn = d_attn + d_attn_of_edges
@@ -157,6 +157,8 @@ def _total(launch: Launch, shares: Array) -> Array:
     """The sum of `[copies, chunks, ...]` over both, in order, as `[*mapped, ..., *padded]`."""
     n_mapped = launch.arguments.n_mapped
     mapped, rows = launch.arguments.query.shape[:n_mapped], shares.shape[2:-2]
+    if shares.shape[:2] == (1, 1):
+        return shares.reshape(*mapped, *rows, *launch.tiles.padded)
     total = shares.sum(1).reshape(*mapped, launch.n_batches, *rows, *launch.tiles.padded)
     return total.sum(n_mapped)  # type: ignore[no-any-return]
 

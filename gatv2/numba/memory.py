@@ -18,5 +18,5 @@ def empty(shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[Any]) -> Ar
     if n_bytes < _LARGE_BYTES:
         return np.empty(shape, dtype)
     memory = np.empty(n_bytes + LINE_BYTES, np.uint8)
-    start = -memory.ctypes.data % LINE_BYTES
-    return memory[start : start + n_bytes].view(dtype).reshape(shape)
+    start = -memory.__array_interface__["data"][0] % LINE_BYTES
+    return np.ndarray(shape, dtype, memory, start)

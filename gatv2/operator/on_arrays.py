@@ -13,6 +13,8 @@ from gatv2.numba.call import ArrayArguments, ArrayCotangents
 from gatv2.numba.memory import Array
 from gatv2.operator.arguments import Arguments, Cotangents
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 class ArrayKernels(Protocol):
     """A module of kernels on arrays."""
@@ -61,7 +63,7 @@ def _as_arrays(arguments: Arguments, adjacency: type[Any]) -> ArrayArguments:
         _as_array(arguments.attn),
         None if x is None else _as_array(x),
         None if projection is None else _as_array(projection),
-        adjacency(*(None if x is None else _as_array(x) for x in arguments.adjacency)),
+        adjacency(*[None if x is None else x.numpy() for x in arguments.adjacency]),
         None if seed is None else int(seed),
         arguments.n_blocks,
         arguments.n_mapped,
@@ -73,7 +75,7 @@ def _as_arrays(arguments: Arguments, adjacency: type[Any]) -> ArrayArguments:
 
 
 def _as_array(tensor: Tensor) -> Array:
-    if tensor.dtype in (torch.float16, torch.bfloat16):
+    if tensor.dtype in _HALF:
         # not what is expanded: a copy of everything
         once = tensor[tuple(slice(None if stride else 1) for stride in tensor.stride())]
         tensor = once.float().expand(tensor.shape)

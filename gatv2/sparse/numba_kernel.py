@@ -91,8 +91,7 @@ def backward(
 
 def _graph(arguments: ArrayArguments) -> Adjacency:
     """The graph in contiguous arrays, as all kernels read them."""
-    arrays = (None if x is None else np.ascontiguousarray(x) for x in arguments.adjacency)
-    return Adjacency._make(arrays)
+    return Adjacency(*[None if x is None else np.ascontiguousarray(x) for x in arguments.adjacency])
 
 
 def _edge_list(graph: Adjacency) -> Plain:
