@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gatv2.dispatch import KERNELS
 from gatv2.graph.adjacency import Sizes, as_adjacency, check_flow_of_graph, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
+from gatv2.graph.graph import Graph
 from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
 from gatv2.options import (
@@ -22,8 +24,16 @@ from gatv2.options import (
     check_sizes,
     check_slope,
     hidden_of,
+    tells_our_names,
 )
-from gatv2.projection import Where, linear, n_inputs_of, reset_parameters
+from gatv2.projection import (
+    Where,
+    has_bias,
+    linear,
+    n_inputs_of,
+    reset_parameters,
+    weight_of,
+)
 from gatv2.random import as_seed
 
 T = TypeVar("T")
@@ -51,6 +61,7 @@ class GraphAttention(nn.Module, ABC):
     attention_vectors: ClassVar[tuple[str, ...]]
     """Names of the parameters that score a pair, each `[n_heads, n_hidden]`."""
 
+    @tells_our_names
     def __init__(
         self,
         in_features: int | tuple[int, int],
@@ -75,8 +86,10 @@ class GraphAttention(nn.Module, ABC):
         super().__init__()
         n_query, n_key = _sizes_of_sides(in_features, share_weights)
         check_sizes(out_features=out_features, n_heads=n_heads)
+        out_features, n_heads = int(out_features), int(n_heads)  # not NumPy's
         if edge_dim is not None:
             check_sizes(edge_dim=edge_dim)
+            edge_dim = int(edge_dim)
         self.n_hidden = hidden_of(out_features, n_heads, is_concat)
         check_bias(bias)
         check_dropout(dropout)
@@ -85,6 +98,7 @@ class GraphAttention(nn.Module, ABC):
         check_fill_value(fill_value)
         check_backend(backend)
         _check_kernel(kernel)
+        _check_dtype(dtype)
         self.out_features = out_features
         self.n_heads = n_heads
         self.is_concat = is_concat
@@ -172,6 +186,7 @@ class GraphAttention(nn.Module, ABC):
         return_attention: bool,
         seed: int | Tensor | None = ...,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
+    @tells_our_names
     def forward(
         self,
         h: NodeFeatures,
@@ -206,6 +221,7 @@ class GraphAttention(nn.Module, ABC):
             (dense). With `add_self_loops` the edges of a list are those of
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
+        _check_order(h, adj_mat)
         h_query, h_key = self.as_pair(h)
         if seed is not None:
             as_seed(seed, h_query.device)
@@ -254,10 +270,15 @@ class GraphAttention(nn.Module, ABC):
         self._check_features(h_query, names[0], self.linear_l)
         if h_key is not h_query or not self.share_weights:
             self._check_features(h_key, names[1], self.linear_r)
+        if h_key.shape[:-2] != h_query.shape[:-2]:
+            raise ValueError(
+                f"`{names[0]}` and `{names[1]}` must have the same batch dimensions; got "
+                f"{tuple(h_query.shape)} and {tuple(h_key.shape)}: expand one of them"
+            )
         return h_query, h_key
 
-    def _check_features(self, h: Tensor, name: str, projection: nn.Linear) -> None:
-        weight, size = projection.weight, n_inputs_of(projection)
+    def _check_features(self, h: Tensor, name: str, projection: nn.Module) -> None:
+        weight, size = weight_of(projection), n_inputs_of(projection)
         if not isinstance(h, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
         if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
@@ -266,6 +287,8 @@ class GraphAttention(nn.Module, ABC):
                 f"`{name}` must have shape (*batch, n_nodes, in_features={size}); "
                 f"got {tuple(h.shape)}{of_both}"
             )
+        if weight is None:
+            return  # a quantized or wrapped projection checks its input itself
         if h.device != weight.device:
             raise ValueError(f"`{name}` is on {h.device} and the layer is on {weight.device}")
         if h.dtype != weight.dtype and not torch.is_autocast_enabled(h.device.type):
@@ -283,7 +306,7 @@ class GraphAttention(nn.Module, ABC):
                     f"edge_dim=D, the last dimension of `edge_features`, {tuple(edge_features.shape)}"
                 )
             return
-        dtype = self.linear_e.weight.dtype
+        weight = weight_of(self.linear_e)
         if not isinstance(edge_features, Tensor):
             raise TypeError(
                 f"`edge_features` must be a torch.Tensor, as edge_dim={self.edge_dim}; "
@@ -295,9 +318,11 @@ class GraphAttention(nn.Module, ABC):
                 f"got {tuple(edge_features.shape)}"
             )
         device = edge_features.device.type
-        if edge_features.dtype != dtype and not torch.is_autocast_enabled(device):
+        if weight is None or torch.is_autocast_enabled(device):
+            return
+        if edge_features.dtype != weight.dtype:
             raise TypeError(
-                f"`edge_features` must have the layer's dtype {dtype}; "
+                f"`edge_features` must have the layer's dtype {weight.dtype}; "
                 f"got {edge_features.dtype}: convert it with `.to(dtype)`"
             )
 
@@ -324,18 +349,23 @@ class GraphAttention(nn.Module, ABC):
         adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
         if edge_features is not None and is_mask(adj_mat) and self.flow == "source_to_target":
             edge_features = edge_features.transpose(-3, -2)
-        with_loops = add_self_loops(adjacency, edge_features, self.fill_value)
+        is_block = self._is_block(adj_mat, sizes)
+        with_loops = add_self_loops(adjacency, edge_features, self.fill_value, is_block=is_block)
         return Projected(query, key, *with_loops, "target_to_source")
+
+    def _is_block(self, adj_mat: object, sizes: Sizes) -> bool:
+        """Whether an edge index is of a sampled block, in which some nodes are queries and keys.
+
+        In the convention of PyTorch Geometric and DGL, its targets come first among its sources. A
+        `Graph` of two sides may be a batch, whose nodes do not pair up by number.
+        """
+        is_list = isinstance(adj_mat, Tensor | np.ndarray) and not is_mask(adj_mat)
+        return is_list and self.flow == "source_to_target" and sizes.n_queries != sizes.n_keys
 
     def _check_graph(
         self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
     ) -> None:
         """Raise what attention would raise of the graph, before anything is projected."""
-        if h_key.shape[:-2] != h_query.shape[:-2]:
-            raise ValueError(
-                "the two sides of `h` must have the same batch dimensions; got "
-                f"{tuple(h_query.shape[:-2])} for queries and {tuple(h_key.shape[:-2])} for keys"
-            )
         if isinstance(adj_mat, Part):
             check_flow_of_graph(adj_mat.flow, self.flow)
             if h_query.shape[-2] != adj_mat.n_own:
@@ -356,7 +386,7 @@ class GraphAttention(nn.Module, ABC):
             laid_out_as = adj_mat if is_mask(adj_mat) else graph
             as_backend_reads(edge_features, laid_out_as, graph, sizes, self.flow)
         if self.add_self_loops:
-            add_self_loops(graph)
+            add_self_loops(graph, is_block=self._is_block(adj_mat, sizes))
 
     def join(self, out: Tensor, h_query: Tensor) -> Tensor:
         """The result: heads side by side or their mean, the residual of the queries, the bias."""
@@ -372,8 +402,8 @@ class GraphAttention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        has_bias = self.linear_l.bias is not None
-        bias = "projections" if has_bias and self.bias is None else has_bias
+        is_biased = has_bias(self.linear_l)
+        bias = "projections" if is_biased and self.bias is None else is_biased
         edge_dim = "" if self.edge_dim is None else f"edge_dim={self.edge_dim}, "
         loops = f", fill_value={self.fill_value!r}" if edge_dim and self.add_self_loops else ""
         return (
@@ -390,7 +420,7 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
     """The sizes of a pair, checked; a number is that of both sides."""
     sizes = in_features if isinstance(in_features, (tuple, list)) else (in_features, in_features)
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int):
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
             raise TypeError(f"`in_features` must be an int or a pair; got {type(size).__name__}")
         if size < 1 and size != -1:
             raise ValueError(
@@ -403,7 +433,23 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
             "with share_weights=True one matrix projects both sides, but `in_features` is "
             f"{tuple(sizes)}"
         )
-    return sizes
+    first, second = sizes
+    return int(first), int(second)
+
+
+def _check_order(h: object, adj_mat: object) -> None:
+    """Raise a TypeError if features and a graph came in each other's place."""
+    is_edge_index = isinstance(h, Tensor) and h.dtype in (torch.int32, torch.int64)
+    is_features = isinstance(adj_mat, Tensor) and adj_mat.dtype.is_floating_point
+    if isinstance(h, (Graph, Part)) or (is_edge_index and is_features):
+        raise TypeError("features come first, and then the graph: call `layer(h, adj_mat)`")
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"`dtype` must be a floating-point dtype of PyTorch, as torch.float32; got {dtype}"
+        )
 
 
 def _how_to_convert(edge_features: object) -> str:

@@ -7,6 +7,7 @@ from gatv2.functional import attend, gatv2_scores
 from gatv2.graph.adjacency import check_flow_of_graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, Part
+from gatv2.projection import edge_projection
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
@@ -123,5 +124,5 @@ class GraphAttentionV2Layer(GraphAttention):
         if self.linear_e is None or inputs.edge_features is None:
             return None
         dtype = inputs.query.dtype
-        projection = self.linear_e.weight.unflatten(0, (self.n_heads, self.n_hidden))
-        return EdgeInputs(inputs.edge_features.to(dtype), projection.to(dtype))
+        features, projection = edge_projection(self.linear_e, inputs.edge_features, self.n_heads)
+        return EdgeInputs(features.to(dtype), projection.to(dtype))

@@ -137,7 +137,8 @@ class LayerOptions:
     @property
     def n_inputs(self) -> tuple[int, int]:
         """Features of a query and of a key."""
-        return self.by_role(self._pair)
+        n_query, n_key = self.by_role(self._pair)
+        return n_query, n_key
 
     def by_role(self, pair: Any) -> Any:
         """A pair in the order of an edge index's rows as (of queries, of keys), and the way back."""

@@ -128,14 +128,14 @@ def _of_list(values: jax.Array, graph: Graph, adjacency: Adjacency, sizes: Sizes
     shape = (graph.n_blocks, sizes.n_queries, sizes.n_keys, n_features)
     sorted_values = jnp.take(values, graph.edge_id, axis=-2)
     batch = values.shape[:-2]
-    pairs = jnp.zeros((*batch, *shape), values.dtype).at[
+    cell = jnp.zeros((*batch, *shape), values.dtype).at[
         ...,
         graph.query_index // block_queries,
         graph.query_index % block_queries,
         graph.key_index % block_keys,
         :,
     ]
-    pairs = pairs.set(sorted_values, mode="drop")
+    pairs: jax.Array = cell.set(sorted_values, mode="drop")
     return pairs.reshape(*sizes.batch_shape, *shape[1:])
 
 

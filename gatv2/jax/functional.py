@@ -163,7 +163,9 @@ def gatv2_attention(
         seed=_seed_of(dropout, seed),
         return_attention=return_attention,
     )
-    return call.results(out, lse if return_lse else None, alpha)
+    results: jax.Array | tuple[jax.Array, ...]
+    results = call.results(out, lse if return_lse else None, alpha)
+    return results
 
 
 def gatv2_scores(
@@ -268,7 +270,9 @@ def gat_attention(
     else:
         _, value, _ = dense.without_padding(call.query, call.key, None, call.adjacency)
         out, _, alpha = dense.attend(scores, value, call.adjacency, dropout=dropout, seed=seed)
-    return call.results(out, None, alpha.astype(out.dtype) if return_attention else None)
+    coefficients = alpha.astype(out.dtype) if return_attention else None
+    results: jax.Array | tuple[jax.Array, ...] = call.results(out, None, coefficients)
+    return results
 
 
 def gat_scores(
@@ -345,8 +349,9 @@ class _Call(NamedTuple):
         """What the caller asked for, as the caller sees it: (out, coefficients, log-sum-exp)."""
         results = [out.reshape(self.out_shape)]
         if alpha is not None:
-            is_graph = isinstance(self.adjacency, Graph)
-            results.append(self.adjacency.in_callers_order(alpha, axis=-2) if is_graph else alpha)
+            if isinstance(self.adjacency, Graph):
+                alpha = self.adjacency.in_callers_order(alpha, axis=-2)
+            results.append(alpha)
         if lse is not None:
             results.append(lse.reshape(self.out_shape[:-1]))
         return results[0] if len(results) == 1 else tuple(results)

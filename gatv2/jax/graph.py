@@ -143,7 +143,7 @@ class Graph:
         n_queries, n_keys, n_heads = values.shape[-3:]
         n_blocks = int(np.prod(values.shape[:-3]))
         blocks = values.reshape(n_blocks, n_queries, n_keys, n_heads)
-        block, query, key = blocks.any(-1).nonzero()
+        block, query, key = np.nonzero(blocks.any(-1))
         size = n_blocks * n_keys
         sorted_edges = sort_edges(
             query + block * n_queries, key + block * n_keys, n_blocks * n_queries, size
@@ -304,21 +304,14 @@ class Graph:
         require_concrete(self, "carry over")
         require_unpadded(self, "a graph of PyTorch", "carry over the graph that was padded")
         host = as_numpy(self)
-        named = {
-            name: None if array is None else torch.from_numpy(np.array(array))
-            for name, array in (
-                ("query_ptr", host.query_ptr),
-                ("key_index", host.key_index),
-                ("query_index", host.query_index),
-                ("edge_id", host.edge_id),
-                ("head_mask", host.head_mask),
-            )
+        arrays: dict[str, Any] = {
+            name: torch.from_numpy(np.array(array))
+            for name in ("query_ptr", "key_index", "query_index", "edge_id", "head_mask")
+            if (array := getattr(host, name)) is not None
         }
-        ids: dict[str, Any] = {
-            name: None if own is None else torch.from_numpy(own.astype(np.int64))
-            for name, own in (("query_id", host.query_id), ("key_id", host.key_id))
-        }
-        arrays: Any = {**named, **ids}
+        for name in ("query_id", "key_id"):
+            if (own := getattr(host, name)) is not None:
+                arrays[name] = torch.from_numpy(own.astype(np.int64))
         return TorchGraph(**arrays, n_keys=self.n_keys, n_blocks=self.n_blocks)
 
     @classmethod
@@ -327,7 +320,16 @@ class Graph:
         arrays = {name: value for name, value in others.items() if name != "n_blocks"}
         edges, by_key, arrays = jax.tree.map(on_device, (edges, by_key, arrays))
         blocks = {"n_blocks": others["n_blocks"]} if "n_blocks" in others else {}
-        return cls(*edges, by_key=by_key, n_keys=n_keys, **blocks, **arrays)
+        return cls(
+            query_ptr=edges.query_ptr,
+            key_index=edges.key_index,
+            query_index=edges.query_index,
+            edge_id=edges.edge_id,
+            by_key=by_key,
+            n_keys=n_keys,
+            **blocks,
+            **arrays,
+        )
 
     @property
     def n_queries(self) -> int:
@@ -603,9 +605,8 @@ def check_edge_index(edge_index: Any) -> None:
 def _read_sizes(n_nodes: NumberOfNodes) -> tuple[int, int]:
     pair: Sequence[Any] = n_nodes if isinstance(n_nodes, Sequence) else (n_nodes, n_nodes)
     try:
-        n_queries, n_keys = (
-            n if jax.export.is_symbolic_dim(n) else operator.index(n) for n in pair
-        )
+        sizes: list[Any] = [n if jax.export.is_symbolic_dim(n) else operator.index(n) for n in pair]
+        n_queries, n_keys = sizes
     except (TypeError, ValueError):
         raise TypeError(
             "the number of nodes must be an integer, or a pair of them, (number of queries, number of "

@@ -29,6 +29,7 @@ from gatv2.jax.dense import reference as dense
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
 from gatv2.jax.numba import kernel as numba_kernel
+from gatv2.jax.precision import computed_in
 from gatv2.jax.sparse import reference as sparse
 from gatv2.jax.sparse.tangent import Features, tangent
 
@@ -64,8 +65,9 @@ class Call:
 
     def features(self, arrays: Sequence[Any]) -> Features:
         """The first arrays, by name."""
+        query, key, attn = arrays[:3]
         edges = EdgeInputs(*arrays[3:5]) if self.n_features == 5 else None
-        return Features(*arrays[:3], edges)
+        return Features(query, key, attn, edges)
 
     def read(self, arrays: Sequence[Any]) -> tuple[Features, jax.Array, Adjacency]:
         """Features, seed and graph of the arguments of `attend_p`."""
@@ -132,8 +134,9 @@ def _tangent_plainly(*arrays: Any, call: Call) -> Arrays:
             negative_slope=call.negative_slope,
             dropout=call.dropout,
             seed=seed if call.dropout > 0 else None,
+            with_alpha=call.with_alpha,
         )
-        return d_out, d_lse, d_alpha if call.with_alpha else jnp.zeros(0, out.dtype)
+        return d_out, d_lse, jnp.zeros(0, out.dtype) if d_alpha is None else d_alpha
 
     def of_features(*features: Any) -> Arrays:
         return _attend_plainly(*features, *arrays[call.n_features :], call=call)
@@ -213,7 +216,7 @@ def _result_avals(
         )
         alpha = (*query[:-3], *of_graph, query[-2])
     lead = _lead(mapped, avals)
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = computed_in(dtype)
     shapes = ((query, dtype), (query[:-1], wide), (alpha, dtype))
     return [jax.core.ShapedArray((*lead, *shape), dtype) for shape, dtype in shapes]
 
@@ -298,14 +301,24 @@ def _jvp_of_linear(
     return results, jax.jvp(of_used, *used)[1]
 
 
+def _is_undefined(array: Any) -> bool:
+    """Whether it is an argument by which a linear function is transposed."""
+    return isinstance(array, ad.UndefinedPrimal)
+
+
+def _dtype_of(zero: Any) -> Any:
+    """The dtype of a cotangent that is zero."""
+    return zero.aval.dtype
+
+
 def _tangent_transpose(cotangents: Any, *arrays: Any, call: Call, mapped: Mapped) -> Any:
     fixed, direction = arrays[: -call.n_features], arrays[-call.n_features :]
     n_fixed = len(fixed)
-    is_wanted = [ad.is_undefined_primal(x) for x in direction]
+    is_wanted = [_is_undefined(x) for x in direction]
     d_out, d_lse, d_alpha = cotangents
     given = [
-        ad.instantiate_zeros(d_out),
-        *(jnp.zeros(0, d.aval.dtype) if type(d) is ad.Zero else d for d in (d_lse, d_alpha)),
+        *map(ad.instantiate_zeros, [d_out]),
+        *(jnp.zeros(0, _dtype_of(d)) if type(d) is ad.Zero else d for d in (d_lse, d_alpha)),
     ]
     is_zero = [False, type(d_lse) is ad.Zero, type(d_alpha) is ad.Zero]
     of_cotangents = tuple((*level[:n_fixed], *(not zero for zero in is_zero)) for level in mapped)
@@ -330,9 +343,7 @@ def _cotangent_transpose(
     of_direction = tuple((*level[:-3], *(True,) * call.n_features) for level in mapped)
     results = tangent_p.bind(*fixed, *direction, call=call, mapped=of_direction)
     return [None] * len(fixed) + [
-        _summed(result, [level[len(fixed) + i] for level in mapped])
-        if ad.is_undefined_primal(x)
-        else None
+        _summed(result, [level[len(fixed) + i] for level in mapped]) if _is_undefined(x) else None
         for i, (result, x) in enumerate(zip(results, own, strict=True))
     ]
 

@@ -80,7 +80,7 @@ def _of_edges(loops: SelfLoops, values: jax.Array, fill_value: FillValue) -> jax
     if isinstance(fill_value, str):
         filled = _reduce_by_query(kept, loops.query, shape, fill_value)
         if n_loops != loops.graph.n_queries:  # nodes that are padding have none
-            filled = filled[..., np.flatnonzero(loops.graph.query_mask), :]
+            filled = filled[..., np.flatnonzero(np.asarray(loops.graph.query_mask)), :]
     else:
         filled = jnp.broadcast_to(_as_features(fill_value, kept), (*shape[:-2], n_loops, shape[-1]))
     return jnp.concatenate((kept, filled), axis=-2)

@@ -27,6 +27,10 @@ def _64_bits() -> Any:
         yield
 
 
+def jit(function: Any) -> Any:
+    return jax.jit(function)
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
@@ -57,7 +61,7 @@ def assert_one_answer(layer: Any, h: Any, adj_mat: Any, in_jax: Any, **inputs: A
     own = {name: gat.as_jax(x) for name, x in inputs.items()}
     features = tuple(map(gat.as_jax, h)) if isinstance(h, tuple) else gat.as_jax(h)
 
-    @jax.jit
+    @jit
     def step(params: Any, features: Any, own: Any) -> Any:
         def loss(params: Any) -> Any:
             results = config.apply(params, features, in_jax, **own, seed=9, return_attention=True)
@@ -66,6 +70,12 @@ def assert_one_answer(layer: Any, h: Any, adj_mat: Any, in_jax: Any, **inputs: A
         return jax.grad(loss, has_aux=True)(params)
 
     gradients, results = step(gat.from_torch(layer), features, own)
+    if (
+        layer.add_self_loops and alpha.ndim == 2
+    ):  # under `jit` self-loops that there were are padding
+        is_loop = (adj_mat[0] == adj_mat[1]).numpy()
+        assert not results[1][: len(is_loop)][is_loop].any()
+        results = results[0], results[1][np.append(~is_loop, np.ones(N, bool))]
     for a, e in zip(results, (out, alpha), strict=True):
         assert_agrees(gat.as_torch(a), e.detach())
     for name, gradient in gradients.items():
@@ -108,8 +118,8 @@ def test_static_control() -> None:
             assert_agrees(gat.as_torch(a), e.detach())
         scores = gat.attention_scores(config, params, gat.as_jax(h), adj_mat.numpy())
         finite = jnp.where(jnp.isfinite(scores), scores, 0)
-        expected = layer.attention_scores(h, adj_mat).detach()
-        assert_agrees(gat.as_torch(finite), expected.masked_fill(expected.isinf(), 0))
+        exact = layer.attention_scores(h, adj_mat).detach()
+        assert_agrees(gat.as_torch(finite), exact.masked_fill(exact.isinf(), 0))
 
 
 def test_stack() -> None:
@@ -161,7 +171,7 @@ def test_self_loops_under_jit() -> None:
     graph = gat.Graph.from_edge_index(EDGE_INDEX.numpy(), N)
     outside = config.apply(params, h, graph, edge_features=x)
 
-    @jax.jit
+    @jit
     def inside(graph: Any, x: Any) -> Any:
         return config.apply(params, h, graph, edge_features=x, return_attention=True)
 
@@ -181,7 +191,7 @@ def test_batches_of_graphs_share_a_compilation() -> None:
     params = config.init(jax.random.key(0))
     traces = 0
 
-    @jax.jit
+    @jit
     def step(params: Any, graph: Any, h: Any, x: Any) -> Any:
         nonlocal traces
         traces += 1
@@ -274,7 +284,7 @@ def test_sparse_matrices() -> None:
     for matrix in (
         entries,
         BCOO.fromdense(jnp.asarray(dense)),
-        BCSR.fromdense(jnp.asarray(dense)),
+        BCSR.from_bcoo(BCOO.fromdense(jnp.asarray(dense))),
         sparse.csr_array(dense),
     ):
         assert np.array_equal(

@@ -113,7 +113,7 @@ def test_forward_mode(graph: Any) -> None:
         return attend
 
     def of_loss(kernel: str) -> Any:
-        return lambda *inputs: loss(*inputs, graph, 5, kernel)
+        return partial(loss, graph=graph, seed=5, kernel=kernel)
 
     def backward_of_forward(kernel: str) -> Any:
         return jax.grad(lambda *inputs: jax.jvp(of_loss(kernel), inputs, inputs)[1], (0, 1, 2, 3))

@@ -235,7 +235,7 @@ def test_heads_are_concatenated_or_averaged(mask: Tensor, n_heads: int) -> None:
 
 
 def test_separate_weights_are_not_loaded_into_shared_ones(layer_class: Any) -> None:
-    separate = layer_class(3, 8, 2, bias="projections").state_dict()
+    separate = layer_class(3, 8, 2, share_weights=False, bias="projections").state_dict()
     shared = layer_class(3, 8, 2, share_weights=True, bias="projections")
     before = {name: value.clone() for name, value in shared.state_dict().items()}
     with pytest.raises(RuntimeError, match=r"`linear_l.weight` and `linear_r.weight` differ"):

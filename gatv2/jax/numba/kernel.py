@@ -15,6 +15,7 @@ import numpy as np
 from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.graph import Graph
 from gatv2.jax.numba.targets import given, target
+from gatv2.jax.precision import computed_in
 from gatv2.jax.sparse.tangent import Features
 
 Arrays = tuple[Any, ...]
@@ -68,7 +69,7 @@ def forward(features: Features, seed: jax.Array, adjacency: Adjacency, options: 
         target(backend, "forward"),
         (
             _array(query.shape, query.dtype),
-            _array((*batch_shape, n_queries, n_heads), jnp.promote_types(query.dtype, jnp.float32)),
+            _array((*batch_shape, n_queries, n_heads), computed_in(query.dtype)),
             _array((*batch_shape, *of_graph, n_heads) if options.with_alpha else (0,), query.dtype),
         ),
         vmap_method="expand_dims",

@@ -30,6 +30,8 @@ ARRAYS = {
 }
 """Arrays that follow the features and the seed in a call, whose attribute `given` has a bit for each."""
 
+_FOR_BACKWARD = ("key_ptr", "edges_by_key", "queries_by_key")
+
 Arrays = dict[str, Array]
 
 
@@ -45,6 +47,8 @@ def _forward(
 
     for (query, key, attn, seed, *rest), (out, lse, alpha) in _mapped(inputs, outputs):
         arrays = _named(backend, rest, attributes)
+        for name in _FOR_BACKWARD:
+            arrays.pop(name, None)
         _check(arrays, key.shape[-3])
         options = _options(seed, attributes, wants_rows=alpha.size > 0)
         results = launch.forward(backend, (query, key, attn), arrays, options)
@@ -127,7 +131,9 @@ def _mapped(inputs: list[Array], outputs: list[Array]) -> Iterator[tuple[list[Ar
 
         def select(array: Array, index: tuple[int, ...] = index) -> Array:
             sizes = array.shape[:n_mapped]
-            return array[tuple(i if n > 1 else 0 for i, n in zip(index, sizes, strict=True))]
+            at = tuple(i if n > 1 else 0 for i, n in zip(index, sizes, strict=True))
+            selected: Array = array[at]
+            return selected
 
         yield [select(x) for x in inputs], [select(x) for x in outputs]
 

@@ -198,7 +198,8 @@ def _array(buffer: _Buffer) -> Array:
     if n_bytes == 0:
         return np.empty(shape, dtype)
     memory = (ctypes.c_char * n_bytes).from_address(buffer.data)
-    return np.frombuffer(memory, np.uint8).view(dtype).reshape(shape)
+    array: Array = np.frombuffer(memory, np.uint8).view(dtype).reshape(shape)
+    return array
 
 
 def _attributes(attributes: _Attributes) -> dict[str, Any]:

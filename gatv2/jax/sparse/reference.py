@@ -18,6 +18,7 @@ import numpy as np
 from gatv2.jax.blocks import count_blocks, from_blocks, into_blocks, lead, map_blocks, sum_blocks
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
+from gatv2.jax.precision import computed_in
 from gatv2.jax.random import keep_mask
 
 
@@ -172,7 +173,7 @@ def score(pair: jax.Array, attn: jax.Array, negative_slope: float) -> jax.Array:
 
 def vector_dot(values: jax.Array, vector: jax.Array) -> jax.Array:
     """`[..., H, F]` and `[H, F]` to `[..., H]`, in float32 or the wider dtype."""
-    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    dtype = computed_in(values.dtype)
     return jnp.sum(values * lead(vector, values.ndim), axis=-1, dtype=dtype)
 
 
