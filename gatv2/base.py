@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from gatv2.checks import refuse_tracing
 from gatv2.dispatch import KERNELS
 from gatv2.graph.adjacency import Sizes, as_adjacency, check_flow_of_graph, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
+from gatv2.graph.graph import Graph
 from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
 from gatv2.options import (
@@ -85,8 +87,10 @@ class GraphAttention(nn.Module, ABC):
         super().__init__()
         n_query, n_key = _sizes_of_sides(in_features, share_weights)
         check_sizes(out_features=out_features, n_heads=n_heads)
+        out_features, n_heads = int(out_features), int(n_heads)  # not NumPy's
         if edge_dim is not None:
             check_sizes(edge_dim=edge_dim)
+            edge_dim = int(edge_dim)
         self.n_hidden = hidden_of(out_features, n_heads, is_concat)
         check_bias(bias)
         check_dropout(dropout)
@@ -95,6 +99,7 @@ class GraphAttention(nn.Module, ABC):
         check_fill_value(fill_value)
         check_backend(backend)
         _check_kernel(kernel)
+        _check_dtype(dtype)
         self.out_features = out_features
         self.n_heads = n_heads
         self.is_concat = is_concat
@@ -217,6 +222,7 @@ class GraphAttention(nn.Module, ABC):
             (dense). With `add_self_loops` the edges of a list are those of
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
+        _check_order(h, adj_mat)
         h_query, h_key = self.as_pair(h)
         if seed is not None:
             as_seed(seed, h_query.device)
@@ -266,6 +272,11 @@ class GraphAttention(nn.Module, ABC):
         self._check_features(h_query, names[0], self.linear_l)
         if h_key is not h_query or not self.share_weights:
             self._check_features(h_key, names[1], self.linear_r)
+        if h_key.shape[:-2] != h_query.shape[:-2]:
+            raise ValueError(
+                f"`{names[0]}` and `{names[1]}` must have the same batch dimensions; got "
+                f"{tuple(h_query.shape)} and {tuple(h_key.shape)}: expand one of them"
+            )
         return h_query, h_key
 
     def _check_features(self, h: Tensor, name: str, projection: nn.Module) -> None:
@@ -340,22 +351,23 @@ class GraphAttention(nn.Module, ABC):
         adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
         if edge_features is not None and is_mask(adj_mat) and self.flow == "source_to_target":
             edge_features = edge_features.transpose(-3, -2)
-        # in the convention of PyTorch Geometric and DGL, the targets of a sampled block come first
-        # among its sources; a `Graph` of two sides may be a batch, whose nodes do not pair up by number
-        is_list = isinstance(adj_mat, Tensor) and not is_mask(adj_mat)
-        is_block = is_list and self.flow == "source_to_target" and sizes.n_queries != sizes.n_keys
+        is_block = self._is_block(adj_mat, sizes)
         with_loops = add_self_loops(adjacency, edge_features, self.fill_value, is_block=is_block)
         return Projected(query, key, *with_loops, "target_to_source")
+
+    def _is_block(self, adj_mat: object, sizes: Sizes) -> bool:
+        """Whether an edge index is of a sampled block, in which some nodes are queries and keys.
+
+        In the convention of PyTorch Geometric and DGL, its targets come first among its sources. A
+        `Graph` of two sides may be a batch, whose nodes do not pair up by number.
+        """
+        is_list = isinstance(adj_mat, Tensor | np.ndarray) and not is_mask(adj_mat)
+        return is_list and self.flow == "source_to_target" and sizes.n_queries != sizes.n_keys
 
     def _check_graph(
         self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
     ) -> None:
         """Raise what attention would raise of the graph, before anything is projected."""
-        if h_key.shape[:-2] != h_query.shape[:-2]:
-            raise ValueError(
-                "the two sides of `h` must have the same batch dimensions; got "
-                f"{tuple(h_query.shape[:-2])} for queries and {tuple(h_key.shape[:-2])} for keys"
-            )
         if isinstance(adj_mat, Part):
             check_flow_of_graph(adj_mat.flow, self.flow)
             if h_query.shape[-2] != adj_mat.n_own:
@@ -376,7 +388,7 @@ class GraphAttention(nn.Module, ABC):
             laid_out_as = adj_mat if is_mask(adj_mat) else graph
             as_backend_reads(edge_features, laid_out_as, graph, sizes, self.flow)
         if self.add_self_loops:
-            add_self_loops(graph)
+            add_self_loops(graph, is_block=self._is_block(adj_mat, sizes))
 
     def join(self, out: Tensor, h_query: Tensor) -> Tensor:
         """The result: heads side by side or their mean, the residual of the queries, the bias."""
@@ -410,7 +422,7 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
     """The sizes of a pair, checked; a number is that of both sides."""
     sizes = in_features if isinstance(in_features, (tuple, list)) else (in_features, in_features)
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int):
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
             raise TypeError(f"`in_features` must be an int or a pair; got {type(size).__name__}")
         if size < 1 and size != -1:
             raise ValueError(
@@ -423,7 +435,23 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
             "with share_weights=True one matrix projects both sides, but `in_features` is "
             f"{tuple(sizes)}"
         )
-    return sizes
+    first, second = sizes
+    return int(first), int(second)
+
+
+def _check_order(h: object, adj_mat: object) -> None:
+    """Raise a TypeError if features and a graph came in each other's place."""
+    is_edge_index = isinstance(h, Tensor) and h.dtype in (torch.int32, torch.int64)
+    is_features = isinstance(adj_mat, Tensor) and adj_mat.dtype.is_floating_point
+    if isinstance(h, (Graph, Part)) or (is_edge_index and is_features):
+        raise TypeError("features come first, and then the graph: call `layer(h, adj_mat)`")
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"`dtype` must be a floating-point dtype of PyTorch, as torch.float32; got {dtype}"
+        )
 
 
 def _how_to_convert(edge_features: object) -> str:

@@ -11,6 +11,7 @@ from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edges import changed
 from gatv2.graph.self_loops import add_self_loops
+from gatv2.options import check_sizes
 
 BLOCK_SIZE = 65_536
 
@@ -65,8 +66,7 @@ def apply_in_blocks(
     """
     if layer.training:
         raise RuntimeError("inference has no dropout: call `.eval()` on the model first")
-    if block_size < 1:
-        raise ValueError(f"`block_size` must be positive; got {block_size}")
+    check_sizes(block_size=block_size)
     h_query, h_key = layer.as_pair(h)
     layer.check_edge_features(edge_features)
     graph, edge_features = _prepare(layer, h_query, h_key, adj_mat, edge_features)

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -80,30 +81,50 @@ def check_reduction(fill_value: str) -> None:
 
 
 def check_slope(negative_slope: float, name: str = "negative_slope") -> None:
-    """Raise a ValueError for a slope that is not finite."""
+    """Raise a ValueError for a slope that is not finite, a TypeError for what is no number."""
+    _check_is_number(negative_slope, name, "a finite number")
     # a comparison, which torch.compile can trace with a symbolic slope; false for NaN
     if not -math.inf < negative_slope < math.inf:
         raise ValueError(f"`{name}` must be a finite number; got {negative_slope}")
 
 
-def check_dropout(dropout: float) -> None:
-    """Raise a ValueError for a probability outside [0, 1)."""
+def check_dropout(dropout: float, name: str = "dropout") -> None:
+    """Raise a ValueError for a probability outside [0, 1), a TypeError for what is no number."""
+    _check_is_number(dropout, name, "a number in [0, 1), 0 for none")
     if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must lie in [0, 1); got {dropout}")
+        raise ValueError(f"`{name}` must lie in [0, 1); got {dropout}")
+
+
+def _check_is_number(value: object, name: str, expected: str) -> None:
+    # by what is none, as torch.compile has numbers of its own
+    if value is None or isinstance(value, (str, bytes, complex, list, tuple, dict)):
+        raise TypeError(f"`{name}` must be {expected}; got {value!r}")
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Raise unless each size is a positive int.
+    """Raise unless each size is a positive integer, Python's or NumPy's.
 
     Raises:
-        TypeError: a size is not an int.
+        TypeError: a size is not an integer.
         ValueError: a size is not positive.
     """
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"`{name}` must be an int; got {type(size).__name__}")
-        if size < 1:
+        if as_int(size, name) < 1:
             raise ValueError(f"`{name}` must be positive; got {size}")
+
+
+def as_int(value: Any, name: str) -> int:
+    """An integer, Python's or NumPy's, as an int.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"`{name}` must be an int; got {type(value).__name__}")
 
 
 def hidden_of(out_features: int, n_heads: int, is_concat: bool) -> int:

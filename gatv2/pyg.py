@@ -15,7 +15,7 @@ from torch_geometric.typing import SparseTensor, torch_sparse
 from gatv2.convert.pyg import check_flow, overridden
 from gatv2.functional import attend
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Sizes, prepared_once
+from gatv2.graph.adjacency import Sizes, as_adjacency, prepared_once
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.projection import edge_projection
@@ -57,7 +57,9 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         return_attention_weights: bool | None = None,
     ) -> Any:
         """As `torch_geometric.nn.GATv2Conv.forward`."""
-        is_list = isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
+        is_list = isinstance(edge_index, Graph) or (
+            isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
+        )
         if self._needs_messages() or not (
             is_list or self._reads_matrix(edge_index, edge_attr, return_attention_weights)
         ):
@@ -97,19 +99,23 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         return out, (rows.flip(0) if self.flow == "source_to_target" else rows, alpha)
 
     def _read_list(
-        self, edge_index: Tensor, edge_attr: Tensor | None, query: Tensor, key: Tensor
+        self, edge_index: Tensor | Graph, edge_attr: Tensor | None, query: Tensor, key: Tensor
     ) -> tuple[Graph, Tensor | None]:
-        """The graph of an `edge_index`, with self-loops, and features that fit it."""
+        """The graph of an `edge_index`, which may be prepared, with self-loops, and features that fit it."""
         if edge_attr is not None and edge_attr.ndim == 1:
             edge_attr = edge_attr.unsqueeze(1)
         n_queries, n_keys = query.shape[0], key.shape[0]
         sizes = Sizes(n_queries, n_keys, self.heads, torch.Size(()), query.device)
-        graph: Any = prepared_once(edge_index, sizes, self.flow)
+        graph: Any
+        if isinstance(edge_index, Graph):
+            graph = as_adjacency(edge_index, sizes, flow=self.flow, backend="sparse")
+        else:
+            graph = prepared_once(edge_index, sizes, self.flow)
         if self.add_self_loops:
             fill_value = 1.0 if self.fill_value is None else self.fill_value
             if isinstance(fill_value, Tensor):
                 fill_value = fill_value.squeeze(0) if fill_value.ndim == 2 else fill_value
-            is_block = n_queries != n_keys
+            is_block = n_queries != n_keys and not isinstance(edge_index, Graph)
             graph, edge_attr = add_self_loops(graph, edge_attr, fill_value, is_block=is_block)
         return graph, edge_attr
 

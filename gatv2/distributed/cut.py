@@ -18,15 +18,14 @@ from gatv2.graph import Graph
 from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import read_edge_index
 from gatv2.graph.edges import changed
-from gatv2.options import Flow
+from gatv2.options import Flow, check_sizes
 
 Data = TypeVar("Data", bound=PartData)
 
 
 def split(graph: Graph, n_parts: int, build: type[Data]) -> list[Data]:
     """See `Partition.split`."""
-    if n_parts < 1:
-        raise ValueError(f"`n_parts` must be positive; got {n_parts}")
+    check_sizes(n_parts=n_parts)
     bounds = _equal_edges(graph, n_parts)
     parts = [_part_of(graph, bounds, rank, build) for rank in range(n_parts)]
     requests = [part.halo.split(part.halo_counts) for part in parts]

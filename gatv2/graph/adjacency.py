@@ -192,12 +192,16 @@ def _as_mask(tensor: Tensor, sizes: Sizes, flow: Flow) -> Tensor:
     sides, heads = (sizes.n_queries, sizes.n_keys), sizes.n_heads
     if mask.ndim < 3 or mask.shape[-3:] not in ((*sides, 1), (*sides, heads)):
         n, m = _matrix_shape(sizes, flow)
+        is_short = tensor.ndim > 2 and tuple(tensor.shape[-2:]) == (n, m)
+        remedy = (
+            ": the last dimension is of heads, add it with `.unsqueeze(-1)`" if is_short else ""
+        )
         names = f"n={n}" if n == m else f"{sides[0]} queries and {sides[1]} keys"
         raise ValueError(
             f"`adj_mat` must have shape ({n}, {m}, 1) or ({n}, {m}, {heads}) with {names} and "
             f"{heads} heads, batch dimensions in front, or be a bool mask of shape ({n}, {m}) or an "
             f"integer edge index of shape (2, n_edges); got {tensor.dtype} with shape "
-            f"{tuple(tensor.shape)}"
+            f"{tuple(tensor.shape)}{remedy}"
         )
     return mask if mask.ndim == 3 else mask.expand(*sizes.batch_shape, *mask.shape[-3:])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric.nn import GATv2Conv
 
 import gatv2.pyg
-from gatv2 import Graph, GraphAttentionV2Layer
+from gatv2 import GraphAttentionV2Layer
 from gatv2.convert import from_pyg, to_pyg
 from gatv2.dispatch import Kernel
 from gatv2.testing import SIZES, assert_agrees, edge_indices
@@ -46,12 +46,7 @@ class Case:
         if not isinstance(layer, GraphAttentionV2Layer):
             theirs: Tensor = layer(h, self.edge_index, edge_attr)
             return theirs
-        n_nodes: Any = (len(x[0]), len(x[-1]))
-        graph: Any = self.edge_index
-        if graph.shape == n_nodes:  # which could be a mask
-            n_nodes = n_nodes if layer.flow == "target_to_source" else n_nodes[::-1]
-            graph = Graph.from_edge_index(graph, n_nodes, flow=layer.flow)
-        out: Tensor = layer(h, graph, edge_features=edge_attr)
+        out: Tensor = layer(h, self.edge_index, edge_features=edge_attr)
         return out
 
     def without_parallel_edges(self) -> "Case":
