@@ -90,8 +90,7 @@ def init(rng: jax.Array, config: Config) -> Params:
         >>> {name: array.shape for name, array in params.items()}
         {'attn': (2, 4), 'linear_l.weight': (8, 16), 'linear_r.weight': (8, 16)}
     """
-    if not isinstance(config, Config):
-        raise TypeError(f"`config` must be a gatv2.jax.Config; got {type(config).__name__}")
+    _check_config(config)
     draw = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)
     keys = jax.random.split(rng, len(config.shapes))
     return {
@@ -197,6 +196,7 @@ def apply(
 
     Source: Brody, Alon, Yahav, "How Attentive are Graph Attention Networks?", ICLR 2022, equation 7.
     """
+    _check_config(config)
     check_static(deterministic=deterministic, return_attention=return_attention)
     seed = _seed_of(config, rng, seed, deterministic)
     with jax.named_scope("gatv2"):
@@ -232,6 +232,7 @@ def attention_scores(
     `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
     `[*batch, n_queries, n_keys, n_heads]` (dense). Arguments are those of :func:`apply`.
     """
+    _check_config(config)
     layer = _Layer.of(config, params, h, adj_mat, edge_features)
     is_dynamic = "attn" in config.attention_vectors
     scores: Any = gatv2_scores if is_dynamic else gat_scores
@@ -270,11 +271,6 @@ class _Layer(NamedTuple):
         adj_mat: object,
         edge_features: ArrayLike | None,
     ) -> "_Layer":
-        if not isinstance(config, Config):
-            raise TypeError(
-                f"`config` must be a gatv2.jax.Config; got {type(config).__name__}: "
-                "call apply(config, params, h, adj_mat)"
-            )
         params = _checked_params(config, params)
         dtype = params["linear_l.weight"].dtype
         h_query, h_key = _checked_features(config, h, dtype)
@@ -326,6 +322,14 @@ class _Layer(NamedTuple):
         if self.config.bias is True:
             out = out + lead(self.params["bias"], out.ndim)
         return out if mask is None else jnp.where(lead(mask, out.ndim), out, 0)
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, Config):
+        raise TypeError(
+            f"`config` must be a gatv2.jax.Config; got {type(config).__name__}: "
+            "call `init(rng, config)` and `apply(config, params, h, adj_mat)`"
+        )
 
 
 def _seed_of(config: Config, rng: jax.Array | None, seed: Seed, deterministic: bool) -> Seed:
