@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape, is_mask
+from gatv2.jax.adjacency import Sizes, common_batch_shape, is_mask, read_adjacency
 from gatv2.jax.blocks import lead
 from gatv2.jax.checks import check_static
 from gatv2.jax.config import LayerOptions
@@ -258,7 +258,7 @@ class _Layer(NamedTuple):
     """`[*batch, n_queries, n_heads, n_hidden]`."""
     key: jax.Array
     """`[*batch, n_keys, n_heads, n_hidden]`."""
-    adjacency: Adjacency
+    adjacency: Graph | ArrayLike
     edge_features: jax.Array | None
     """Laid out as `adjacency`."""
 
@@ -277,7 +277,7 @@ class _Layer(NamedTuple):
         x = _checked_edge_features(config, edge_features, dtype)
         batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
         sizes = Sizes(h_query.shape[-2], h_key.shape[-2], config.n_heads, batch_shape)
-        adjacency = as_adjacency(adj_mat, sizes, flow=config.flow, backend="auto")
+        adjacency = read_adjacency(adj_mat, sizes, flow=config.flow)
         if x is not None and is_mask(adj_mat) and config.flow == "source_to_target":
             x = jnp.swapaxes(x, -3, -2)
         used_query, used_key = _with_edges(h_query, h_key, adjacency, batch_shape)
@@ -428,7 +428,7 @@ def _of_dtype(config: Config, name: str, array: jax.Array, dtype: Any) -> jax.Ar
 
 
 def _with_edges(
-    h_query: jax.Array, h_key: jax.Array, adjacency: Adjacency, batch_shape: tuple[int, ...]
+    h_query: jax.Array, h_key: jax.Array, adjacency: Graph | ArrayLike, batch_shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """Features with zeros for nodes without edges, which nothing reads.
 
@@ -440,7 +440,8 @@ def _with_edges(
         if adjacency.n_blocks != 1:
             has_key, is_key = (x.reshape(*batch_shape, -1) for x in (has_key, is_key))
     else:
-        has_key, is_key = adjacency.any((-2, -1)), adjacency.any((-3, -1))
+        mask = jnp.asarray(adjacency)
+        has_key, is_key = mask.any((-2, -1)), mask.any((-3, -1))
     if h_query is h_key:
         used = _masked(h_query, has_key | is_key)
         return used, used
