@@ -6,7 +6,7 @@ RESULTS ?= results
 WORKFLOWS = $(wildcard .github/workflows/*.yml)
 SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 
-.PHONY: demo test test-boundscheck check check-style check-types check-workflows docs benchmarks distributions clean
+.PHONY: demo test test-boundscheck test-oldest test-newest check check-style check-types check-workflows docs benchmarks distributions clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
@@ -18,6 +18,14 @@ test: $(VENV)/dev
 test-boundscheck: $(VENV)/dev
 	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(CURDIR)/build/numba-boundscheck \
 	    $(VENV)/bin/python -m pytest -n auto tests/kernels tests/laws -k "numba or simd"
+
+# PyTorch's rooms of the suite with the oldest versions that pyproject.toml allows
+test-oldest: $(VENV)-oldest/test
+	$(VENV)-oldest/bin/python -m pytest -n auto tests/laws tests/kernels tests/graph tests/layer tests/distributed
+
+# the suite with the newest versions there are
+test-newest: $(VENV)-newest/test
+	$(VENV)-newest/bin/python -m pytest -n auto
 
 check: check-style check-types check-workflows
 
@@ -55,5 +63,18 @@ $(VENV)/%: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --constraint constraints.txt --group $* --editable .
 	touch $@
 
+$(VENV)-oldest/test: pyproject.toml constraints-oldest.txt
+	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --upgrade pip
+	$(VENV)-oldest/bin/python -m pip install --constraint constraints-oldest.txt \
+	    --editable '.[files,scipy,testing]' pytest pytest-xdist
+	touch $@
+
+$(VENV)-newest/test: pyproject.toml
+	test -d $(VENV)-newest || $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --upgrade pip
+	$(VENV)-newest/bin/python -m pip install --upgrade --group test --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(RESULTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(RESULTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,11 +1,12 @@
 """GraphAttention: what the two layers share. Parameters, projections, and how heads are joined."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
+from gatv2.checks import refuse_tracing
 from gatv2.dispatch import KERNELS
 from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import is_mask
@@ -16,24 +17,26 @@ from gatv2.options import (
     Bias,
     Flow,
     check_backend,
+    check_bias,
     check_dropout,
     check_flow,
     check_sizes,
     check_slope,
     hidden_of,
+    tells_our_names,
 )
-from gatv2.projection import linear, n_inputs_of, reset_parameters
+from gatv2.projection import (
+    Where,
+    has_bias,
+    linear,
+    n_inputs_of,
+    reset_parameters,
+    weight_of,
+)
 
 T = TypeVar("T")
 NodeFeatures = Tensor | tuple[Tensor, Tensor]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""
-
-
-class _Where(TypedDict):
-    """Where parameters are made."""
-
-    device: torch.device | str | None
-    dtype: torch.dtype | None
 
 
 class Projected(NamedTuple):
@@ -56,6 +59,7 @@ class GraphAttention(nn.Module, ABC):
     attention_vectors: ClassVar[tuple[str, ...]]
     """Names of the parameters that score a pair, each `[n_heads, n_hidden]`."""
 
+    @tells_our_names
     def __init__(
         self,
         in_features: int | tuple[int, int],
@@ -83,8 +87,7 @@ class GraphAttention(nn.Module, ABC):
         if edge_dim is not None:
             check_sizes(edge_dim=edge_dim)
         self.n_hidden = hidden_of(out_features, n_heads, is_concat)
-        if bias not in (False, True, "projections"):
-            raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
+        check_bias(bias)
         check_dropout(dropout)
         check_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(flow)
@@ -106,7 +109,7 @@ class GraphAttention(nn.Module, ABC):
         self._is_pair = isinstance(in_features, (tuple, list))
 
         n_query, n_key = self._by_role((n_query, n_key))
-        where = _Where(device=device, dtype=dtype)
+        where = Where(device=device, dtype=dtype)
         width = n_heads * self.n_hidden
         self.linear_l = linear(n_query, width, bias=bool(bias), **where)
         self.linear_r = (
@@ -131,6 +134,22 @@ class GraphAttention(nn.Module, ABC):
     def reset_parameters(self) -> None:
         """Draw all parameters anew: Glorot uniform, as the paper's code; biases are zero."""
         reset_parameters(self)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
+    ) -> None:
+        """Load parameters, unless two matrices would become the one that both sides share."""
+        if self.share_weights:
+            error_messages: list[str] = arguments[-1]
+            for name in ("weight", "bias"):
+                left = state_dict.get(f"{prefix}linear_l.{name}")
+                right = state_dict.get(f"{prefix}linear_r.{name}")
+                if left is not None and right is not None and not torch.equal(left, right):
+                    error_messages.append(
+                        f"`{prefix}linear_l.{name}` and `{prefix}linear_r.{name}` differ, and the layer "
+                        "shares one matrix: make it with share_weights=False"
+                    )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @overload
     def forward(
@@ -162,6 +181,7 @@ class GraphAttention(nn.Module, ABC):
         return_attention: bool,
         seed: int | Tensor | None = ...,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
+    @tells_our_names
     def forward(
         self,
         h: NodeFeatures,
@@ -232,6 +252,7 @@ class GraphAttention(nn.Module, ABC):
 
     def as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
         """Features of queries and of keys, checked."""
+        refuse_tracing()
         if isinstance(h, (tuple, list)) and len(h) == 2:
             names, (h_query, h_key) = self._by_role(("h[0]", "h[1]")), self._by_role(h)
         elif isinstance(h, Tensor):
@@ -244,8 +265,8 @@ class GraphAttention(nn.Module, ABC):
             self._check_features(h_key, names[1], self.linear_r)
         return h_query, h_key
 
-    def _check_features(self, h: Tensor, name: str, projection: nn.Linear) -> None:
-        weight, size = projection.weight, n_inputs_of(projection)
+    def _check_features(self, h: Tensor, name: str, projection: nn.Module) -> None:
+        weight, size = weight_of(projection), n_inputs_of(projection)
         if not isinstance(h, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
         if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
@@ -254,6 +275,8 @@ class GraphAttention(nn.Module, ABC):
                 f"`{name}` must have shape (*batch, n_nodes, in_features={size}); "
                 f"got {tuple(h.shape)}{of_both}"
             )
+        if weight is None:
+            return  # a quantized or wrapped projection checks its input itself
         if h.device != weight.device:
             raise ValueError(f"`{name}` is on {h.device} and the layer is on {weight.device}")
         if h.dtype != weight.dtype and not torch.is_autocast_enabled(h.device.type):
@@ -271,7 +294,7 @@ class GraphAttention(nn.Module, ABC):
                     f"edge_dim=D, the last dimension of `edge_features`, {tuple(edge_features.shape)}"
                 )
             return
-        dtype = self.linear_e.weight.dtype
+        weight = weight_of(self.linear_e)
         if not isinstance(edge_features, Tensor):
             raise TypeError(
                 f"`edge_features` must be a torch.Tensor, as edge_dim={self.edge_dim}; "
@@ -283,9 +306,11 @@ class GraphAttention(nn.Module, ABC):
                 f"got {tuple(edge_features.shape)}"
             )
         device = edge_features.device.type
-        if edge_features.dtype != dtype and not torch.is_autocast_enabled(device):
+        if weight is None or torch.is_autocast_enabled(device):
+            return
+        if edge_features.dtype != weight.dtype:
             raise TypeError(
-                f"`edge_features` must have the layer's dtype {dtype}; "
+                f"`edge_features` must have the layer's dtype {weight.dtype}; "
                 f"got {edge_features.dtype}: convert it with `.to(dtype)`"
             )
 
@@ -308,7 +333,11 @@ class GraphAttention(nn.Module, ABC):
         adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
         if edge_features is not None and is_mask(adj_mat) and self.flow == "source_to_target":
             edge_features = edge_features.transpose(-3, -2)
-        with_loops = add_self_loops(adjacency, edge_features, self.fill_value)
+        # in the convention of PyTorch Geometric and DGL, the targets of a sampled block come first
+        # among its sources; a `Graph` of two sides may be a batch, whose nodes do not pair up by number
+        is_list = isinstance(adj_mat, Tensor) and not is_mask(adj_mat)
+        is_block = is_list and self.flow == "source_to_target" and sizes.n_queries != sizes.n_keys
+        with_loops = add_self_loops(adjacency, edge_features, self.fill_value, is_block=is_block)
         return Projected(query, key, *with_loops, "target_to_source")
 
     def join(self, out: Tensor, h_query: Tensor) -> Tensor:
@@ -325,8 +354,8 @@ class GraphAttention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        has_bias = self.linear_l.bias is not None
-        bias = "projections" if has_bias and self.bias is None else has_bias
+        is_biased = has_bias(self.linear_l)
+        bias = "projections" if is_biased and self.bias is None else is_biased
         edge_dim = "" if self.edge_dim is None else f"edge_dim={self.edge_dim}, "
         loops = f", fill_value={self.fill_value!r}" if edge_dim and self.add_self_loops else ""
         return (

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from gatv2.checks import check_projections
+from gatv2.checks import check_projections, refuse_tracing
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
 from gatv2.graph import Graph
@@ -288,9 +288,9 @@ def gatv2_scores(
         )
     else:
         scores = dense_reference.gatv2_scores(
-            query, key, attn, negative_slope=negative_slope, edges=edges
+            query, key, attn, adjacency, negative_slope=negative_slope, edges=edges
         )
-    return _as_caller_sees(scores, adjacency)
+    return _as_caller_sees(scores.to(query.dtype), adjacency)
 
 
 @overload
@@ -399,7 +399,7 @@ def gat_scores(
     prepared, scores = _gat_scores(
         query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
     )
-    return _as_caller_sees(scores, prepared.adjacency)
+    return _as_caller_sees(scores.to(query.dtype), prepared.adjacency)
 
 
 class Prepared(NamedTuple):
@@ -423,6 +423,7 @@ class Prepared(NamedTuple):
         backend: Backend,
     ) -> "Prepared":
         """Bring a caller's graph to the form of a backend, and all the rest to its layout."""
+        refuse_tracing()
         check_edge_inputs(edges, query)
         batch_shape = common_batch_shape(graph, query.shape[:-3])
         if edges is not None:
@@ -467,7 +468,12 @@ def _gat_scores(
         )
     else:
         scores = dense_reference.gat_scores(
-            prepared.query, prepared.key, attn_query, attn_key, negative_slope=negative_slope
+            prepared.query,
+            prepared.key,
+            attn_query,
+            attn_key,
+            prepared.adjacency,
+            negative_slope=negative_slope,
         )
     return prepared, scores
 

@@ -6,6 +6,7 @@ from gatv2.base import GraphAttention, Projected
 from gatv2.functional import attend, gatv2_scores
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, Part
+from gatv2.projection import edge_projection
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
@@ -65,6 +66,7 @@ class GraphAttentionV2Layer(GraphAttention):
             outside [0, 1), the slope is not finite, or an option is unknown.
 
     Example:
+        >>> import torch
         >>> layer = GraphAttentionV2Layer(16, 8, n_heads=2)
         >>> h = torch.randn(4, 16)
         >>> adj_mat = torch.eye(4, dtype=torch.bool).unsqueeze(-1)
@@ -119,5 +121,5 @@ class GraphAttentionV2Layer(GraphAttention):
         if self.linear_e is None or inputs.edge_features is None:
             return None
         dtype = inputs.query.dtype
-        projection = self.linear_e.weight.unflatten(0, (self.n_heads, self.n_hidden))
-        return EdgeInputs(inputs.edge_features.to(dtype), projection.to(dtype))
+        features, projection = edge_projection(self.linear_e, inputs.edge_features, self.n_heads)
+        return EdgeInputs(features.to(dtype), projection.to(dtype))

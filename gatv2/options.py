@@ -1,7 +1,12 @@
 """What a user may pass as an option, in PyTorch and JAX alike. Imports nothing of gatv2."""
 
+import functools
+import inspect
 import math
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast, get_args
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = get_args(Flow)
@@ -10,6 +15,42 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Bias = bool | Literal["projections"]
 Reduction = Literal["mean", "sum", "add", "min", "max", "mul"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+
+
+_OUR_NAMES = {
+    "in_channels": "in_features",
+    "out_channels": "out_features, which is heads * out_channels where heads are concatenated",
+    "heads": "n_heads",
+    "concat": "is_concat",
+    "negative_slope": "leaky_relu_negative_slope",
+    "in_feats": "in_features",
+    "out_feats": "out_features, which is num_heads * out_feats",
+    "num_heads": "n_heads",
+    "attn_drop": "dropout",
+    "x": "h",
+    "feat": "h",
+    "edge_index": "adj_mat",
+    "graph": "adj_mat",
+    "edge_attr": "edge_features",
+    "return_attention_weights": "return_attention",
+    "get_attention": "return_attention",
+}
+"""By the names of PyTorch Geometric and of DGL."""
+
+
+def tells_our_names(function: Method) -> Method:
+    """A method whose TypeError for an unknown keyword says how we call what it is elsewhere."""
+    names = tuple(inspect.signature(function).parameters)[1:]
+
+    @functools.wraps(function)
+    def checked(self: object, *args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in names:
+                ours = f"here it is {_OUR_NAMES[name]}" if name in _OUR_NAMES else f"it has {names}"
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}: {ours}")
+        return function(self, *args, **kwargs)
+
+    return cast(Method, checked)
 
 
 def check_flow(flow: str) -> None:
@@ -22,6 +63,12 @@ def check_backend(backend: str) -> None:
     """Raise a ValueError unless `backend` is one of the backends, or "auto"."""
     if backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {BACKENDS}; got {backend!r}")
+
+
+def check_bias(bias: object) -> None:
+    """Raise a ValueError unless `bias` is False, True or "projections": 1 equals True and is not it."""
+    if not isinstance(bias, bool) and bias != "projections":
+        raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
 
 
 def check_reduction(fill_value: str) -> None:

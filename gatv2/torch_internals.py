@@ -97,6 +97,8 @@ def fits_int32(count: int) -> bool:
     Private because only the compiler's own function answers without fixing the count; without it, the
     count is fixed.
     """
+    if torch.onnx.is_in_onnx_export():
+        return False  # ONNX scatters by int64 alone
     if not torch.compiler.is_compiling():
         return count < 2**31
     try:

@@ -95,11 +95,11 @@ class PartData:
 
 
 def _add_self_loops(part: Data) -> Loops[Data]:
-    of_local, of_remote = part.local.edge_index, part.remote.edge_index
-    query = of_local.new_empty(part.n_edges)
-    query[part.is_local], query[~part.is_local] = of_local[0], of_remote[0]
+    local_edges, remote_edges = part.local.edge_index, part.remote.edge_index
+    query = local_edges.new_empty(part.n_edges)
+    query[part.is_local], query[~part.is_local] = local_edges[0], remote_edges[0]
     is_loop = torch.zeros_like(part.is_local)
-    is_loop[part.is_local] = of_local[0] == of_local[1]
+    is_loop[part.is_local] = local_edges[0] == local_edges[1]
     kept = (~is_loop).nonzero().squeeze(1)
     added = part.edge_id.new_full((part.n_own,), -1)
     looped = replace(

@@ -46,11 +46,11 @@ def save(partition: PartData, directory: PathLike) -> None:
 def load(directory: PathLike, group: "dist.ProcessGroup | None", build: type[Data]) -> Data:
     """Read this rank's part; see :meth:`gatv2.distributed.Partition.load`."""
     rank, n_parts = place_in(group)
-    part: Any = None
+    loaded: list[Data] = []
 
-    def read() -> tuple[Any, ...]:
-        nonlocal part
+    def read() -> tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         part = _read(_path(directory, rank, n_parts), rank, n_parts, group, build)
+        loaded.append(part)
         return part.split_id, part.bounds, part.sent_counts, part.halo_counts
 
     split_ids, bounds, sent, fetched = zip(*gather_from_ranks(read, group), strict=True)
@@ -61,8 +61,8 @@ def load(directory: PathLike, group: "dist.ProcessGroup | None", build: type[Dat
             "the parts that the processes have loaded do not fit one another; their splits are "
             f"{of_ranks}: load parts that were saved of one split"
         )
-    loaded: Data = part
-    return loaded
+    (part,) = loaded
+    return part
 
 
 def _path(directory: PathLike, rank: int, n_parts: int) -> Path:

@@ -112,8 +112,8 @@ def _checked_graph(graph: Graph, sizes: Sizes) -> Graph:
         )
     if graph.head_mask is not None and graph.head_mask.shape[1] != sizes.n_heads:
         raise ValueError(
-            f"the graph's mask is for {graph.head_mask.shape[1]} heads, "
-            f"but there are {sizes.n_heads} heads"
+            f"`head_mask` must have {sizes.n_heads} heads, as the features do; got "
+            f"{graph.head_mask.shape[1]}: make the mask for {sizes.n_heads} heads"
         )
     return graph
 

@@ -17,16 +17,6 @@ from gatv2.options import Flow
 from gatv2.torch_internals import made_once
 
 
-class SelfLoops(NamedTuple):
-    """A graph with one self-loop at each node, and what it has of the graph it was made of."""
-
-    graph: "Graph"
-    kept: Tensor
-    """The caller's numbers of the edges that are no self-loops, ascending."""
-    query: Tensor
-    """Queries of those edges."""
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph(SortedEdges):
     """A graph's edges, sorted by query: query i attends to the keys of its edges.
@@ -187,7 +177,7 @@ class Graph(SortedEdges):
         return self.self_loops.graph
 
     @made_once
-    def self_loops(self) -> SelfLoops:
+    def self_loops(self) -> "SelfLoops":
         """The graph with self-loops, and which edges it has of this one; made when first asked for."""
         return _add_self_loops(self)
 
@@ -269,6 +259,16 @@ class Graph(SortedEdges):
         )
 
 
+class SelfLoops(NamedTuple):
+    """A graph with one self-loop at each node, and what it has of the graph it was made of."""
+
+    graph: Graph
+    kept: Tensor
+    """The caller's numbers of the edges that are no self-loops, ascending."""
+    query: Tensor
+    """Queries of those edges."""
+
+
 def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
     masks = [graph.head_mask for graph in graphs if graph.head_mask is not None]
     if not masks:
@@ -307,9 +307,9 @@ def _add_self_loops(graph: Graph) -> SelfLoops:
     result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), (n_nodes, n_nodes))
     head_mask = graph.head_mask
     if head_mask is not None:
-        of_loops = head_mask.new_ones(n_nodes, head_mask.shape[1])
-        of_kept = graph.in_callers_order(head_mask, dim=0)[kept]
-        head_mask = torch.cat((of_kept, of_loops))[result.edge_id.long()]
+        kept_mask = graph.in_callers_order(head_mask, dim=0)[kept]
+        loop_mask = head_mask.new_ones(n_nodes, head_mask.shape[1])
+        head_mask = torch.cat((kept_mask, loop_mask))[result.edge_id.long()]
     result = _with_nodes_of(graph, replace(result, head_mask=head_mask))
     return SelfLoops(result, kept, edge_index[0])
 

@@ -15,6 +15,7 @@ from gatv2.options import (
     Flow,
     Reduction,
     check_backend,
+    check_bias,
     check_dropout,
     check_flow,
     check_sizes,
@@ -89,8 +90,7 @@ class LayerOptions:
     def __post_init__(self) -> None:
         check_static(**{field.name: getattr(self, field.name) for field in fields(self)})
         self._check_sizes()
-        if self.bias not in (False, True, "projections"):
-            raise ValueError(f"`bias` must be False, True or 'projections'; got {self.bias!r}")
+        check_bias(self.bias)
         check_dropout(self.dropout)
         check_slope(self.leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(self.flow)

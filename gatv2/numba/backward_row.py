@@ -115,6 +115,7 @@ def backward_query_row(
                         buffers,
                         per_edge,
                         gradients,
+                        head_mask,
                     )
             if sweep == 0:
                 scale = select(sum_p > zero, splat(heads, 1.0) / sum_p, sum_p)
@@ -170,11 +171,11 @@ def _coefficients(
     for at in range(0, n, flat.lanes):
         s, dp = load(flat, scores, at), load(flat, d_scores, at)
         p = exp(s - lse)
-        if head_mask is not None:  # of a head without edges lse is -inf
-            used = s > splat(flat, -np.inf)
-            p = select(used, p, splat(flat, 0.0))
-            dp = select(used, dp, splat(flat, 0.0))
-            store(d_scores, at, dp)
+        # an edge without weight, whose lse may be -inf too; NaN stays
+        is_unused = s == splat(flat, -np.inf)
+        p = select(is_unused, splat(flat, 0.0), p)
+        dp = select(is_unused, splat(flat, 0.0), dp)
+        store(d_scores, at, dp)
         store(scores, at, p)
         sum_p = sum_p + p
         sum_p_dp = fma(p, dp, sum_p_dp)
@@ -255,14 +256,14 @@ def _add_positive(
     tile = vectors.tile
     at_query = column_of(vectors, problem, place.row, block.group, part)
     total = splat(tile, 0.0)
-    if block.begin > place.start:
-        total = load(tile, d_query, at_query)
     for e in range(block.begin, block.end):
         edge = place.first_edge + e
         at = weights_at(vectors, problem, edge, block.group) + vectors.heads.lanes
         de = load(vectors.heads, per_edge.weights, at)
         at = signs_at(vectors, problem, edge, block.group, part)
         total = total + _where_positive(tile, per_edge.signs, at, de)
+    if block.begin > place.start:
+        total = total + load(tile, d_query, at_query)
     store(d_query, at_query, total)
 
 
@@ -336,10 +337,34 @@ def _sum_over_queries(
     per_edge: PerEdge,
 ) -> tuple[Vector, Vector, Vector]:
     """Sums over the queries of a key: of keep * p * d_out, of de where x is positive, and of all de."""
-    tile, heads = vectors.tile, vectors.heads
+    values, positive = splat(vectors.tile, 0.0), splat(vectors.tile, 0.0)
+    sum_de = splat(vectors.heads, 0.0)
+    for begin in range(place.start, place.stop, BLOCK):  # summed by itself: rounded less often
+        block = Block(group, begin, min(begin + BLOCK, place.stop))
+        v, x, de = _sum_over_block(
+            vectors, problem, place, key_order, head_mask, block, part, d_out, per_edge
+        )
+        values, positive, sum_de = values + v, positive + x, sum_de + de
+    return values, positive, sum_de
+
+
+@inline
+def _sum_over_block(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: KeyPlace,
+    key_order: KeyOrder,
+    head_mask: Flags | None,
+    block: Block,
+    part: Index,
+    d_out: Floats,
+    per_edge: PerEdge,
+) -> tuple[Vector, Vector, Vector]:
+    """The sums over some of the queries."""
+    tile, heads, group = vectors.tile, vectors.heads, block.group
     nothing, last = splat(tile, 0.0), key_order.query.size - 1
     values, positive, sum_de = nothing, nothing, splat(heads, 0.0)
-    for i in range(place.start, place.stop):
+    for i in range(block.begin, block.end):
         ahead = min(i + AHEAD, last)
         edge = place.first_edge + key_order.edge[ahead]
         row = place.first_query + key_order.query[ahead]

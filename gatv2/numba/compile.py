@@ -5,6 +5,7 @@ are made of many files, so the version of their cache carries a digest of all of
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -55,11 +56,56 @@ def kernel(function: Function) -> Function:
     except RuntimeError:  # neither beside the source nor in the user's cache directory
         return _not_cached(function)
     try:
-        index = compiled._cache._cache_file  # private, but there is no public way to a version
+        cache = compiled._cache  # private, but there is no public way to a version
+        index = cache._cache_file
         index._version = f"{index._version} {_DIGEST}"
+        compiled._cache = _Tolerant(cache)
     except AttributeError:  # of another Numba: slower to start is better than stale
         return _not_cached(function)
     return compiled  # type: ignore[no-any-return]
+
+
+class _Tolerant:
+    """A cache whose failures are misses: files are cut by a crash, and disks are full.
+
+    Args:
+        cache: Numba's.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def load_overload(self, signature: object, target: object) -> object:
+        """Compiled code, or None for it to be compiled anew."""
+        try:
+            return self._cache.load_overload(signature, target)
+        except Exception as error:  # a damaged file may raise anything
+            self._warn("read", error)
+            return None
+
+    def save_overload(self, signature: object, compiled: object) -> None:
+        """Keep compiled code, if that can be done."""
+        try:
+            self._cache.save_overload(signature, compiled)
+        except Exception as error:
+            self._warn("written", error)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._cache, name)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        path = self._cache.cache_path
+        if path not in _warned_of:
+            _warned_of.add(path)
+            warnings.warn(
+                f"compiled kernels in {path} can't be {what} ({type(error).__name__}: {error}) and are "
+                "compiled anew: delete the directory, or set NUMBA_CACHE_DIR to another one",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+_warned_of: set[str] = set()
 
 
 def inline(function: Function) -> Function:

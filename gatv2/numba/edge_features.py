@@ -16,6 +16,7 @@ from gatv2.numba.arguments import (
     EdgeFeatures,
     EdgeGradients,
     EdgeList,
+    Flags,
     Floats,
     Index,
     PerEdge,
@@ -81,6 +82,7 @@ def backward_edges(
     buffers: Buffers,
     per_edge: PerEdge,
     gradients: QueryGradients,
+    head_mask: Flags | None,
 ) -> None:
     """Backward of the features of a block's edges, through one tile; `buffers` are overwritten."""
     if edges is not None:
@@ -91,7 +93,16 @@ def backward_edges(
             slopes_de = buffers.d_scores
             _write_slopes_de(vectors, problem, place, batch, part, per_edge, slopes_de)
             _add_to_projection(
-                vectors, problem, edges, place, edge_list, batch, column, slopes_de, gradients
+                vectors,
+                problem,
+                edges,
+                place,
+                edge_list,
+                head_mask,
+                batch,
+                column,
+                slopes_de,
+                gradients,
             )
             if d_edges.d_x.size > 0:
                 _add_to_features(
@@ -136,6 +147,7 @@ def _add_to_projection(
     edges: EdgeFeatures,
     place: Place,
     edge_list: EdgeList,
+    head_mask: Flags | None,
     batch: Block,
     column: Index,
     slopes_de: Floats,
@@ -143,15 +155,19 @@ def _add_to_projection(
 ) -> None:
     """Add the edges' share of G to that of the chunk."""
     tile, first_x = vectors.tile, first_x_of(edges, place)
+    nothing = splat(tile, 0.0)
     shares = EdgeGradients(*gradients.edges).shares
     for d in range(edges.n_features):
         at = (gradients.chunk * edges.n_features + d) * length_of(vectors, problem) + column
-        share = load(tile, shares, at)
+        share = nothing
         for e in range(batch.begin, batch.end):
             of_edge = (first_x + edge_list.x_row[e]) * edges.n_features + d
             slope_de = load(tile, slopes_de, (e - batch.begin) * tile.lanes)
-            share = fma(slope_de, broadcast(tile, edges.x, of_edge), share)
-        store(shares, at, share)
+            x = broadcast(tile, edges.x, of_edge)
+            if head_mask is not None:  # of an edge that a head does not use, x may be NaN
+                x = select(slope_de == nothing, nothing, x)
+            share = fma(slope_de, x, share)
+        store(shares, at, load(tile, shares, at) + share)
 
 
 @inline

@@ -145,8 +145,6 @@ def _add_values(
     for part in range(problem.span):
         at_out = column_of(vectors, problem, place.row, block.group, part)
         total = nothing
-        if block.begin > place.start:
-            total = load(tile, out, at_out) * expand(tile, rescale)
         for e in range(block.begin, block.end):
             row = place.first_key + edge_list.key[e]
             k = load(tile, problem.key, column_of(vectors, problem, row, block.group, part))
@@ -154,6 +152,10 @@ def _add_values(
             if head_mask is not None:
                 k = select(p > nothing, k, nothing)
             total = fma(p, k, total)
+        if (
+            block.begin > place.start
+        ):  # a block is summed by itself: a long row is rounded less often
+            total = fma(load(tile, out, at_out), expand(tile, rescale), total)
         store(out, at_out, total * expand(tile, scale))
 
 

@@ -6,7 +6,8 @@ its `workqueue` layer aborts the process when two threads call at once, its `omp
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -57,7 +58,10 @@ def run_chunks(
     if n_helpers < 1:
         loop(chunks, *arguments)
         return
-    helpers = [_pool(os.getpid()).submit(loop, chunks, *arguments) for _ in range(n_helpers)]
+    helpers: list[Future[None]] = []
+    with suppress(RuntimeError):  # once the main thread has ended, nobody can be called for help
+        submit = _pool(os.getpid()).submit
+        helpers.extend(submit(loop, chunks, *arguments) for _ in range(n_helpers))
     try:
         loop(chunks, *arguments)
     finally:

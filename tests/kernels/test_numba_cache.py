@@ -87,3 +87,40 @@ def imported_files(source: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gatv2.")
     }
     return {module.replace(".", "/") + ".py" for module in modules}
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "flipped"])
+@pytest.mark.parametrize("pattern", ["*.nbi", "*.nbc"])
+def test_a_damaged_cache_is_a_miss_and_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, pattern: str
+) -> None:
+    """What a crash at the wrong moment leaves of an index or of code must not stop a call."""
+    path = tmp_path / "kernel_of_a_test.py"
+    path.write_text(SOURCE)
+    (file,) = Path(twice_of(path).stats.cache_path).glob(f"kernel_of_a_test.twice{pattern}")
+    content = file.read_bytes()
+    half = len(content) // 2
+    file.write_bytes(
+        {
+            "emptied": b"",
+            "cut": content[:half],
+            "flipped": bytes(byte ^ 255 for byte in content),
+        }[damage]
+    )
+    monkeypatch.setattr(numba_compile, "_warned_of", set())
+    with pytest.warns(RuntimeWarning, match=r"can't be read .* NUMBA_CACHE_DIR") as told:
+        twice_of(path)
+    assert len(told) == 1
+
+
+def test_code_that_cannot_be_kept_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kernel_of_a_test.py"
+    path.write_text(SOURCE)
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "_save_index", full)
+    monkeypatch.setattr(numba_compile, "_warned_of", set())
+    with pytest.warns(RuntimeWarning, match="can't be written .*No space left on device"):
+        twice_of(path)

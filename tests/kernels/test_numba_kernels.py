@@ -344,3 +344,39 @@ def test_every_index_is_in_bounds(tmp_path: Path) -> None:
 def test_the_check_sees_an_index_out_of_bounds(tmp_path: Path) -> None:
     result = run_with_bounds(_OUT_OF_BOUNDS, tmp_path)
     assert "index is out of bounds" in result.stderr
+
+
+AFTER_MAIN = """
+import atexit, threading, time
+import torch
+from gatv2 import Graph
+from gatv2.functional import gatv2_attention
+from gatv2.numba import threads
+
+threads._CHUNK_WORK = 1 << 10
+torch.set_num_threads(2)
+torch.manual_seed(0)
+query, key, attn = torch.randn(400, 2, 8), torch.randn(400, 2, 8), torch.randn(2, 8)
+graph = Graph.from_mask(torch.rand(400, 400, 1) < 0.1)
+
+def attend():
+    return gatv2_attention(query, key, attn, graph, kernel="numba")
+
+expected = attend()
+main = threading.current_thread()
+
+def work():
+    main.join()
+    time.sleep(0.2)
+    print("thread", torch.equal(attend(), expected), flush=True)
+
+atexit.register(lambda: print("exit", torch.equal(attend(), expected), flush=True))
+threading.Thread(target=work).start()
+"""
+
+
+def test_a_thread_that_outlives_the_main_one_works_alone() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", AFTER_MAIN], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert sorted(result.stdout.split()) == ["True", "True", "exit", "thread"], result.stderr

@@ -45,7 +45,7 @@ import sys, torch
 from pathlib import Path
 for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: "numba" in path.name):
     if "numba" in path.name:
-        import gatv2  # which has the operators
+        import gatv2.functional  # which has the operators
     program = torch.export.load(path / "program.pt2").module()
     with torch.no_grad():
         results = [program(*case) for case in torch.load(path / "cases.pt")]
@@ -102,3 +102,13 @@ def test_onnx(backend: Any, options: Any, tmp_path: Path) -> None:
         given = {name: tensor.numpy() for name, tensor in zip(names, case, strict=True)}
         (out,) = session.run(None, given)
         torch.testing.assert_close(torch.from_numpy(out), layer(*case))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("check_trace", [False, True])
+def test_a_trace_is_refused(check_trace: bool) -> None:
+    """It would keep the numbers of one graph, and answer zeros for another."""
+    layer = GraphAttentionV2Layer(3, 4, 2, dropout=0.0)
+    inputs = torch.randn(6, 3), torch.tensor([[0, 1, 2], [1, 2, 3]])
+    with pytest.raises(RuntimeError, match=r"export the model with torch\.export"):
+        torch.jit.trace(layer, inputs, check_trace=check_trace)

@@ -213,7 +213,7 @@ CALLS: dict[str, Case] = {
     "graph for other heads": (
         lambda: layer()(H, Graph.from_mask(torch.ones(5, 5, 4) > 0)),
         ValueError,
-        "the graph's mask is for 4 heads, but there are 2 heads",
+        "`head_mask` must have 2 heads, as the features do; got 4: make the mask for 2 heads",
     ),
     "parallel edges in a dense mask": (
         lambda: layer(backend="dense")(H, PARALLEL),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import GATv2Conv
@@ -70,12 +70,14 @@ def cases(draw: st.DrawFn) -> Case:
     n_first = draw(st.sampled_from(SIZES))
     n_second = draw(st.sampled_from(SIZES)) if is_pair else n_first
     edge_index = draw(edge_indices(n_first, n_second)).long()
+    # with other numbers of nodes on both sides, a sampled block; what could be a mask of it is an error
+    assume(n_first == n_second or edge_index.shape != (n_first, n_second))
     share_weights = draw(st.booleans())
     widths = (3, 3) if share_weights or not is_pair else (3, 5)
     torch.manual_seed(draw(st.integers(0, 2**32)))
     edge_dim = draw(st.sampled_from((None, 1, 4)))
     fills = [0.5, torch.randn(edge_dim or 1).double()]
-    if flow == "source_to_target":
+    if flow == "source_to_target" and n_second <= n_first:  # else theirs reads out of bounds
         fills += ["mean", "add", "min", "max", "mul"]
     conv = GATv2Conv(
         widths if is_pair else 3,
@@ -83,7 +85,7 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.sampled_from((1, 2, 5))),
         concat=draw(st.booleans()),
         negative_slope=draw(st.sampled_from((0.0, 0.2, 1.5))),
-        add_self_loops=n_first == n_second and draw(st.booleans()),
+        add_self_loops=draw(st.booleans()),
         edge_dim=edge_dim,
         fill_value=draw(st.sampled_from(fills)),
         bias=draw(st.booleans()),

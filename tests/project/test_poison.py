@@ -75,13 +75,13 @@ def test_the_memory_of_others_is_left_alone(
 
 
 def test_it_holds_in_every_test() -> None:
-    """The fixture is on: what a module of ours calls `torch` and `np` gives poisoned memory."""
-    from gatv2 import layer
-
-    made = layer.torch.empty(3)  # type: ignore[attr-defined]
-    assert made.isnan().all()
-    assert layer.torch.nn is torch.nn  # type: ignore[attr-defined]
-    assert torch.empty(0).shape == (0,)
+    """The fixture is on: what modules of ours call `torch` is not the module itself."""
+    ours = [module for name, module in sys.modules.items() if name.startswith("gatv2.")]
+    theirs = [vars(module)["torch"] for module in ours if "torch" in vars(module)]
+    assert len(theirs) > 5
+    for seen in theirs:
+        assert seen.empty(3).isnan().all()
+        assert seen.nn is torch.nn
 
 
 @pytest.mark.parametrize(
