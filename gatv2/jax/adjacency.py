@@ -80,18 +80,25 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         ValueError: shapes or sizes do not fit, or `adj_mat` could be two things.
         IndexError: an index of an edge is out of range, outside of `jit`.
     """
-    check_flow(flow)
     check_backend(backend)
-    adjacency: Graph | ArrayLike
+    return to_backend(read_adjacency(adj_mat, sizes, flow=flow), sizes, backend)
+
+
+def read_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow) -> Graph | ArrayLike:
+    """A graph, or a mask `[*batch, n_queries, n_keys, 1 or n_heads]` in the caller's kind of array.
+
+    A mask of NumPy keeps its values under `jit`, where any operation of JAX would trace it.
+    """
+    check_flow(flow)
     if isinstance(adj_mat, Graph):
-        adjacency = _checked_graph(adj_mat, sizes)
-    elif isinstance(adj_mat, jax.Array | np.ndarray):
-        adjacency = _read_array(adj_mat, sizes, flow)
-    elif _is_from("jax.experimental.sparse", "JAXSparse", adj_mat):
-        adjacency = _of_matrix(*_jax_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
-    elif _is_from("scipy.sparse", "issparse", adj_mat):
-        adjacency = _of_matrix(*_scipy_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
-    elif any(
+        return _checked_graph(adj_mat, sizes)
+    if isinstance(adj_mat, jax.Array | np.ndarray):
+        return _read_array(adj_mat, sizes, flow)
+    if _is_from("jax.experimental.sparse", "JAXSparse", adj_mat):
+        return _of_matrix(*_jax_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
+    if _is_from("scipy.sparse", "issparse", adj_mat):
+        return _of_matrix(*_scipy_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
+    if any(
         _is_from(*known, adj_mat)
         for known in (
             ("torch", "Tensor"),
@@ -99,12 +106,15 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
             ("torch_sparse", "SparseTensor"),
         )
     ):
-        adjacency = _read_with_torch(adj_mat, sizes, flow)
-    else:
-        raise TypeError(
-            "`adj_mat` must be an array (mask or edge index), a gatv2.jax.Graph, a BCOO, BCSR or "
-            f"scipy.sparse matrix, or a graph of PyTorch; got {type(adj_mat).__name__}"
-        )
+        return _read_with_torch(adj_mat, sizes, flow)
+    raise TypeError(
+        "`adj_mat` must be an array (mask or edge index), a gatv2.jax.Graph, a BCOO, BCSR or "
+        f"scipy.sparse matrix, or a graph of PyTorch; got {type(adj_mat).__name__}"
+    )
+
+
+def to_backend(adjacency: Graph | ArrayLike, sizes: Sizes, backend: Backend) -> Adjacency:
+    """What `read_adjacency` gives, in the form of a backend."""
     if isinstance(adjacency, Graph):
         if backend != "dense":
             return adjacency

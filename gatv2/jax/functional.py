@@ -6,7 +6,13 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 import jax
 import jax.numpy as jnp
 
-from gatv2.jax.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape
+from gatv2.jax.adjacency import (
+    Adjacency,
+    Sizes,
+    common_batch_shape,
+    read_adjacency,
+    to_backend,
+)
 from gatv2.jax.checks import as_features, check_projections, check_static
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.dispatch import select_kernel
@@ -19,7 +25,7 @@ from gatv2.jax.edge_features import (
 from gatv2.jax.graph import ArrayLike, Graph
 from gatv2.jax.random import Seed, as_seed
 from gatv2.jax.sparse import reference as sparse
-from gatv2.options import Backend, Flow, check_dropout, check_slope
+from gatv2.options import Backend, Flow, check_backend, check_dropout, check_slope
 
 
 class Options(TypedDict, total=False):
@@ -328,10 +334,10 @@ class _Call(NamedTuple):
             batch_shape = broadcast_batch(features, graph, batch_shape)
         n_queries, n_heads, n_hidden = query.shape[-3:]
         sizes = Sizes(n_queries, key.shape[-3], n_heads, batch_shape)
-        adjacency = as_adjacency(graph, sizes, flow=flow, backend="auto")
-        listed = adjacency if isinstance(adjacency, Graph) else graph
-        if backend != "auto":
-            adjacency = as_adjacency(adjacency, sizes, flow="target_to_source", backend=backend)
+        check_backend(backend)
+        read = read_adjacency(graph, sizes, flow=flow)
+        listed = read if isinstance(read, Graph) else graph
+        adjacency = to_backend(read, sizes, backend)
         inputs = None
         if features is not None and projection is not None:
             rows = as_backend_reads(features, listed, adjacency, sizes, flow)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape, is_mask
+from gatv2.jax.adjacency import Sizes, common_batch_shape, is_mask, read_adjacency
 from gatv2.jax.blocks import lead
 from gatv2.jax.checks import check_static
 from gatv2.jax.config import LayerOptions
@@ -90,8 +90,7 @@ def init(rng: jax.Array, config: Config) -> Params:
         >>> {name: array.shape for name, array in params.items()}
         {'attn': (2, 4), 'linear_l.weight': (8, 16), 'linear_r.weight': (8, 16)}
     """
-    if not isinstance(config, Config):
-        raise TypeError(f"`config` must be a gatv2.jax.Config; got {type(config).__name__}")
+    _check_config(config)
     draw = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)
     keys = jax.random.split(rng, len(config.shapes))
     return {
@@ -197,6 +196,7 @@ def apply(
 
     Source: Brody, Alon, Yahav, "How Attentive are Graph Attention Networks?", ICLR 2022, equation 7.
     """
+    _check_config(config)
     check_static(deterministic=deterministic, return_attention=return_attention)
     seed = _seed_of(config, rng, seed, deterministic)
     with jax.named_scope("gatv2"):
@@ -232,6 +232,7 @@ def attention_scores(
     `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
     `[*batch, n_queries, n_keys, n_heads]` (dense). Arguments are those of :func:`apply`.
     """
+    _check_config(config)
     layer = _Layer.of(config, params, h, adj_mat, edge_features)
     is_dynamic = "attn" in config.attention_vectors
     scores: Any = gatv2_scores if is_dynamic else gat_scores
@@ -257,7 +258,7 @@ class _Layer(NamedTuple):
     """`[*batch, n_queries, n_heads, n_hidden]`."""
     key: jax.Array
     """`[*batch, n_keys, n_heads, n_hidden]`."""
-    adjacency: Adjacency
+    adjacency: Graph | ArrayLike
     edge_features: jax.Array | None
     """Laid out as `adjacency`."""
 
@@ -270,18 +271,13 @@ class _Layer(NamedTuple):
         adj_mat: object,
         edge_features: ArrayLike | None,
     ) -> "_Layer":
-        if not isinstance(config, Config):
-            raise TypeError(
-                f"`config` must be a gatv2.jax.Config; got {type(config).__name__}: "
-                "call apply(config, params, h, adj_mat)"
-            )
         params = _checked_params(config, params)
         dtype = params["linear_l.weight"].dtype
         h_query, h_key = _checked_features(config, h, dtype)
         x = _checked_edge_features(config, edge_features, dtype)
         batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
         sizes = Sizes(h_query.shape[-2], h_key.shape[-2], config.n_heads, batch_shape)
-        adjacency = as_adjacency(adj_mat, sizes, flow=config.flow, backend="auto")
+        adjacency = read_adjacency(adj_mat, sizes, flow=config.flow)
         if x is not None and is_mask(adj_mat) and config.flow == "source_to_target":
             x = jnp.swapaxes(x, -3, -2)
         used_query, used_key = _with_edges(h_query, h_key, adjacency, batch_shape)
@@ -326,6 +322,14 @@ class _Layer(NamedTuple):
         if self.config.bias is True:
             out = out + lead(self.params["bias"], out.ndim)
         return out if mask is None else jnp.where(lead(mask, out.ndim), out, 0)
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, Config):
+        raise TypeError(
+            f"`config` must be a gatv2.jax.Config; got {type(config).__name__}: "
+            "call `init(rng, config)` and `apply(config, params, h, adj_mat)`"
+        )
 
 
 def _seed_of(config: Config, rng: jax.Array | None, seed: Seed, deterministic: bool) -> Seed:
@@ -424,7 +428,7 @@ def _of_dtype(config: Config, name: str, array: jax.Array, dtype: Any) -> jax.Ar
 
 
 def _with_edges(
-    h_query: jax.Array, h_key: jax.Array, adjacency: Adjacency, batch_shape: tuple[int, ...]
+    h_query: jax.Array, h_key: jax.Array, adjacency: Graph | ArrayLike, batch_shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """Features with zeros for nodes without edges, which nothing reads.
 
@@ -436,7 +440,8 @@ def _with_edges(
         if adjacency.n_blocks != 1:
             has_key, is_key = (x.reshape(*batch_shape, -1) for x in (has_key, is_key))
     else:
-        has_key, is_key = adjacency.any((-2, -1)), adjacency.any((-3, -1))
+        mask = jnp.asarray(adjacency)
+        has_key, is_key = mask.any((-2, -1)), mask.any((-3, -1))
     if h_query is h_key:
         used = _masked(h_query, has_key | is_key)
         return used, used

@@ -21,8 +21,8 @@ class GraphAttentionV2Layer(nnx.Module):
 
     Arguments are those of :class:`gatv2.jax.Config`. `rngs` gives the parameters (stream "params") and
     the dropout masks (stream "dropout"); `eval()` turns dropout off and `train()` on, and
-    `deterministic` and `rngs` at the call take their place. `kernel_init` draws the projections and,
-    `[n_heads, n_hidden]`, the attention vectors; `nnx.with_partitioning` gives either metadata of
+    `deterministic` and `rngs` at the call take their place. `kernel_init` draws the
+    projections and the attention vectors; `nnx.with_partitioning` gives the projections metadata of
     sharding.
 
     Attributes:
@@ -104,7 +104,8 @@ class GraphAttentionV2Layer(nnx.Module):
                 )
             setattr(self, name, linear)
         # as the projections: the last axis is what goes in
-        vectors = kernel_init(rngs.params(), shapes["attn"][::-1], param_dtype)
+        drawn = kernel_init(rngs.params(), shapes["attn"][::-1], param_dtype)
+        vectors = getattr(drawn, "raw_value", drawn)  # without metadata, which are of projections
         self.attn = nnx.Param(jnp.swapaxes(vectors, 0, 1))
         self.bias = (
             nnx.Param(bias_init(rngs.params(), shapes["bias"], param_dtype))

@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.config import FillValue
-from gatv2.jax.graph import Graph, SelfLoops, check_has_self_loops
+from gatv2.jax.graph import ArrayLike, Graph, SelfLoops, check_has_self_loops
 
 
 def add_self_loops(
-    adjacency: Adjacency, edge_features: jax.Array | None = None, fill_value: FillValue = "mean"
-) -> tuple[Adjacency, jax.Array | None]:
+    adjacency: Graph | ArrayLike,
+    edge_features: jax.Array | None = None,
+    fill_value: FillValue = "mean",
+) -> tuple[Graph | ArrayLike, jax.Array | None]:
     """A graph or mask with one self-loop at each node, and features of edges that fit it.
 
     Args:
@@ -63,7 +64,7 @@ def add_self_loops(
     _check_rows(edge_features, -3, n_queries)
     _check_rows(edge_features, -2, n_keys)
     if isinstance(fill_value, str):
-        is_other = adjacency.any(-1, keepdims=True) & ~_lead(loop, adjacency)
+        is_other = jnp.asarray(adjacency).any(-1, keepdims=True) & ~_lead(loop, adjacency)
         filled = _reduce_masked(edge_features, _lead(is_other, edge_features), fill_value)
         filled = filled[..., None, :]
     else:
@@ -106,7 +107,8 @@ def _reduce_by_query(
             return total
         ones = jnp.ones(index.shape, values.dtype)
         count = jnp.zeros(shape[-2], values.dtype).at[index].add(ones, mode="drop")
-        return total / _lead(jnp.maximum(count, 1)[:, None], total)
+        mean: jax.Array = total / _lead(jnp.maximum(count, 1)[:, None], total)
+        return mean
     if how == "mul":
         return jnp.ones(shape, values.dtype).at[..., index, :].multiply(values, mode="drop")
     start = jnp.full(shape, jnp.inf if how == "min" else -jnp.inf, values.dtype)
@@ -131,7 +133,7 @@ def _reduce_masked(values: jax.Array, is_other: jax.Array, how: str) -> jax.Arra
     return total / jnp.maximum(count, 1).astype(total.dtype) if how == "mean" else total
 
 
-def _lead(values: jax.Array, like: jax.Array) -> jax.Array:
+def _lead(values: Any, like: Any) -> Any:
     """`values` with new dimensions in front, as many as `like` has."""
     return values.reshape((1,) * max(like.ndim - values.ndim, 0) + values.shape)
 

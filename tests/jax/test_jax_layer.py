@@ -385,7 +385,8 @@ def test_kernel_init_of_nnx() -> None:
     nnx = pytest.importorskip("flax.nnx")
     from gatv2.jax.nnx import GraphAttentionV2Layer
 
-    init = nnx.with_partitioning(nnx.initializers.constant(0.5), (None, "heads"))
+    init = nnx.initializers.constant(0.5)
     layer: Any = GraphAttentionV2Layer(3, 8, 2, bias=True, rngs=nnx.Rngs(0), kernel_init=init)
     assert (layer.params["linear_l.weight"] == 0.5).all()
-    assert layer.linear_l.kernel.get_metadata("out_sharding") == (None, "heads")
+    assert (layer.params["attn"] == 0.5).all()
+    assert not layer.params["linear_l.bias"].any()
