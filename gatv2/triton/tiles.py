@@ -1,0 +1,117 @@
+"""Loads and stores of tiles `[edges, rows, heads, hidden]`, and the score, which all passes share.
+
+A load is of two dimensions, one a row of features in memory, and is only then brought to four: a compiler
+that may choose which of several contiguous dimensions gets the lanes chooses badly. Reductions keep their
+dimensions for the same reason.
+"""
+
+import triton
+import triton.language as tl
+
+from gatv2.triton.arguments import Pointer, Values
+from gatv2.triton.rows import feature_rows
+
+
+@triton.jit
+def columns(shape: tl.constexpr) -> tuple[Values, Values]:
+    """Where the features of a tile's row stand in memory, and which of them are there."""
+    column = tl.arange(0, shape.heads * shape.hidden)
+    head, feature = column // shape.hidden, column % shape.hidden
+    is_there = (head < shape.n_heads) & (feature < shape.n_hidden)
+    return head * shape.n_hidden + feature, is_there
+
+
+@triton.jit
+def load_rows(pointer: Pointer, row: Values, is_used: Values, shape: tl.constexpr) -> Values:
+    """Rows of features, `[n * rows]` of them, as a tile of n edges; zero where they are not used."""
+    column, is_there = columns(shape)
+    at = row.to(tl.int64)[:, None] * (shape.n_heads * shape.n_hidden) + column[None, :]
+    values = tl.load(pointer + at, mask=is_used[:, None] & is_there[None, :], other=0.0)
+    n_edges: tl.constexpr = row.shape[0] // shape.rows
+    return tl.reshape(
+        values.to(shape.accumulator), [n_edges, shape.rows, shape.heads, shape.hidden]
+    )
+
+
+@triton.jit
+def store_rows(
+    pointer: Pointer, row: Values, is_used: Values, tile: Values, shape: tl.constexpr
+) -> None:
+    """Store a tile of one edge, a row of features for each of its rows."""
+    column, is_there = columns(shape)
+    at = row.to(tl.int64)[:, None] * (shape.n_heads * shape.n_hidden) + column[None, :]
+    values = tl.reshape(tile, [shape.rows, shape.heads * shape.hidden])
+    tl.store(pointer + at, values, mask=is_used[:, None] & is_there[None, :])
+
+
+@triton.jit
+def load_heads(
+    pointer: Pointer, row: Values, is_used: Values, other: tl.constexpr, shape: tl.constexpr
+) -> Values:
+    """One number for each head of `[n * rows]` rows, as `[n, rows, heads, 1]`."""
+    head = tl.arange(0, shape.heads)
+    at = row.to(tl.int64)[:, None] * shape.n_heads + head[None, :]
+    is_there = is_used[:, None] & (head < shape.n_heads)[None, :]
+    values = tl.load(pointer + at, mask=is_there, other=other)
+    n_edges: tl.constexpr = row.shape[0] // shape.rows
+    return tl.reshape(values.to(shape.accumulator), [n_edges, shape.rows, shape.heads, 1])
+
+
+@triton.jit
+def store_heads(
+    pointer: Pointer, row: Values, is_used: Values, tile: Values, shape: tl.constexpr
+) -> None:
+    """Store a tile `[n, rows, heads, 1]`, one number for each head of `[n * rows]` rows."""
+    head = tl.arange(0, shape.heads)
+    at = row.to(tl.int64)[:, None] * shape.n_heads + head[None, :]
+    is_there = is_used[:, None] & (head < shape.n_heads)[None, :]
+    tl.store(pointer + at, tl.reshape(tile, [row.shape[0], shape.heads]), mask=is_there)
+
+
+@triton.jit
+def load_vector(pointer: Pointer, row: Values, shape: tl.constexpr) -> Values:
+    """One row of features, the same for all rows of a tile, as `[1, rows, heads, hidden]`."""
+    # a row each: what they load is the same, but lies in registers as the tile does
+    rows = tl.full([shape.rows], row, tl.int32)
+    return load_rows(pointer, rows, rows >= 0, shape)
+
+
+@triton.jit
+def empty_heads(value: tl.constexpr, shape: tl.constexpr) -> Values:
+    """A number for each row and head, as `[1, rows, heads, 1]`."""
+    return tl.full([1, shape.rows, shape.heads, 1], value, shape.accumulator)
+
+
+@triton.jit
+def empty_rows(shape: tl.constexpr) -> Values:
+    """Zeros, as a tile of one edge."""
+    return tl.zeros([1, shape.rows, shape.heads, shape.hidden], shape.accumulator)
+
+
+@triton.jit
+def score(pair: Values, is_used: Values, attn: Values, slope: Values) -> Values:
+    """The scores `[edges, rows, heads, 1]` of pairs, query + key; -inf where a head has no edge."""
+    scores = tl.sum(leaky_relu(pair, slope) * attn, axis=3, keep_dims=True)
+    return tl.where(is_used, scores, float("-inf"))
+
+
+@triton.jit
+def leaky_relu(pair: Values, slope: Values) -> Values:
+    """LeakyReLU, of any slope."""
+    return tl.where(pair > 0, pair, pair * slope)
+
+
+@triton.jit
+def pair_of(
+    query: Values, key: Values, tile: Values, problem: Values, shape: tl.constexpr
+) -> Values:
+    """query + key, and W_e x of edges with features, before LeakyReLU."""
+    pair = query + key
+    if shape.n_edge_features > 0:
+        row = feature_rows(tile.number, tile.is_used, problem)
+        for d in range(shape.n_edge_features):
+            at = row * shape.n_edge_features + d
+            x = tl.load(problem.features.of_edges + at, mask=tile.is_used, other=0.0)
+            x = tl.reshape(x.to(shape.accumulator), [shape.edges, shape.rows, 1, 1])
+            pair += x * load_vector(problem.features.projection, d, shape)
+    return pair
