@@ -178,7 +178,7 @@ class KeyResults(NamedTuple):
 
     d_key: Pointer
     d_attn: Pointer
-    """`[copies, chunks, n_heads, n_hidden]`."""
+    """`[copies, chunks * rows, n_heads, n_hidden]`."""
     part_d_key: Pointer
     """For each slot; None if there are none."""
 

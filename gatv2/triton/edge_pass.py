@@ -11,9 +11,9 @@ are as many in each program; nothing of a row is needed, so hubs are nothing spe
 import triton
 import triton.language as tl
 
-from gatv2.triton.arguments import Cotangents, EdgeResults, Features, Graph, Problem, Values
+from gatv2.triton.arguments import Cotangents, EdgeResults, Features, Graph, Problem
 from gatv2.triton.key_pass import weights_of
-from gatv2.triton.rows import Rows, bounds, feature_rows, heads_of, tile_of
+from gatv2.triton.rows import Rows, Tile, bounds, feature_rows, heads_of, tile_of
 from gatv2.triton.tiles import columns, load_rows, load_vector, pair_of, score
 
 WIDTH = tl.constexpr(16)
@@ -26,7 +26,7 @@ def edge_kernel(
     graph: Graph,
     cotangents: Cotangents,
     results: EdgeResults,
-    n_chunks: Values,
+    n_chunks: tl.tensor,
     slope: "fp64",  # type: ignore[name-defined]  # noqa: F821
     threshold: "u32",  # type: ignore[name-defined]  # noqa: F821
     factor: "fp64",  # type: ignore[name-defined]  # noqa: F821
@@ -44,13 +44,11 @@ def edge_kernel(
     feature = first + tl.arange(0, WIDTH)
     is_feature = feature < shape.n_edge_features
     projection = tl.load(
-        features.projection
-        + column[:, None]
-        + feature[None, :] * (shape.n_heads * shape.n_hidden),
+        features.projection + column[:, None] + feature[None, :] * (shape.n_heads * shape.n_hidden),
         mask=is_column[:, None] & is_feature[None, :],
         other=0.0,
     ).to(shape.accumulator)
-    d_projection = tl.zeros([shape.heads * shape.hidden, WIDTH], shape.accumulator)
+    d_projection = tl.full([shape.heads * shape.hidden, WIDTH], 0.0, shape.accumulator)
     for begin in range(chunk * shape.rows, graph.sizes.n_edges, n_chunks * shape.rows):
         rows = edges_as_rows(begin, graph, shape)
         tile = tile_of(rows, 0, problem, shape)
@@ -71,7 +69,7 @@ def edge_kernel(
 
 
 @triton.jit
-def edges_as_rows(begin: Values, graph: Graph, shape: tl.constexpr) -> Rows:
+def edges_as_rows(begin: tl.tensor, graph: Graph, shape: tl.constexpr) -> Rows:
     """The edges from `begin` on, each as the row of its query, of which it is the only edge worked on."""
     edge = begin + tl.arange(0, shape.rows)
     is_there = edge < graph.sizes.n_edges
@@ -86,9 +84,9 @@ def edges_as_rows(begin: Values, graph: Graph, shape: tl.constexpr) -> Rows:
 
 @triton.jit
 def slopes_of(
-    tile: Values, rows: Values, problem: Values, cotangents: Values, shape: tl.constexpr
-) -> Values:
-    """a * de * s of each edge, `[edges, heads * hidden]`."""
+    tile: Tile, rows: Rows, problem: Problem, cotangents: Cotangents, shape: tl.constexpr
+) -> tl.tensor:
+    """A * de * s of each edge, `[edges, heads * hidden]`."""
     features, sizes, copy = problem.features, problem.graph.sizes, problem.copy
     query_row, key_row = copy * sizes.n_queries + tile.query, copy * sizes.n_keys + tile.key
     query = load_rows(features.query, query_row, tile.is_used, shape)

@@ -7,9 +7,10 @@ is also the value, so that one load serves both.
 import triton
 import triton.language as tl
 
-from gatv2.triton.arguments import Features, ForwardResults, Graph, Problem, Values
+from gatv2.triton.arguments import Features, ForwardResults, Graph, Problem
 from gatv2.triton.philox import keep_of
 from gatv2.triton.rows import (
+    Rows,
     count_blocks,
     count_parts,
     heads_of,
@@ -62,8 +63,8 @@ def forward_kernel(
 
 @triton.jit
 def attend(
-    rows: Values, problem: Values, results: Values, shape: tl.constexpr
-) -> tuple[Values, Values, Values]:
+    rows: Rows, problem: Problem, results: ForwardResults, shape: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """The sum of p times value, the largest score and the sum of p, where p = exp(score - largest)."""
     features, graph, copy = problem.features, problem.graph, problem.copy
     first_query, first_key = copy * graph.sizes.n_queries, copy * graph.sizes.n_keys
@@ -96,12 +97,12 @@ def attend(
 
 @triton.jit
 def finish(
-    values: Values,
-    largest: Values,
-    total: Values,
-    row: Values,
-    is_there: Values,
-    results: Values,
+    values: tl.tensor,
+    largest: tl.tensor,
+    total: tl.tensor,
+    row: tl.tensor,
+    is_there: tl.tensor,
+    results: ForwardResults,
     shape: tl.constexpr,
 ) -> None:
     """Write the results of whole rows."""

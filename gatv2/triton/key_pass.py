@@ -12,9 +12,11 @@ Scores are computed again: an edge costs two gathered rows, and nothing of an ed
 import triton
 import triton.language as tl
 
-from gatv2.triton.arguments import Cotangents, Features, Graph, KeyResults, Problem, Values
+from gatv2.triton.arguments import Cotangents, Features, Graph, KeyResults, Problem
 from gatv2.triton.philox import keep_of
 from gatv2.triton.rows import (
+    Rows,
+    Tile,
     count_blocks,
     count_parts,
     heads_of,
@@ -42,7 +44,7 @@ def key_kernel(
     graph: Graph,
     cotangents: Cotangents,
     results: KeyResults,
-    n_chunks: Values,
+    n_chunks: tl.tensor,
     slope: "fp64",  # type: ignore[name-defined]  # noqa: F821
     threshold: "u32",  # type: ignore[name-defined]  # noqa: F821
     factor: "fp64",  # type: ignore[name-defined]  # noqa: F821
@@ -50,8 +52,8 @@ def key_kernel(
 ) -> None:
     """Backward of a chunk of keys: every `n_chunks`-th block of them, or of parts of them.
 
-    Of d_attn there is one share a chunk, and there are not more chunks than fill a GPU some times over:
-    one a block would take as much memory as d_key.
+    Of d_attn each row of a chunk's tile has a share, and there are not more chunks than fill a GPU some
+    times over: one a block would take as much memory as d_key.
     """
     order, sizes = graph.order, graph.sizes
     copy, chunk = (tl.program_id(0) // n_chunks).to(tl.int64), tl.program_id(0) % n_chunks
@@ -67,10 +69,8 @@ def key_kernel(
             slot = copy * order.n_slots + rows.slot
             store_rows(results.part_d_key, slot, rows.is_part, d_key, shape)
         store_rows(results.d_key, row, rows.is_whole, d_key, shape)
-    lane = tl.arange(0, shape.rows)
-    d_attn = tl.broadcast_to(tl.sum(d_attn, axis=1, keep_dims=True), d_attn.shape)
-    share = copy * n_chunks + chunk + tl.zeros_like(lane)
-    store_rows(results.d_attn, share, lane == 0, d_attn, shape)
+    share = (copy * n_chunks + chunk) * shape.rows + tl.arange(0, shape.rows)
+    store_rows(results.d_attn, share, share >= 0, d_attn, shape)
 
 
 @triton.jit(do_not_specialize=["graph"])
@@ -90,13 +90,13 @@ def join_keys_kernel(graph: Graph, results: KeyResults, shape: tl.constexpr) -> 
 
 @triton.jit
 def add_edges(
-    rows: Values,
-    row: Values,
-    problem: Values,
-    cotangents: Values,
-    d_attn: Values,
+    rows: Rows,
+    row: tl.tensor,
+    problem: Problem,
+    cotangents: Cotangents,
+    d_attn: tl.tensor,
     shape: tl.constexpr,
-) -> tuple[Values, Values]:
+) -> tuple[tl.tensor, tl.tensor]:
     """The gradient of each key, of the edges of its row, and `d_attn` with their share."""
     features, copy = problem.features, problem.copy
     key = load_rows(features.key, row, rows.stop > rows.start, shape)
@@ -121,17 +121,17 @@ def add_edges(
 
 @triton.jit
 def weights_of(
-    scores: Values,
-    d: Values,
-    query_row: Values,
-    tile: Values,
-    is_used: Values,
-    rows: Values,
-    problem: Values,
-    cotangents: Values,
+    scores: tl.tensor,
+    d: tl.tensor,
+    query_row: tl.tensor,
+    tile: Tile,
+    is_used: tl.tensor,
+    rows: Rows,
+    problem: Problem,
+    cotangents: Cotangents,
     shape: tl.constexpr,
-) -> tuple[Values, Values]:
-    """keep * p and de of a tile's edges, of their scores and d_out . key."""
+) -> tuple[tl.tensor, tl.tensor]:
+    """Keep * p and de of a tile's edges, of their scores and d_out . key."""
     statistics = cotangents.statistics
     lse = load_heads(statistics, 3 * query_row, tile.is_used, 0.0, shape)
     inverse = load_heads(statistics, 3 * query_row + 1, tile.is_used, 0.0, shape)

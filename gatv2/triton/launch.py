@@ -100,9 +100,7 @@ class Call:
         n_batch = self.arguments.query.ndim - 3
         if self.n_copies > 1 and not any(x.stride()[:n_batch]):  # one for all feature sets
             x = x[(0,) * n_batch]
-        return of_kernel.Features(
-            *features, x.contiguous(), self.pad(projection.movedim(-1, 0))
-        )
+        return of_kernel.Features(*features, x.contiguous(), self.pad(projection.movedim(-1, 0)))
 
     @property
     def is_shared(self) -> bool:
@@ -186,9 +184,7 @@ class Call:
         return self.arguments.negative_slope, int(dropout * 2**32), 1 / (1 - dropout)
 
 
-def run(
-    kernel: Any, n_programs: int, arguments: tuple[Any, ...], shape: of_kernel.Shape
-) -> None:
+def run(kernel: Any, n_programs: int, arguments: tuple[Any, ...], shape: of_kernel.Shape) -> None:
     """Launch a kernel; one of no programs is none."""
     if n_programs > 0:
         # what products and sums are contracted is part of the result: not left to Triton's default

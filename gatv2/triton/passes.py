@@ -109,14 +109,14 @@ def _over_queries(call: Call, given: of_kernel.Cotangents) -> Tensor:
 
 
 def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor]:
-    """d_key, and the shares of d_attn, `[copies, chunks, n_heads, n_hidden]`."""
+    """d_key, and the shares of d_attn, `[copies, shares, n_heads, n_hidden]`."""
     shape = call.row_shape(launch.KEY_EDGES, is_by_key=True)
     graph = call.graph(shape)
     n_slots = call.n_copies * graph.order.n_slots
     n_chunks = max(min(launch.count_blocks(graph, shape), launch.CHUNKS), 1)
     results = of_kernel.KeyResults(
         call.empty_results(*call.arguments.key.shape[:-2]),
-        call.empty_rows(call.n_copies, n_chunks),
+        call.empty_rows(call.n_copies, n_chunks * shape.rows),
         call.empty_rows(n_slots) if n_slots else None,
     )
     launch.run(
@@ -165,7 +165,7 @@ def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor
 
 
 def _total(shares: Tensor, call: Call) -> Tensor:
-    """The sum of `[copies, chunks, ...]` over chunks and all feature sets that vmap does not map."""
+    """The sum of `[copies, shares, ...]` over shares and all feature sets that vmap does not map."""
     mapped = call.arguments.query.shape[: call.arguments.n_mapped]
     total: Any = shares.sum(1).reshape(*mapped, call.n_copies and -1, *shares.shape[2:])
     return total.sum(len(mapped))

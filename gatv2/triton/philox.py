@@ -6,21 +6,21 @@ Triton's own `philox` is Philox4x32-10, bit for bit that of `gatv2.random`.
 import triton
 import triton.language as tl
 
-from gatv2.triton.arguments import Values
-from gatv2.triton.rows import multiplicity_of
+from gatv2.triton.arguments import Problem
+from gatv2.triton.rows import Rows, Tile, multiplicity_of
 
 
 @triton.jit
 def keep_factors(
-    seed: Values,
-    query: Values,
-    key: Values,
-    multiplicity: Values,
-    batch: Values,
-    threshold: Values,
-    factor: Values,
+    seed: tl.tensor,
+    query: tl.tensor,
+    key: tl.tensor,
+    multiplicity: tl.tensor,
+    batch: tl.tensor,
+    threshold: tl.tensor,
+    factor: tl.tensor,
     shape: tl.constexpr,
-) -> Values:
+) -> tl.tensor:
     """The factor of each coefficient, zero or `factor`, as `[edges, rows, heads, 1]`.
 
     Args:
@@ -57,9 +57,7 @@ def keep_factors(
 
 
 @triton.jit
-def keep_of(
-    tile: Values, rows: Values, problem: Values, shape: tl.constexpr
-) -> Values:
+def keep_of(tile: Tile, rows: Rows, problem: Problem, shape: tl.constexpr) -> tl.tensor:
     """The keep factors of a tile's coefficients, as `[edges, rows, heads, 1]`."""
     graph, sizes = problem.graph, problem.graph.sizes
     block = tile.query // sizes.block_queries

@@ -12,12 +12,15 @@ so one sweep over the edges makes all sums before delta is known, and leaves not
 rounded: that p is divided by its own sum makes up for it.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from gatv2.triton.arguments import Cotangents, Features, Graph, Problem, QueryResults, Values
+from gatv2.triton.arguments import Cotangents, Features, Graph, Problem, QueryResults
 from gatv2.triton.philox import keep_of
 from gatv2.triton.rows import (
+    Rows,
     count_blocks,
     count_parts,
     heads_of,
@@ -40,6 +43,19 @@ from gatv2.triton.tiles import (
 )
 
 
+class Sums(NamedTuple):
+    """Over the edges of each row."""
+
+    slopes: tl.tensor
+    """Of p s."""
+    d_slopes: tl.tensor
+    """Of p dp s."""
+    total: tl.tensor
+    """Of p."""
+    total_d: tl.tensor
+    """Of p dp."""
+
+
 @triton.jit(do_not_specialize=["graph"])
 def query_kernel(
     features: Features,
@@ -60,22 +76,21 @@ def query_kernel(
     problem = Problem(features, graph, attn, slope, threshold, factor, copy)
     rows = rows_of(block, order, shape)
     row = copy * graph.sizes.n_queries + rows.row
-    slopes, d_slopes, total, total_d = sum_edges(rows, row, problem, cotangents, shape)
+    sums = sum_edges(rows, row, problem, cotangents, shape)
     if order.window_rows is not None:
         slot = copy * order.n_slots + rows.slot
-        store_rows(results.part_slopes, slot, rows.is_part, slopes, shape)
-        store_rows(results.part_d_slopes, slot, rows.is_part, d_slopes, shape)
-        store_heads(results.part_sums, 2 * slot, rows.is_part, total, shape)
-        store_heads(results.part_sums, 2 * slot + 1, rows.is_part, total_d, shape)
-    sums = slopes, d_slopes, total, total_d
+        store_rows(results.part_slopes, slot, rows.is_part, sums.slopes, shape)
+        store_rows(results.part_d_slopes, slot, rows.is_part, sums.d_slopes, shape)
+        store_heads(results.part_sums, 2 * slot, rows.is_part, sums.total, shape)
+        store_heads(results.part_sums, 2 * slot + 1, rows.is_part, sums.total_d, shape)
     finish(sums, row, rows.is_whole, attn, cotangents, results, shape)
 
 
 @triton.jit
 def sum_edges(
-    rows: Values, row: Values, problem: Values, cotangents: Values, shape: tl.constexpr
-) -> tuple[Values, Values, Values, Values]:
-    """Over the edges of each row, the sums of p s, p dp s, p and p dp."""
+    rows: Rows, row: tl.tensor, problem: Problem, cotangents: Cotangents, shape: tl.constexpr
+) -> Sums:
+    """Sum over the edges of each row."""
     features, graph, copy = problem.features, problem.graph, problem.copy
     has_edges = rows.stop > rows.start
     query = load_rows(features.query, row, has_edges, shape)
@@ -103,11 +118,13 @@ def sum_edges(
         weight = tl.where(pair > 0, p, p * problem.slope)
         slopes += tl.sum(weight, axis=0, keep_dims=True)
         d_slopes += tl.sum(weight * d, axis=0, keep_dims=True)
-    return slopes, d_slopes, total, total_d
+    return Sums(slopes, d_slopes, total, total_d)
 
 
 @triton.jit
-def finite_lse(pointer: Values, row: Values, is_there: Values, shape: tl.constexpr) -> Values:
+def finite_lse(
+    pointer: tl.tensor, row: tl.tensor, is_there: tl.tensor, shape: tl.constexpr
+) -> tl.tensor:
     """The log-sum-exp of each row and head, zero without edges."""
     lse = load_heads(pointer, row, is_there, 0.0, shape)
     return tl.where(lse > float("-inf"), lse, 0.0)
@@ -115,21 +132,21 @@ def finite_lse(pointer: Values, row: Values, is_there: Values, shape: tl.constex
 
 @triton.jit
 def finish(
-    sums: Values,
-    row: Values,
-    is_there: Values,
-    attn: Values,
-    cotangents: Values,
-    results: Values,
+    sums: Sums,
+    row: tl.tensor,
+    is_there: tl.tensor,
+    attn: tl.tensor,
+    cotangents: Cotangents,
+    results: QueryResults,
     shape: tl.constexpr,
 ) -> None:
     """Write the gradient of whole rows, and what the pass over keys reads of them."""
-    slopes, d_slopes, total, total_d = sums
+    total = sums.total
     inverse = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
-    delta = total_d * inverse
+    delta = sums.total_d * inverse
     if cotangents.d_lse is not None:
         delta -= load_heads(cotangents.d_lse, row, is_there, 0.0, shape)
-    d_query = attn * ((d_slopes - delta * slopes) * inverse)
+    d_query = attn * ((sums.d_slopes - delta * sums.slopes) * inverse)
     store_rows(results.d_query, row, is_there, d_query, shape)
     lse = finite_lse(cotangents.lse, row, is_there, shape)
     store_heads(cotangents.statistics, 3 * row, is_there, lse, shape)
@@ -159,7 +176,7 @@ def join_queries_kernel(
         d_slopes += load_rows(results.part_d_slopes, slot, is_there, shape)
         total += load_heads(results.part_sums, 2 * slot, is_there, 0.0, shape)
         total_d += load_heads(results.part_sums, 2 * slot + 1, is_there, 0.0, shape)
-    sums = slopes, d_slopes, total, total_d
+    sums = Sums(slopes, d_slopes, total, total_d)
     row = copy * graph.sizes.n_queries + rows.row
     attn = load_vector(features.attn, 0, shape)
     finish(sums, row, is_first_part(rows), attn, cotangents, results, shape)

@@ -8,12 +8,12 @@ dimensions for the same reason.
 import triton
 import triton.language as tl
 
-from gatv2.triton.arguments import Pointer, Values
-from gatv2.triton.rows import feature_rows
+from gatv2.triton.arguments import Problem
+from gatv2.triton.rows import Tile, feature_rows
 
 
 @triton.jit
-def columns(shape: tl.constexpr) -> tuple[Values, Values]:
+def columns(shape: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """Where the features of a tile's row stand in memory, and which of them are there."""
     column = tl.arange(0, shape.heads * shape.hidden)
     head, feature = column // shape.hidden, column % shape.hidden
@@ -22,7 +22,9 @@ def columns(shape: tl.constexpr) -> tuple[Values, Values]:
 
 
 @triton.jit
-def load_rows(pointer: Pointer, row: Values, is_used: Values, shape: tl.constexpr) -> Values:
+def load_rows(
+    pointer: tl.tensor, row: tl.tensor, is_used: tl.tensor, shape: tl.constexpr
+) -> tl.tensor:
     """Rows of features, `[n * rows]` of them, as a tile of n edges; zero where they are not used."""
     column, is_there = columns(shape)
     at = row.to(tl.int64)[:, None] * (shape.n_heads * shape.n_hidden) + column[None, :]
@@ -35,7 +37,7 @@ def load_rows(pointer: Pointer, row: Values, is_used: Values, shape: tl.constexp
 
 @triton.jit
 def store_rows(
-    pointer: Pointer, row: Values, is_used: Values, tile: Values, shape: tl.constexpr
+    pointer: tl.tensor, row: tl.tensor, is_used: tl.tensor, tile: tl.tensor, shape: tl.constexpr
 ) -> None:
     """Store a tile of one edge, a row of features for each of its rows."""
     column, is_there = columns(shape)
@@ -46,8 +48,8 @@ def store_rows(
 
 @triton.jit
 def load_heads(
-    pointer: Pointer, row: Values, is_used: Values, other: tl.constexpr, shape: tl.constexpr
-) -> Values:
+    pointer: tl.tensor, row: tl.tensor, is_used: tl.tensor, other: tl.constexpr, shape: tl.constexpr
+) -> tl.tensor:
     """One number for each head of `[n * rows]` rows, as `[n, rows, heads, 1]`."""
     head = tl.arange(0, shape.heads)
     at = row.to(tl.int64)[:, None] * shape.n_heads + head[None, :]
@@ -59,7 +61,7 @@ def load_heads(
 
 @triton.jit
 def store_heads(
-    pointer: Pointer, row: Values, is_used: Values, tile: Values, shape: tl.constexpr
+    pointer: tl.tensor, row: tl.tensor, is_used: tl.tensor, tile: tl.tensor, shape: tl.constexpr
 ) -> None:
     """Store a tile `[n, rows, heads, 1]`, one number for each head of `[n * rows]` rows."""
     head = tl.arange(0, shape.heads)
@@ -69,7 +71,7 @@ def store_heads(
 
 
 @triton.jit
-def load_vector(pointer: Pointer, row: Values, shape: tl.constexpr) -> Values:
+def load_vector(pointer: tl.tensor, row: tl.tensor, shape: tl.constexpr) -> tl.tensor:
     """One row of features, the same for all rows of a tile, as `[1, rows, heads, hidden]`."""
     # a row each: what they load is the same, but lies in registers as the tile does
     rows = tl.full([shape.rows], row, tl.int32)
@@ -77,35 +79,35 @@ def load_vector(pointer: Pointer, row: Values, shape: tl.constexpr) -> Values:
 
 
 @triton.jit
-def empty_heads(value: tl.constexpr, shape: tl.constexpr) -> Values:
+def empty_heads(value: tl.constexpr, shape: tl.constexpr) -> tl.tensor:
     """A number for each row and head, as `[1, rows, heads, 1]`."""
     return tl.full([1, shape.rows, shape.heads, 1], value, shape.accumulator)
 
 
 @triton.jit
-def empty_rows(shape: tl.constexpr) -> Values:
+def empty_rows(shape: tl.constexpr) -> tl.tensor:
     """Zeros, as a tile of one edge."""
-    return tl.zeros([1, shape.rows, shape.heads, shape.hidden], shape.accumulator)
+    return tl.full([1, shape.rows, shape.heads, shape.hidden], 0.0, shape.accumulator)
 
 
 @triton.jit
-def score(pair: Values, is_used: Values, attn: Values, slope: Values) -> Values:
+def score(pair: tl.tensor, is_used: tl.tensor, attn: tl.tensor, slope: tl.tensor) -> tl.tensor:
     """The scores `[edges, rows, heads, 1]` of pairs, query + key; -inf where a head has no edge."""
     scores = tl.sum(leaky_relu(pair, slope) * attn, axis=3, keep_dims=True)
     return tl.where(is_used, scores, float("-inf"))
 
 
 @triton.jit
-def leaky_relu(pair: Values, slope: Values) -> Values:
+def leaky_relu(pair: tl.tensor, slope: tl.tensor) -> tl.tensor:
     """LeakyReLU, of any slope."""
     return tl.where(pair > 0, pair, pair * slope)
 
 
 @triton.jit
 def pair_of(
-    query: Values, key: Values, tile: Values, problem: Values, shape: tl.constexpr
-) -> Values:
-    """query + key, and W_e x of edges with features, before LeakyReLU."""
+    query: tl.tensor, key: tl.tensor, tile: Tile, problem: Problem, shape: tl.constexpr
+) -> tl.tensor:
+    """Query + key, and W_e x of edges with features, before LeakyReLU."""
     pair = query + key
     if shape.n_edge_features > 0:
         row = feature_rows(tile.number, tile.is_used, problem)
