@@ -32,8 +32,7 @@ class Shape(NamedTuple):
     warps: int
     accumulator: Any
     """The dtype that is computed in."""
-    n_edge_features: int
-    """D; 0 if edges have no features."""
+    has_edge_features: bool
     mask_heads: int
     """Heads of the mask: `n_heads`, or 1 for all of them; 0 if there is no mask."""
     is_by_key: bool
@@ -106,6 +105,8 @@ class Sizes(NamedTuple):
     block_keys: Any
     mask_step: Any
     """Entries between the masks of two feature sets; 0 if they share one."""
+    n_features: Any
+    """D, features of an edge."""
     feature_step: Any
     """Rows between the features of edges of two feature sets; 0 if they share them."""
 

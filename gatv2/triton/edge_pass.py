@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from gatv2.triton.arguments import Cotangents, EdgeResults, Features, Graph, Problem
-from gatv2.triton.key_pass import weights_of
+from gatv2.triton.key_pass import statistics_of, weights_of
 from gatv2.triton.rows import Rows, Tile, bounds, feature_rows, heads_of, tile_of
 from gatv2.triton.tiles import columns, load_rows, load_vector, pair_of, score
 
@@ -33,16 +33,17 @@ def edge_kernel(
     shape: tl.constexpr,
 ) -> None:
     """Backward of a chunk of edges, every `n_chunks`-th tile, through `WIDTH` of their features."""
-    n_slices: tl.constexpr = (shape.n_edge_features + WIDTH - 1) // WIDTH
+    n_features = graph.sizes.n_features
+    n_slices = tl.cdiv(n_features, WIDTH)
     first = tl.program_id(0) % n_slices * WIDTH
     chunk = tl.program_id(0) // n_slices % n_chunks
     copy = (tl.program_id(0) // n_slices // n_chunks).to(tl.int64)
     slope = tl.full([1, 1, 1, 1], slope, shape.accumulator)
-    attn = load_vector(features.attn, 0, shape)
+    attn = load_vector(features.attn, shape)
     problem = Problem(features, graph, attn, slope, threshold, factor, copy)
     column, is_column = columns(shape)
     feature = first + tl.arange(0, WIDTH)
-    is_feature = feature < shape.n_edge_features
+    is_feature = feature < n_features
     projection = tl.load(
         features.projection + column[:, None] + feature[None, :] * (shape.n_heads * shape.n_hidden),
         mask=is_column[:, None] & is_feature[None, :],
@@ -55,16 +56,16 @@ def edge_kernel(
         g = slopes_of(tile, rows, problem, cotangents, shape)
         x_row = feature_rows(tile.number, rows.is_whole, problem)
         is_there = tile.is_used[:, None] & is_feature[None, :]
-        at = x_row[:, None] * shape.n_edge_features + feature[None, :]
+        at = x_row[:, None] * n_features + feature[None, :]
         x = tl.load(features.of_edges + at, mask=is_there, other=0.0).to(shape.accumulator)
         d_projection += tl.dot(tl.trans(g), x, input_precision="ieee", out_dtype=shape.accumulator)
         if results.d_features is not None:
             d_x = tl.dot(g, projection, input_precision="ieee", out_dtype=shape.accumulator)
-            at += (copy * (graph.sizes.n_edges - graph.sizes.feature_step)) * shape.n_edge_features
+            at += (copy * (graph.sizes.n_edges - graph.sizes.feature_step)) * n_features
             is_there = rows.is_whole[:, None] & is_feature[None, :]  # zero where it is not used
             tl.store(results.d_features + at, d_x, mask=is_there)
     share = (copy * n_chunks + chunk) * (shape.n_heads * shape.n_hidden)
-    at = (share + column[:, None]) * shape.n_edge_features + feature[None, :]
+    at = (share + column[:, None]) * n_features + feature[None, :]
     tl.store(results.d_projection + at, d_projection, mask=is_column[:, None] & is_feature[None, :])
 
 
@@ -89,6 +90,7 @@ def slopes_of(
     """A * de * s of each edge, `[edges, heads * hidden]`."""
     features, sizes, copy = problem.features, problem.graph.sizes, problem.copy
     query_row, key_row = copy * sizes.n_queries + tile.query, copy * sizes.n_keys + tile.key
+    statistics = statistics_of(query_row, tile, problem, cotangents, shape)
     query = load_rows(features.query, query_row, tile.is_used, shape)
     key = load_rows(features.key, key_row, tile.is_used, shape)
     d_out = load_rows(cotangents.d_out, query_row, tile.is_used, shape)
@@ -96,6 +98,6 @@ def slopes_of(
     pair = pair_of(query, key, tile, problem, shape)
     scores = score(pair, is_used, problem.attn, problem.slope)
     d = tl.sum(d_out * key, axis=3, keep_dims=True)
-    _, de = weights_of(scores, d, query_row, tile, is_used, rows, problem, cotangents, shape)
+    _, de = weights_of(scores, d, statistics, tile, is_used, rows, problem, shape)
     g = problem.attn * tl.where(pair > 0, de, de * problem.slope)
     return tl.reshape(g, [shape.rows, shape.heads * shape.hidden])

@@ -48,7 +48,7 @@ def forward_kernel(
     n_blocks = count_blocks(order, shape)
     copy, block = (tl.program_id(0) // n_blocks).to(tl.int64), tl.program_id(0) % n_blocks
     slope = tl.full([1, 1, 1, 1], slope, shape.accumulator)
-    attn = load_vector(features.attn, 0, shape)
+    attn = load_vector(features.attn, shape)
     problem = Problem(features, graph, attn, slope, threshold, factor, copy)
     rows = rows_of(block, order, shape)
     values, largest, total = attend(rows, problem, results, shape)

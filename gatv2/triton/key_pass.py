@@ -9,6 +9,8 @@ With the names of `gatv2.triton.query_pass`, and p and delta as that pass left t
 Scores are computed again: an edge costs two gathered rows, and nothing of an edge is ever written.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -38,6 +40,17 @@ from gatv2.triton.tiles import (
 )
 
 
+class Statistics(NamedTuple):
+    """Of the queries of a tile's edges, each `[edges, rows, heads, 1]`."""
+
+    lse: tl.tensor
+    inverse: tl.tensor
+    """1 / the sum of p."""
+    delta: tl.tensor
+    d_alpha: tl.tensor
+    """Of the edges themselves; None if it is zero."""
+
+
 @triton.jit(do_not_specialize=["graph", "n_chunks"])
 def key_kernel(
     features: Features,
@@ -58,7 +71,7 @@ def key_kernel(
     order, sizes = graph.order, graph.sizes
     copy, chunk = (tl.program_id(0) // n_chunks).to(tl.int64), tl.program_id(0) % n_chunks
     slope = tl.full([1, 1, 1, 1], slope, shape.accumulator)
-    attn = load_vector(features.attn, 0, shape)
+    attn = load_vector(features.attn, shape)
     problem = Problem(features, graph, attn, slope, threshold, factor, copy)
     d_attn = empty_rows(shape)
     for block in range(chunk, count_blocks(order, shape), n_chunks):
@@ -105,6 +118,7 @@ def add_edges(
         tile = tile_of(rows, begin, problem, shape)
         is_used = heads_of(tile, problem, shape)
         at = copy * problem.graph.sizes.n_queries + tile.query
+        statistics = statistics_of(at, tile, problem, cotangents, shape)
         query = load_rows(features.query, at, tile.is_used, shape)
         d_out = load_rows(cotangents.d_out, at, tile.is_used, shape)
         pair = pair_of(query, key, tile, problem, shape)
@@ -112,7 +126,7 @@ def add_edges(
             pair = tl.where(is_used, pair, 0.0)
         d = tl.sum(d_out * key, axis=3, keep_dims=True)
         scores = score(pair, is_used, problem.attn, problem.slope)
-        kept, de = weights_of(scores, d, at, tile, is_used, rows, problem, cotangents, shape)
+        kept, de = weights_of(scores, d, statistics, tile, is_used, rows, problem, shape)
         values += tl.sum(kept * d_out, axis=0, keep_dims=True)
         slopes += tl.sum(tl.where(pair > 0, de, de * problem.slope), axis=0, keep_dims=True)
         d_attn += tl.sum(de * leaky_relu(pair, problem.slope), axis=0, keep_dims=True)
@@ -120,30 +134,42 @@ def add_edges(
 
 
 @triton.jit
+def statistics_of(
+    query_row: tl.tensor, tile: Tile, problem: Problem, cotangents: Cotangents, shape: tl.constexpr
+) -> Statistics:
+    """What is known of the queries of a tile's edges, and the cotangent of their coefficients."""
+    is_used, pointer = tile.is_used, cotangents.statistics
+    d_alpha = None
+    if cotangents.d_alpha is not None:
+        edge = problem.copy * problem.graph.sizes.n_edges + tile.number
+        d_alpha = load_heads(cotangents.d_alpha, edge, is_used, 0.0, shape)
+    return Statistics(
+        load_heads(pointer, 3 * query_row, is_used, 0.0, shape),
+        load_heads(pointer, 3 * query_row + 1, is_used, 0.0, shape),
+        load_heads(pointer, 3 * query_row + 2, is_used, 0.0, shape),
+        d_alpha,
+    )
+
+
+@triton.jit
 def weights_of(
     scores: tl.tensor,
     d: tl.tensor,
-    query_row: tl.tensor,
+    statistics: Statistics,
     tile: Tile,
     is_used: tl.tensor,
     rows: Rows,
     problem: Problem,
-    cotangents: Cotangents,
     shape: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Keep * p and de of a tile's edges, of their scores and d_out . key."""
-    statistics = cotangents.statistics
-    lse = load_heads(statistics, 3 * query_row, tile.is_used, 0.0, shape)
-    inverse = load_heads(statistics, 3 * query_row + 1, tile.is_used, 0.0, shape)
-    delta = load_heads(statistics, 3 * query_row + 2, tile.is_used, 0.0, shape)
-    p = tl.exp(scores - lse) * inverse
+    """keep * p and de of a tile's edges, of their scores and d_out . key."""
+    p = tl.exp(scores - statistics.lse) * statistics.inverse
     kept = p
     if problem.graph.dropout.seed is not None:
         keep = keep_of(tile, rows, problem, shape)
         kept, d = p * keep, d * keep
-    if cotangents.d_alpha is not None:
-        edge = problem.copy * problem.graph.sizes.n_edges + tile.number
-        d += load_heads(cotangents.d_alpha, edge, tile.is_used, 0.0, shape)
+    if statistics.d_alpha is not None:
+        d += statistics.d_alpha
     if shape.mask_heads > 1:  # what a head does not use may hold NaN
         d = tl.where(is_used, d, 0.0)
-    return kept, p * (d - delta)
+    return kept, p * (d - statistics.delta)

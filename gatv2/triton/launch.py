@@ -27,8 +27,8 @@ EDGE_SHARES = 1 << 22
 """Numbers that the shares of the gradient of the projection of edges take, at most, in one feature set."""
 TILE: Tile | None = None
 """A tile for all passes over rows, whatever the features; None for the one that suits them."""
-FORWARD_EDGES, QUERY_EDGES, KEY_EDGES = 8, 8, 4
-"""Edges of a row in a tile: the pass over keys gathers two rows an edge."""
+ONE_ROW, TWO_ROWS = 32, 16
+"""Registers of each thread for a row of features an edge, in passes that gather one of them or two."""
 
 
 class Lists(NamedTuple):
@@ -110,7 +110,7 @@ class Call:
 
     def shape(self, tile: Tile, *, is_by_key: bool = False) -> of_kernel.Shape:
         """What a pass is compiled for."""
-        x, mask = self.features.of_edges, self.layout.mask
+        mask = self.layout.mask
         return of_kernel.Shape(
             n_heads=self.n_heads,
             n_hidden=self.padded_hidden,
@@ -120,21 +120,21 @@ class Call:
             edges=tile.edges,
             warps=tile.warps,
             accumulator=tl.float64 if self.dtype == torch.float64 else tl.float32,
-            n_edge_features=0 if x is None else x.shape[-1],
+            has_edge_features=self.features.of_edges is not None,
             mask_heads=0 if mask is None else mask.shape[-1],
             is_by_key=is_by_key,
             split=SPLIT,
         )
 
-    def row_shape(self, edges: int, *, is_by_key: bool = False) -> of_kernel.Shape:
+    def row_shape(self, registers: int, *, is_by_key: bool = False) -> of_kernel.Shape:
         """What a pass over rows is compiled for."""
         dtype = self.arguments.query.dtype
-        tile = TILE or row_tile(self.n_heads, self.padded_hidden, dtype, edges)
+        tile = TILE or row_tile(self.n_heads, self.padded_hidden, dtype, registers)
         return self.shape(tile, is_by_key=is_by_key)
 
     def graph(self, shape: of_kernel.Shape) -> of_kernel.Graph:
         """What a pass reads beside features."""
-        layout, arguments = self.layout, self.arguments
+        layout, arguments, x = self.layout, self.arguments, self.features.of_edges
         n_rows, n_others = self.n_queries, self.n_keys
         lists = layout.by_query
         if shape.is_by_key:
@@ -161,6 +161,7 @@ class Call:
                 self.n_queries // n_blocks,
                 self.n_keys // n_blocks,
                 mask_step,
+                0 if x is None else x.shape[-1],
                 0 if self.is_shared else layout.n_edges,
             ),
         )

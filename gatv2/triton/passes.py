@@ -20,7 +20,7 @@ def forward(arguments: Arguments, layout: Layout) -> tuple[Tensor, Tensor, Tenso
     """(out, log-sum-exp, alpha `[*batch, n_edges, n_heads]`); alpha is empty unless it is wanted."""
     call = Call(arguments, layout)
     batch = arguments.query.shape[:-3]
-    shape = call.row_shape(launch.FORWARD_EDGES)
+    shape = call.row_shape(launch.ONE_ROW)
     graph = call.graph(shape)
     n_slots, n_rows = call.n_copies * graph.order.n_slots, call.n_copies * call.n_queries
     scores = largest = total = None
@@ -87,7 +87,7 @@ def backward(cotangents: Cotangents, arguments: Arguments, layout: Layout) -> tu
 
 def _over_queries(call: Call, given: of_kernel.Cotangents) -> Tensor:
     """d_query; fills in `given.statistics`."""
-    shape = call.row_shape(launch.QUERY_EDGES)
+    shape = call.row_shape(launch.ONE_ROW)
     graph = call.graph(shape)
     n_slots = call.n_copies * graph.order.n_slots
     results = of_kernel.QueryResults(
@@ -110,7 +110,7 @@ def _over_queries(call: Call, given: of_kernel.Cotangents) -> Tensor:
 
 def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor]:
     """d_key, and the shares of d_attn, `[copies, shares, n_heads, n_hidden]`."""
-    shape = call.row_shape(launch.KEY_EDGES, is_by_key=True)
+    shape = call.row_shape(launch.TWO_ROWS, is_by_key=True)
     graph = call.graph(shape)
     n_slots = call.n_copies * graph.order.n_slots
     n_chunks = max(min(launch.count_blocks(graph, shape), launch.CHUNKS), 1)
@@ -135,11 +135,11 @@ def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor
     none = arguments.query.new_empty(0)
     if arguments.edge_features is None or arguments.edge_projection is None:
         return none, none
-    shape = call.shape(edge_tile(call.n_heads, call.padded_hidden))
+    shape = call.shape(edge_tile(call.n_heads, call.padded_hidden, launch.TWO_ROWS))
     shape = shape._replace(hidden=max(shape.hidden, WIDTH.value // shape.heads))
     graph = call.graph(shape)
     graph = graph._replace(edges=graph.edges._replace(query=layout.query()))
-    n_features = shape.n_edge_features
+    n_features = arguments.edge_features.shape[-1]
     n_slices = -(-n_features // WIDTH.value)
     size = call.n_heads * call.padded_hidden * n_features
     n_chunks = max(min(-(-layout.n_edges // shape.rows), launch.EDGE_SHARES // size), 1)

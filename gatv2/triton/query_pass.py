@@ -72,7 +72,7 @@ def query_kernel(
     n_blocks = count_blocks(order, shape)
     copy, block = (tl.program_id(0) // n_blocks).to(tl.int64), tl.program_id(0) % n_blocks
     slope = tl.full([1, 1, 1, 1], slope, shape.accumulator)
-    attn = load_vector(features.attn, 0, shape)
+    attn = load_vector(features.attn, shape)
     problem = Problem(features, graph, attn, slope, threshold, factor, copy)
     rows = rows_of(block, order, shape)
     row = copy * graph.sizes.n_queries + rows.row
@@ -102,6 +102,9 @@ def sum_edges(
         tile = tile_of(rows, begin, problem, shape)
         is_used = heads_of(tile, problem, shape)
         at = copy * graph.sizes.n_keys + tile.key
+        if cotangents.d_alpha is not None:
+            edge = copy * graph.sizes.n_edges + tile.number
+            d_alpha = load_heads(cotangents.d_alpha, edge, tile.is_used, 0.0, shape)
         key = load_rows(features.key, at, tile.is_used, shape)
         pair = pair_of(query, key, tile, problem, shape)
         p = tl.exp(score(pair, is_used, problem.attn, problem.slope) - lse)
@@ -109,8 +112,7 @@ def sum_edges(
         if graph.dropout.seed is not None:
             d *= keep_of(tile, rows, problem, shape)
         if cotangents.d_alpha is not None:
-            edge = copy * graph.sizes.n_edges + tile.number
-            d += load_heads(cotangents.d_alpha, edge, tile.is_used, 0.0, shape)
+            d += d_alpha
         if shape.mask_heads > 1:  # what a head does not use may hold NaN
             d = tl.where(is_used, d, 0.0)
         total += tl.sum(p, axis=0, keep_dims=True)
@@ -178,5 +180,5 @@ def join_queries_kernel(
         total_d += load_heads(results.part_sums, 2 * slot + 1, is_there, 0.0, shape)
     sums = Sums(slopes, d_slopes, total, total_d)
     row = copy * graph.sizes.n_queries + rows.row
-    attn = load_vector(features.attn, 0, shape)
+    attn = load_vector(features.attn, shape)
     finish(sums, row, is_first_part(rows), attn, cotangents, results, shape)

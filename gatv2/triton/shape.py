@@ -10,8 +10,6 @@ LANES = 32
 """Threads of a warp."""
 BYTES_A_LANE = 16
 """What a thread loads at once: a row of features is read in such pieces."""
-REGISTERS_A_LANE = 32
-"""32-bit registers that a tile may take."""
 MAX_WARPS = 16
 
 
@@ -37,17 +35,24 @@ def padded_hidden(n_heads: int, n_hidden: int, dtype: torch.dtype) -> int:
     return -(-n_hidden // lane) * lane
 
 
-def row_tile(n_heads: int, n_hidden: int, dtype: torch.dtype, edges: int) -> Tile:
-    """For a pass over rows: as many rows as a load of all lanes reads, and up to `edges` edges of each."""
+def row_tile(n_heads: int, n_hidden: int, dtype: torch.dtype, registers: int) -> Tile:
+    """For a pass over rows: as many rows as one load reads, and edges of each by the registers they take.
+
+    Args:
+        n_heads: heads of a row in memory.
+        n_hidden: features of a head in memory.
+        dtype: dtype of the features.
+        registers: 32-bit registers of each thread for one row of features an edge.
+    """
     length = power_of_two(n_heads) * power_of_two(n_hidden)
     load = LANES * BYTES_A_LANE // dtype.itemsize
     warps = min(max(length // load, 1), MAX_WARPS)
     rows = max(load * warps // length, 1)
-    registers = rows * length * (computed_in(dtype).itemsize // 4) // (LANES * warps)
-    return Tile(rows, max(min(edges, REGISTERS_A_LANE // registers), 1), warps)
+    registers_an_edge = rows * length * (computed_in(dtype).itemsize // 4) // (LANES * warps)
+    return Tile(rows, max(registers // registers_an_edge, 1), warps)
 
 
-def edge_tile(n_heads: int, n_hidden: int) -> Tile:
+def edge_tile(n_heads: int, n_hidden: int, registers: int) -> Tile:
     """For the pass over edges, each of which is a row: the least that a product of matrices takes."""
     rows, length = 16, power_of_two(n_heads) * power_of_two(n_hidden)
-    return Tile(rows, 1, min(max(rows * length // (LANES * REGISTERS_A_LANE), 1), MAX_WARPS))
+    return Tile(rows, 1, min(max(rows * length // (LANES * registers), 1), MAX_WARPS))

@@ -71,11 +71,11 @@ def store_heads(
 
 
 @triton.jit
-def load_vector(pointer: tl.tensor, row: tl.tensor, shape: tl.constexpr) -> tl.tensor:
+def load_vector(pointer: tl.tensor, shape: tl.constexpr) -> tl.tensor:
     """One row of features, the same for all rows of a tile, as `[1, rows, heads, hidden]`."""
-    # a row each: what they load is the same, but lies in registers as the tile does
-    rows = tl.full([shape.rows], row, tl.int32)
-    return load_rows(pointer, rows, rows >= 0, shape)
+    # each row of the tile loads it, so that it lies in registers as the tile does
+    row = tl.full([shape.rows], 0, tl.int32)
+    return load_rows(pointer, row, row == 0, shape)
 
 
 @triton.jit
@@ -109,11 +109,13 @@ def pair_of(
 ) -> tl.tensor:
     """Query + key, and W_e x of edges with features, before LeakyReLU."""
     pair = query + key
-    if shape.n_edge_features > 0:
+    if shape.has_edge_features:
+        n_features = problem.graph.sizes.n_features
         row = feature_rows(tile.number, tile.is_used, problem)
-        for d in range(shape.n_edge_features):
-            at = row * shape.n_edge_features + d
-            x = tl.load(problem.features.of_edges + at, mask=tile.is_used, other=0.0)
-            x = tl.reshape(x.to(shape.accumulator), [shape.edges, shape.rows, 1, 1])
-            pair += x * load_vector(problem.features.projection, d, shape)
+        x = problem.features.of_edges + row * n_features
+        w = problem.features.projection
+        for d in range(n_features):
+            w_d = load_vector(w + d * (shape.n_heads * shape.n_hidden), shape)
+            x_d = tl.load(x + d, mask=tile.is_used, other=0.0).to(shape.accumulator)
+            pair += tl.reshape(x_d, [shape.edges, shape.rows, 1, 1]) * w_d
     return pair

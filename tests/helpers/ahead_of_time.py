@@ -47,6 +47,7 @@ class Compiled(NamedTuple):
     registers: int
     spilled: int
     sass: str
+    ttgir: str
 
     def count(self, instruction: str) -> int:
         """Occurrences of an instruction, by the start of its name."""
@@ -56,17 +57,17 @@ class Compiled(NamedTuple):
 def shape_of(case: Case) -> of_kernel.Shape:
     """The production tile of a case."""
     is_by_key = case.name in ("key", "join_keys")
-    edges = {"forward": launch.FORWARD_EDGES, "query": launch.QUERY_EDGES}.get(case.name, launch.KEY_EDGES)
+    registers = launch.TWO_ROWS if is_by_key else launch.ONE_ROW
     hidden = padded_hidden(case.n_heads, case.n_hidden, case.dtype) if case.padded else case.n_hidden
-    tile = row_tile(case.n_heads, hidden, case.dtype, edges)
+    tile = row_tile(case.n_heads, hidden, case.dtype, registers)
     heads, tile_hidden = power_of_two(case.n_heads), power_of_two(hidden)
     if case.name == "edge":
-        tile = edge_tile(case.n_heads, hidden)
+        tile = edge_tile(case.n_heads, hidden, launch.TWO_ROWS)
         tile_hidden = max(tile_hidden, WIDTH.value // heads)
     return of_kernel.Shape(
         case.n_heads, hidden, heads, tile_hidden, tile.rows, tile.edges, tile.warps,
         tl.float64 if case.dtype == torch.float64 else tl.float32,
-        case.n_edge_features, case.mask_heads, is_by_key, launch.SPLIT,
+        case.n_edge_features > 0, case.mask_heads, is_by_key, launch.SPLIT,
     )
 
 
@@ -83,7 +84,7 @@ def signature_of(case: Case) -> tuple[Any, dict[str, Any]]:
     edges = of_kernel.Edges("*i1" if case.mask_heads else none, index if has_edges and not case.dense else none,
                             index if case.name == "edge" and not case.dense else none)
     dropout = of_kernel.Dropout("*i64" if case.dropout else none, none, none)
-    graph = of_kernel.Graph(order, edges, dropout, of_kernel.Sizes("i32", "i32", size, "i32", "i32", "i32", "i32", "i32"))
+    graph = of_kernel.Graph(order, edges, dropout, of_kernel.Sizes("i32", "i32", size, "i32", "i32", "i32", "i32", "i32", "i32"))
     part = acc if case.parts else none
     cotangents = of_kernel.Cotangents(feature, none, feature if case.d_alpha else none, acc, acc)
     scalars = {"slope": "fp64", "threshold": "u32", "factor": "fp64"}
@@ -134,4 +135,4 @@ def compile_case(case: Case, capability: int, kernel: Any = None, shape: Any = N
     text = usage.stdout + usage.stderr
     registers = int(re.search(r"REG:(\d+)", text)[1])
     spilled = int(re.search(r"LOCAL:(\d+)", text)[1]) + int(re.search(r"STACK:(\d+)", text)[1])
-    return Compiled(registers, spilled, sass)
+    return Compiled(registers, spilled, sass, compiled.asm["ttgir"])
