@@ -1,9 +1,12 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else.
+# Every target needs Python 3.11 or newer, with pip, and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 RESULTS ?= results
 
-.PHONY: demo test check docs benchmarks clean
+WORKFLOWS = $(wildcard .github/workflows/*.yml)
+SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
+
+.PHONY: demo test test-boundscheck test-oldest test-newest check check-style check-types check-workflows docs benchmarks distributions clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
@@ -11,10 +14,37 @@ demo: $(VENV)/examples
 test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -n auto
 
-check: $(VENV)/dev
+# the Numba kernels with every index checked, in a cache of their own
+test-boundscheck: $(VENV)/dev
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(CURDIR)/build/numba-boundscheck \
+	    $(VENV)/bin/python -m pytest -n auto tests/kernels tests/laws -k "numba or simd"
+
+# PyTorch's rooms of the suite with the oldest versions that pyproject.toml allows
+test-oldest: $(VENV)-oldest/test
+	$(VENV)-oldest/bin/python -m pytest -n auto tests/laws tests/kernels tests/graph tests/layer tests/distributed
+
+# the suite with the newest versions there are
+test-newest: $(VENV)-newest/test
+	$(VENV)-newest/bin/python -m pytest -n auto
+
+check: check-style check-types check-workflows
+
+check-style: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+check-types: $(VENV)/dev
 	$(VENV)/bin/mypy
+
+check-workflows: $(VENV)/dev
+	$(SCHEMA) vendor.github-workflows $(WORKFLOWS)
+	$(SCHEMA) custom.github-workflows-require-timeout $(WORKFLOWS)
+	$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
+	$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
+	$(VENV)/bin/zizmor --offline --quiet --persona pedantic .github
+	$(VENV)/bin/pre-commit validate-config .pre-commit-config.yaml
 
 docs: $(VENV)/docs
 	$(VENV)/bin/python -m sphinx -n -W --keep-going docs build/docs
@@ -22,11 +52,29 @@ docs: $(VENV)/docs
 benchmarks: $(VENV)/benchmarks
 	$(VENV)/bin/python -m benchmarks --output $(RESULTS)
 
-# the package with one of its extras; an empty file marks what is installed
+# the source distribution and the wheel, in dist/
+distributions: $(VENV)/release
+	$(VENV)/bin/python -m build
+
+# the package with one of its dependency groups; an empty file marks what is installed
 $(VENV)/%: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[$*]'
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --upgrade pip
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --group $* --editable .
+	touch $@
+
+$(VENV)-oldest/test: pyproject.toml constraints-oldest.txt
+	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --upgrade pip
+	$(VENV)-oldest/bin/python -m pip install --constraint constraints-oldest.txt \
+	    --editable '.[files,scipy,testing]' pytest pytest-xdist
+	touch $@
+
+$(VENV)-newest/test: pyproject.toml
+	test -d $(VENV)-newest || $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --upgrade pip
+	$(VENV)-newest/bin/python -m pip install --upgrade --group test --editable .
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(RESULTS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(RESULTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,6 @@
 """Sphinx: `make docs`, or `python -m sphinx -n -W docs build/docs`. Nothing is fetched."""
 
 import sys
-from importlib import metadata
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -11,6 +10,8 @@ import figures  # noqa: E402
 import jax  # noqa: E402
 import torch  # noqa: E402
 
+import gatv2  # noqa: E402
+
 # the names under which their own documentation has them
 jax.Array.__module__, jax.Array.__qualname__ = "jax", "Array"
 torch.nn.Module.__module__ = torch.nn.Parameter.__module__ = "torch.nn"
@@ -19,7 +20,7 @@ torch.nn.Module.__module__ = torch.nn.Parameter.__module__ = "torch.nn"
 project = "gatv2"
 author = "the gatv2 authors"
 copyright = "2026, the gatv2 authors"  # noqa: A001
-release = version = metadata.version("gatv2-layers")
+release = version = gatv2.__version__
 
 extensions = [
     "mathml",

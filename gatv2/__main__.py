@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatv2 import dispatch
+from gatv2 import __version__, dispatch
 from gatv2.dense import reference
 from gatv2.graph import Graph
+from gatv2.graph.adjacency import Adjacency
+from gatv2.testing.assertions import largest_error, value_and_gradients
 
 DISTRIBUTIONS = ("torch", "numpy", "numba", "scipy", "jax", "torch-geometric")
-OPTIONS: dict[str, Any] = {"negative_slope": 0.2, "dropout": 0.3}
+NEGATIVE_SLOPE, DROPOUT = 0.2, 0.3
 SEED = 1
 
 
 def main() -> int:
     """Print the report; 1 if a kernel disagrees with the formula, else 0."""
-    print(f"gatv2 {_version('gatv2-layers')}")
+    print(f"gatv2 {__version__}")
     print(f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs")
     print(", ".join(f"{name} {_version(name)}" for name in DISTRIBUTIONS))
     print(f"PyTorch threads: {torch.get_num_threads()}, CUDA: {torch.cuda.is_available()}")
@@ -44,7 +46,9 @@ def check_kernels() -> Iterator[tuple[str, torch.dtype, float | str]]:
     """For each kernel and dtype: its largest error, or why it can't serve the call."""
     exact_inputs, mask, cotangent = small_problem()
     graph = Graph.from_mask(mask)
-    exact = _value_and_gradients(reference.gatv2_attention, exact_inputs, mask, cotangent)
+    exact = value_and_gradients(
+        _function_of(reference.gatv2_attention, mask), exact_inputs, cotangent
+    )
     for kernel in dispatch.KERNELS:
         adjacency = graph if kernel.backend == "sparse" else mask
         for dtype in (torch.float32, torch.float64):
@@ -52,15 +56,34 @@ def check_kernels() -> Iterator[tuple[str, torch.dtype, float | str]]:
             if reasons := kernel.unsupported(*inputs):
                 outcome: float | str = "; ".join(reasons)
             else:
-                results = _value_and_gradients(
-                    kernel.attention, inputs, adjacency, cotangent.to(dtype)
-                )
-                outcome = _largest_error(results, exact)
+                function = _function_of(kernel.attention, adjacency)
+                results = value_and_gradients(function, inputs, cotangent.to(dtype))
+                outcome = largest_error(results, exact)
             yield f"{kernel.backend} {kernel.name}", dtype, outcome
     if find_spec("jax") is not None:
         for name, results in _jax_results([x.float() for x in exact_inputs], graph, cotangent):
             is_reason = isinstance(results, str)
-            yield name, torch.float32, results if is_reason else _largest_error(results, exact)
+            yield name, torch.float32, results if is_reason else largest_error(results, exact)
+
+
+def _function_of(
+    attention: dispatch.Attention, adjacency: Adjacency
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Attention over a graph as a function of its features."""
+
+    def attend(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
+        return attention(
+            query,
+            key,
+            attn,
+            adjacency,
+            negative_slope=NEGATIVE_SLOPE,
+            dropout=DROPOUT,
+            seed=torch.tensor(SEED),
+            return_attention=False,
+        )[0]
+
+    return attend
 
 
 def _jax_results(
@@ -87,7 +110,14 @@ def _jax_results(
             query: Any, key: Any, attn: Any, kernel: Any = kernel, to: Any = adjacency
         ) -> Any:
             return kernel.attention(
-                query, key, attn, to, seed=as_seed(SEED), return_attention=False, **OPTIONS
+                query,
+                key,
+                attn,
+                to,
+                negative_slope=NEGATIVE_SLOPE,
+                dropout=DROPOUT,
+                seed=as_seed(SEED),
+                return_attention=False,
             )[0]
 
         out, pullback = jax.vjp(attend, query, key, attn)
@@ -106,25 +136,6 @@ def small_problem() -> tuple[list[Tensor], Tensor, Tensor]:
     mask = torch.rand(n_queries, n_keys, 1, generator=generator) < 0.5
     mask[2] = False
     return inputs, mask, normal(n_queries, *heads)
-
-
-def _value_and_gradients(
-    attention: dispatch.Attention, inputs: list[Tensor], adjacency: Any, cotangent: Tensor
-) -> list[Tensor]:
-    query, key, attn = leaves = [x.clone().requires_grad_() for x in inputs]
-    out, _, _ = attention(
-        query, key, attn, adjacency, seed=torch.tensor(SEED), return_attention=False, **OPTIONS
-    )
-    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
-
-
-def _largest_error(results: list[Tensor], exact: list[Tensor]) -> float:
-    """The largest of the tensors' errors, each relative to its tensor's largest entry; NaN is kept."""
-    errors = [
-        (result.double() - expected).abs().max() / expected.abs().max()
-        for result, expected in zip(results, exact, strict=True)
-    ]
-    return float(torch.stack(errors).max())
 
 
 def _version(distribution: str) -> str:

@@ -1,12 +1,10 @@
 """GraphAttentionLayer: the original, static GAT, the control of every claim about GATv2."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from gatv2.base import GraphAttention, Projected
 from gatv2.functional import gat_attention, gat_scores
-from gatv2.layer import GraphAttention, Projected
 from gatv2.options import Backend, Bias, Flow
 
 
@@ -86,14 +84,16 @@ class GraphAttentionLayer(GraphAttention):
                 f"the static control has only kernel='torch' (or 'auto'); got {kernel!r}"
             )
 
-    def _check_edge_features(self, edge_features: Tensor | None) -> None:
+    def check_edge_features(self, edge_features: Tensor | None) -> None:
+        """Raise if there are features of edges."""
         if edge_features is not None:
             raise ValueError(
                 "the static control has no `edge_features`: pass them to a GraphAttentionV2Layer with "
                 "`edge_dim`"
             )
 
-    def _score(self, inputs: Projected) -> Tensor:
+    def score(self, inputs: Projected) -> Tensor:
+        """The scores that `attention_scores` returns."""
         dtype = inputs.query.dtype
         return gat_scores(
             inputs.query,
@@ -106,11 +106,12 @@ class GraphAttentionLayer(GraphAttention):
             backend=self.backend,
         )
 
-    def _attend(
+    def attend(
         self, inputs: Projected, *, return_attention: bool, seed: int | Tensor | None
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor | None]:
+        """Heads `[*batch, n_queries, n_heads, n_hidden]`, and coefficients if they are asked for."""
         dtype = inputs.query.dtype
-        return gat_attention(
+        result = gat_attention(
             inputs.query,
             inputs.key,
             self.attn_query.to(dtype),
@@ -123,3 +124,4 @@ class GraphAttentionLayer(GraphAttention):
             backend=self.backend,
             return_attention=return_attention,
         )
+        return result if isinstance(result, tuple) else (result, None)

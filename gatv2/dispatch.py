@@ -10,6 +10,9 @@ from gatv2.dense import operator as dense_operator
 from gatv2.dense import reference as dense_reference
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Adjacency
+from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.numba.support import unsupported as unsupported_by_numba
+from gatv2.operator.support import unsupported as unsupported_when_fused
 from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
 
@@ -29,8 +32,7 @@ class Attention(Protocol):
         dropout: float,
         seed: Tensor | None,
         return_attention: bool,
-        edge_features: Tensor | None = None,
-        edge_projection: Tensor | None = None,
+        edges: EdgeInputs | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]: ...
 
 
@@ -44,6 +46,9 @@ class Kernel:
         attention: the function that does it.
         unsupported: given query, key, attn and, if there are any, features of edges and their
             projection, the reasons why it can't; empty if it can.
+
+    Raises:
+        ValueError: no such backend, or a name that means something else.
     """
 
     name: str
@@ -51,12 +56,30 @@ class Kernel:
     attention: Attention
     unsupported: Callable[..., list[str]]
 
+    def __post_init__(self) -> None:
+        if self.backend not in ("dense", "sparse"):
+            raise ValueError(
+                f"the backend of kernel {self.name!r} must be 'dense' or 'sparse'; got {self.backend!r}"
+            )
+        if self.name in ("", "auto"):
+            raise ValueError(f"a kernel's name must not be empty or 'auto'; got {self.name!r}")
+
+
+def serves_every_call(*_features: Tensor) -> list[str]:
+    """No reason against any call."""
+    return []
+
+
+def numba_unsupported(query: Tensor, *features: Tensor) -> list[str]:
+    """Reasons against the fused operators on the CPU."""
+    return unsupported_by_numba(query.device.type) + unsupported_when_fused(query, *features)
+
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("numba", "sparse", sparse_operator.gatv2_attention, sparse_operator.unsupported),
-    Kernel("torch", "sparse", sparse_reference.gatv2_attention, lambda *_: []),
-    Kernel("numba", "dense", dense_operator.gatv2_attention, dense_operator.unsupported),
-    Kernel("torch", "dense", dense_reference.gatv2_attention, lambda *_: []),
+    Kernel("numba", "sparse", sparse_operator.gatv2_attention, numba_unsupported),
+    Kernel("torch", "sparse", sparse_reference.gatv2_attention, serves_every_call),
+    Kernel("numba", "dense", dense_operator.gatv2_attention, numba_unsupported),
+    Kernel("torch", "dense", dense_reference.gatv2_attention, serves_every_call),
 )
 """In order of preference: "auto" takes the first kernel of a backend that has nothing against it."""
 

@@ -1,7 +1,7 @@
 """Attention as pure functions: check the inputs, bring the graph to a backend's form, call a kernel."""
 
 import math
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -11,12 +11,8 @@ from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape
-from gatv2.graph.edge_features import (
-    as_backend_reads,
-    broadcast_batch,
-    check_edge_features,
-    is_mask,
-)
+from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
+from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.random import as_seed
 from gatv2.sparse import reference as sparse_reference
@@ -32,6 +28,23 @@ class Options(TypedDict, total=False):
     backend: Backend
 
 
+class KernelOptions(Options, total=False):
+    """Further options of :func:`gatv2_attention`."""
+
+    edge_features: Tensor | None
+    edge_projection: Tensor | None
+    kernel: str
+
+
+class Attended(NamedTuple):
+    """What attention gives; see :func:`gatv2_attention`."""
+
+    out: Tensor
+    alpha: Tensor | None
+    """None if it was not asked for."""
+    lse: Tensor
+
+
 @overload
 def gatv2_attention(
     query: Tensor,
@@ -39,12 +52,9 @@ def gatv2_attention(
     attn: Tensor,
     graph: object,
     *,
-    edge_features: Tensor | None = ...,
-    edge_projection: Tensor | None = ...,
-    kernel: str = ...,
     return_attention: Literal[False] = ...,
     return_lse: Literal[False] = ...,
-    **options: Unpack[Options],
+    **options: Unpack[KernelOptions],
 ) -> Tensor: ...
 @overload
 def gatv2_attention(
@@ -53,13 +63,54 @@ def gatv2_attention(
     attn: Tensor,
     graph: object,
     *,
-    edge_features: Tensor | None = ...,
-    edge_projection: Tensor | None = ...,
-    kernel: str = ...,
+    return_attention: Literal[True],
+    return_lse: Literal[False] = ...,
+    **options: Unpack[KernelOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    *,
+    return_attention: Literal[False] = ...,
+    return_lse: Literal[True],
+    **options: Unpack[KernelOptions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    *,
+    return_attention: Literal[True],
+    return_lse: Literal[True],
+    **options: Unpack[KernelOptions],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    *,
+    return_attention: bool,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[KernelOptions],
+) -> Tensor | tuple[Tensor, Tensor]: ...
+@overload
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    *,
     return_attention: bool = ...,
-    return_lse: bool = ...,
-    **options: Unpack[Options],
-) -> Any: ...
+    return_lse: bool,
+    **options: Unpack[KernelOptions],
+) -> Tensor | tuple[Tensor, ...]: ...
 
 
 def gatv2_attention(
@@ -94,7 +145,7 @@ def gatv2_attention(
         query: :math:`g^l`, `[*batch, n_queries, n_heads, n_hidden]`, floating point.
         key: :math:`g^r`, `[*batch, n_keys, n_heads, n_hidden]`, also the values.
         attn: :math:`a`, one vector a head, `[n_heads, n_hidden]`.
-        graph: who attends to whom, in any form that :func:`gatv2.graph.adjacency.as_adjacency` reads;
+        graph: who attends to whom, in any form that :func:`gatv2.graph.as_adjacency` reads;
             `graph[i][j]` lets query i attend to key j.
         edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
             `[*batch, n_edges, D]` in its order (one list for a batch of graphs in one `Graph`), with
@@ -138,29 +189,68 @@ def gatv2_attention(
 
     Source: Brody, Alon, Yahav, "How Attentive are Graph Attention Networks?", ICLR 2022, equation 7.
     """
+    out, alpha, lse = attend(
+        query,
+        key,
+        attn,
+        graph,
+        edges=EdgeInputs.join(edge_features, edge_projection),
+        negative_slope=negative_slope,
+        dropout=dropout,
+        seed=seed,
+        flow=flow,
+        backend=backend,
+        kernel=kernel,
+        return_attention=return_attention,
+    )
+    if return_lse:
+        return (out, lse) if alpha is None else (out, alpha, lse)
+    return out if alpha is None else (out, alpha)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    *,
+    edges: EdgeInputs | None,
+    negative_slope: float,
+    dropout: float,
+    seed: int | Tensor | None,
+    flow: Flow,
+    backend: Backend,
+    kernel: str,
+    return_attention: bool,
+) -> Attended:
+    """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
     check_projections(query, key, attn=attn)
     check_slope(negative_slope)
     check_dropout(dropout)
-    edges = (edge_features, edge_projection)
-    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
+    prepared = Prepared.of(query, key, graph, edges, flow=flow, backend=backend)
+    edge_features, edge_projection = prepared.edges or (None, None)
     selected = select_kernel(
-        call.query, call.key, attn, call.adjacency, kernel=kernel, **call.edges
+        prepared.query,
+        prepared.key,
+        attn,
+        prepared.adjacency,
+        edge_features=edge_features,
+        edge_projection=edge_projection,
+        kernel=kernel,
     )
     out, lse, alpha = selected.kernel.attention(
-        call.query,
-        call.key,
+        prepared.query,
+        prepared.key,
         attn,
-        call.adjacency,
+        prepared.adjacency,
         negative_slope=negative_slope,
         dropout=dropout,
         seed=as_seed(seed, query.device) if dropout > 0 else None,
         return_attention=return_attention,
-        **call.edges,
+        edges=prepared.edges,
     )
-    results = [out.reshape(call.out_shape)]
-    results += [] if alpha is None else [alpha]
-    results += [lse.reshape(call.out_shape[:-1])] if return_lse else []
-    return results[0] if len(results) == 1 else tuple(results)
+    shape = prepared.out_shape
+    return Attended(out.reshape(shape), alpha, lse.reshape(shape[:-1]))
 
 
 def gatv2_scores(
@@ -188,16 +278,19 @@ def gatv2_scores(
     """
     check_projections(query, key, attn=attn)
     check_slope(negative_slope)
-    edges = (edge_features, edge_projection)
-    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
-    options: dict[str, Any] = {"negative_slope": negative_slope, **call.edges}
-    if isinstance(call.adjacency, Graph):
+    edges = EdgeInputs.join(edge_features, edge_projection)
+    query, key, adjacency, edges, _ = Prepared.of(
+        query, key, graph, edges, flow=flow, backend=backend
+    )
+    if isinstance(adjacency, Graph):
         scores = sparse_reference.gatv2_scores(
-            call.query, call.key, attn, call.adjacency, **options
+            query, key, attn, adjacency, negative_slope=negative_slope, edges=edges
         )
     else:
-        scores = dense_reference.gatv2_scores(call.query, call.key, attn, **options)
-    return _as_caller_sees(scores, call.adjacency)
+        scores = dense_reference.gatv2_scores(
+            query, key, attn, negative_slope=negative_slope, edges=edges
+        )
+    return _as_caller_sees(scores, adjacency)
 
 
 @overload
@@ -219,9 +312,20 @@ def gat_attention(
     attn_key: Tensor,
     graph: object,
     *,
+    return_attention: Literal[True],
+    **options: Unpack[Options],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def gat_attention(
+    query: Tensor,
+    key: Tensor,
+    attn_query: Tensor,
+    attn_key: Tensor,
+    graph: object,
+    *,
     return_attention: bool,
     **options: Unpack[Options],
-) -> Any: ...
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def gat_attention(
@@ -255,20 +359,20 @@ def gat_attention(
     """
     check_slope(negative_slope)
     check_dropout(dropout)
-    call, scores = _gat_scores(
+    prepared, scores = _gat_scores(
         query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
     )
     seed = as_seed(seed, query.device) if dropout > 0 else None
-    if isinstance(call.adjacency, Graph):
+    if isinstance(prepared.adjacency, Graph):
         out, _, alpha = sparse_reference.attend(
-            scores, call.key, call.adjacency, dropout=dropout, seed=seed
+            scores, prepared.key, prepared.adjacency, dropout=dropout, seed=seed
         )
-        alpha = call.adjacency.in_callers_order(alpha, dim=-2)
+        alpha = prepared.adjacency.in_callers_order(alpha, dim=-2)
     else:
         out, _, alpha = dense_reference.attend(
-            scores, call.key, call.adjacency, dropout=dropout, seed=seed
+            scores, prepared.key, prepared.adjacency, dropout=dropout, seed=seed
         )
-    out = out.reshape(call.out_shape)
+    out = out.reshape(prepared.out_shape)
     return (out, alpha) if return_attention else out
 
 
@@ -292,51 +396,51 @@ def gat_scores(
         tensor([ 3.0000, -0.2000,  0.0000])
     """
     check_slope(negative_slope)
-    call, scores = _gat_scores(
+    prepared, scores = _gat_scores(
         query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
     )
-    return _as_caller_sees(scores, call.adjacency)
+    return _as_caller_sees(scores, prepared.adjacency)
 
 
-class _Call(NamedTuple):
+class Prepared(NamedTuple):
     """Features and a graph, in the form that kernels read."""
 
     query: Tensor
     key: Tensor
     adjacency: Adjacency
-    edges: dict[str, Tensor | None]
+    edges: EdgeInputs | None
     out_shape: torch.Size
 
     @classmethod
-    def prepare(
+    def of(
         cls,
         query: Tensor,
         key: Tensor,
         graph: object,
-        edges: tuple[Tensor | None, Tensor | None] = (None, None),
+        edges: EdgeInputs | None = None,
         *,
         flow: Flow,
         backend: Backend,
-    ) -> "_Call":
-        check_edge_features(*edges, query)
-        edge_features, edge_projection = edges
+    ) -> "Prepared":
+        """Bring a caller's graph to the form of a backend, and all the rest to its layout."""
+        check_edge_inputs(edges, query)
         batch_shape = common_batch_shape(graph, query.shape[:-3])
-        if edge_features is not None:
-            batch_shape = broadcast_batch(edge_features, graph, batch_shape)
+        if edges is not None:
+            batch_shape = broadcast_batch(edges.features, graph, batch_shape)
         n_queries, n_heads, n_hidden = query.shape[-3:]
         sizes = Sizes(n_queries, key.shape[-3], n_heads, batch_shape, query.device)
-        if edge_features is not None and not is_mask(graph):
+        if edges is not None and not is_mask(graph):
             graph = as_adjacency(graph, sizes, flow=flow, backend="sparse")  # its order of edges
         adjacency = as_adjacency(graph, sizes, flow=flow, backend=backend)
-        if edge_features is not None:
-            edge_features = as_backend_reads(edge_features, graph, adjacency, sizes, flow)
+        if edges is not None:
+            features = as_backend_reads(edges.features, graph, adjacency, sizes, flow)
+            edges = EdgeInputs(features, edges.projection)
         query = query.expand(*batch_shape, *query.shape[-3:])
         key = key.expand(*batch_shape, *key.shape[-3:])
         out_shape = query.shape
         if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
             query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))
-        named = {"edge_features": edge_features, "edge_projection": edge_projection}
-        return cls(query, key, adjacency, named, out_shape)
+        return cls(query, key, adjacency, edges, out_shape)
 
 
 def _gat_scores(
@@ -349,23 +453,23 @@ def _gat_scores(
     *,
     flow: Flow,
     backend: Backend,
-) -> tuple[_Call, Tensor]:
+) -> tuple[Prepared, Tensor]:
     check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
-    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
-    if isinstance(call.adjacency, Graph):
+    prepared = Prepared.of(query, key, graph, flow=flow, backend=backend)
+    if isinstance(prepared.adjacency, Graph):
         scores = sparse_reference.gat_scores(
-            call.query,
-            call.key,
+            prepared.query,
+            prepared.key,
             attn_query,
             attn_key,
-            call.adjacency,
+            prepared.adjacency,
             negative_slope=negative_slope,
         )
     else:
         scores = dense_reference.gat_scores(
-            call.query, call.key, attn_query, attn_key, negative_slope=negative_slope
+            prepared.query, prepared.key, attn_query, attn_key, negative_slope=negative_slope
         )
-    return call, scores
+    return prepared, scores
 
 
 def _as_caller_sees(scores: Tensor, adjacency: Adjacency) -> Tensor:

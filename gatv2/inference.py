@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gatv2.base import GraphAttention, NodeFeatures, Projected
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency
 from gatv2.graph.self_loops import add_self_loops
-from gatv2.layer import GraphAttention, NodeFeatures, Projected
 
 BLOCK_SIZE = 65_536
 
@@ -66,8 +66,8 @@ def apply_in_blocks(
         raise RuntimeError("inference has no dropout: call `.eval()` on the model first")
     if block_size < 1:
         raise ValueError(f"`block_size` must be positive; got {block_size}")
-    h_query, h_key = layer._as_pair(h)
-    layer._check_edge_features(edge_features)
+    h_query, h_key = layer.as_pair(h)
+    layer.check_edge_features(edge_features)
     graph, edge_features = _prepare(layer, h_query, h_key, adj_mat, edge_features)
     heads = (layer.n_heads, layer.n_hidden)
     key = layer.linear_r(h_key).unflatten(-1, heads)
@@ -79,7 +79,8 @@ def apply_in_blocks(
         query = key[..., rows, :, :] if is_same else layer.linear_l(own).unflatten(-1, heads)
         part, of_part = _take_queries(graph, rows, edge_features)
         inputs = Projected(query, key, part, of_part, "target_to_source")
-        out = layer._join(layer._attend(inputs, return_attention=False, seed=None), own)
+        # in one expression, so that the heads are given up as soon as they are joined
+        out = layer.join(layer.attend(inputs, return_attention=False, seed=None)[0], own)
         out = out if activation is None else activation(out)
         if result is None:
             result = out.new_empty(*out.shape[:-2], graph.n_queries, out.shape[-1])

@@ -1,325 +1,13 @@
-"""GraphAttentionV2Layer: parameters and projections, then one call."""
+"""GraphAttentionV2Layer: a layer of the formula, over any form of a graph or a process's part of one."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
-
-import torch
 from torch import Tensor, nn
 
-from gatv2.dispatch import KERNELS
-from gatv2.distributed.attention import gatv2_attention as attention_of_part
-from gatv2.distributed.partition import Partition
-from gatv2.functional import gatv2_attention, gatv2_scores
-from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
-from gatv2.graph.edge_features import is_mask
-from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
-from gatv2.options import (
-    Backend,
-    Bias,
-    Flow,
-    check_backend,
-    check_dropout,
-    check_flow,
-    check_sizes,
-    check_slope,
-    hidden_of,
-)
-from gatv2.projection import linear, n_inputs_of, reset_parameters
+from gatv2.base import GraphAttention, Projected
+from gatv2.functional import attend, gatv2_scores
+from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.graph.part import AttendOptions, Part
 
-NodeFeatures = Tensor | tuple[Tensor, Tensor]
-"""Features of the nodes of one graph, or of the two sides of a bipartite one."""
-
-
-class Projected(NamedTuple):
-    """What a layer hands to attention."""
-
-    query: Tensor
-    """`[*batch, n_queries, n_heads, n_hidden]`."""
-    key: Tensor
-    """`[*batch, n_keys, n_heads, n_hidden]`."""
-    adj_mat: object
-    edge_features: Tensor | None
-    """Laid out as `adj_mat`."""
-    flow: Flow
-    """How `adj_mat` is to be read."""
-
-
-class GraphAttention(nn.Module, ABC):
-    """What attention layers share: projections to heads, options, and how heads are joined."""
-
-    attention_vectors: ClassVar[tuple[str, ...]]
-    """Names of the parameters that score a pair, each `[n_heads, n_hidden]`."""
-
-    def __init__(
-        self,
-        in_features: int | tuple[int, int],
-        out_features: int,
-        n_heads: int,
-        is_concat: bool = True,
-        dropout: float = 0.6,
-        leaky_relu_negative_slope: float = 0.2,
-        share_weights: bool = False,
-        *,
-        edge_dim: int | None = None,
-        bias: Bias = False,
-        residual: bool = False,
-        add_self_loops: bool = False,
-        fill_value: FillValue = "mean",
-        backend: Backend = "auto",
-        kernel: str = "auto",
-        flow: Flow = "target_to_source",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        is_pair = isinstance(in_features, (tuple, list))
-        pair: Any = in_features if is_pair else (in_features, in_features)
-        _check_in_features(pair, share_weights)
-        sizes = {"out_features": out_features, "n_heads": n_heads}
-        if edge_dim is not None:
-            sizes["edge_dim"] = edge_dim
-        check_sizes(**sizes)
-        n_hidden = hidden_of(out_features, n_heads, is_concat)
-        if bias not in (False, True, "projections"):
-            raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
-        check_dropout(dropout)
-        check_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
-        check_flow(flow)
-        check_fill_value(fill_value)
-        check_backend(backend)
-        kernels = ("auto", *dict.fromkeys(kernel.name for kernel in KERNELS))
-        if kernel not in kernels:
-            raise ValueError(f"`kernel` must be one of {kernels}; got {kernel!r}")
-        self.out_features = out_features
-        self.n_heads = n_heads
-        self.n_hidden = n_hidden
-        self.is_concat = is_concat
-        self.dropout = dropout
-        self.leaky_relu_negative_slope = leaky_relu_negative_slope
-        self.share_weights = share_weights
-        self.edge_dim = edge_dim
-        self.add_self_loops = add_self_loops
-        self.fill_value = fill_value
-        self.backend = backend
-        self.kernel = kernel
-        self.flow = flow
-        self._is_pair = is_pair
-
-        n_query, n_key = self._by_role(pair)
-        width = n_heads * self.n_hidden
-        where: Any = {"device": device, "dtype": dtype}
-        self.linear_l = linear(n_query, width, bias=bool(bias), **where)
-        self.linear_r = (
-            self.linear_l if share_weights else linear(n_key, width, bias=bool(bias), **where)
-        )
-        self.linear_e = None if edge_dim is None else linear(edge_dim, width, bias=False, **where)
-        self.linear_residual = (
-            linear(n_query, out_features, bias=False, **where) if residual else None
-        )
-        for name in self.attention_vectors:
-            vector = torch.empty(n_heads, self.n_hidden, device=device, dtype=dtype)
-            self.register_parameter(name, nn.Parameter(vector))
-        self.bias = nn.Parameter(torch.empty(out_features, **where)) if bias is True else None
-        self.reset_parameters()
-
-    @property
-    def in_features(self) -> int | tuple[int, int]:
-        """Features of a node, or of the nodes of each side; -1 where the first input will tell."""
-        sizes = n_inputs_of(self.linear_l), n_inputs_of(self.linear_r)
-        return self._by_role(sizes) if self._is_pair else sizes[0]
-
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew: Glorot uniform, as the paper's code; biases are zero."""
-        reset_parameters(self)
-
-    def forward(
-        self,
-        h: NodeFeatures,
-        adj_mat: object,
-        *,
-        edge_features: Tensor | None = None,
-        return_attention: bool = False,
-        seed: int | Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attend over the graph.
-
-        Args:
-            h: `[*batch, n_nodes, in_features]`. For a bipartite graph the pair of its two sides, in the
-                order of the rows of an edge index: `(h_query, h_key)`, and with
-                `flow="source_to_target"`, as in PyTorch Geometric, `(h_key, h_query)`.
-            adj_mat: mask `[*batch, n_nodes, n_nodes, 1 or n_heads]`, edge index `[2, n_edges]` or any
-                other form of a graph; `adj_mat[i][j]` lets i attend to j. See
-                :func:`gatv2.functional.gatv2_attention`. For a pair: `n_queries` and `n_keys`. One
-                process's part of a graph, a :class:`gatv2.distributed.Partition`, comes with the
-                features of its own nodes.
-            edge_features: features of the edges, laid out as `adj_mat`, for a layer with `edge_dim`:
-                `[*batch, n_edges, edge_dim]` in the order of a list of edges, or
-                `[*batch, n_nodes, n_nodes, edge_dim]` with a mask.
-            return_attention: whether to return the coefficients too, after the softmax and before
-                dropout.
-            seed: the seed of the dropout mask; drawn from PyTorch's generator if None.
-
-        Returns:
-            `[*batch, n_queries, out_features]`; with `return_attention` the pair of it and the
-            coefficients, `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse; of a
-            batch of graphs `[n_edges, n_heads]`, those of all) or `[*batch, n_queries, n_keys, n_heads]`
-            (dense). With `add_self_loops` the edges of a list are those of
-            :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
-        """
-        h_query, h_key = self._as_pair(h)
-        inputs = self._project(h_query, h_key, adj_mat, edge_features)
-        result = self._attend(inputs, return_attention=return_attention, seed=seed)
-        out, alpha = result if isinstance(result, tuple) else (result, None)
-        out = self._join(out, h_query)
-        return out if alpha is None else (out, alpha)
-
-    def attention_scores(
-        self, h: NodeFeatures, adj_mat: object, *, edge_features: Tensor | None = None
-    ) -> Tensor:
-        """The scores e_ij before the softmax, -inf where a head has no edge.
-
-        `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
-        `[*batch, n_queries, n_keys, n_heads]` (dense).
-        """
-        return self._score(self._project(*self._as_pair(h), adj_mat, edge_features))
-
-    @abstractmethod
-    def _attend(
-        self, inputs: Projected, *, return_attention: bool, seed: int | Tensor | None
-    ) -> Any: ...
-
-    @abstractmethod
-    def _score(self, inputs: Projected) -> Tensor: ...
-
-    def _by_role(self, pair: Any) -> Any:
-        """A pair in the order of an edge index's rows as (of queries, of keys), and the way back."""
-        first, second = pair
-        return (first, second) if self.flow == "target_to_source" else (second, first)
-
-    def _as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
-        """Features of queries and of keys, checked."""
-        if isinstance(h, (tuple, list)) and len(h) == 2:
-            names, (h_query, h_key) = self._by_role(("h[0]", "h[1]")), self._by_role(h)
-        elif isinstance(h, Tensor):
-            names, h_query, h_key = ("h", "h"), h, h
-        else:
-            got = f"{len(h)} of them" if isinstance(h, (tuple, list)) else type(h).__name__
-            raise TypeError(f"`h` must be a torch.Tensor or a pair of them; got {got}")
-        self._check_features(h_query, names[0], self.linear_l)
-        if h_key is not h_query or not self.share_weights:
-            self._check_features(h_key, names[1], self.linear_r)
-        return h_query, h_key
-
-    def _check_features(self, h: Tensor, name: str, projection: nn.Linear) -> None:
-        weight, size = projection.weight, n_inputs_of(projection)
-        if not isinstance(h, Tensor):
-            raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
-        if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
-            of_both = f": the layer has in_features={self.in_features}" if self._is_pair else ""
-            raise ValueError(
-                f"`{name}` must have shape (*batch, n_nodes, in_features={size}); "
-                f"got {tuple(h.shape)}{of_both}"
-            )
-        if h.device != weight.device:
-            raise ValueError(f"`{name}` is on {h.device} and the layer is on {weight.device}")
-        if h.dtype != weight.dtype and not torch.is_autocast_enabled(h.device.type):
-            raise TypeError(
-                f"`{name}` must have the layer's dtype {weight.dtype}; got {h.dtype}: "
-                "convert one of them with `.to(dtype)`"
-            )
-
-    def _check_edge_features(self, edge_features: Tensor | None) -> None:
-        if self.linear_e is None:
-            if edge_features is not None:
-                raise ValueError(
-                    "`edge_features` came to a layer without `edge_dim`: construct it with "
-                    f"edge_dim=D, the last dimension of `edge_features`, {tuple(edge_features.shape)}"
-                )
-            return
-        dtype = self.linear_e.weight.dtype
-        if not isinstance(edge_features, Tensor):
-            raise TypeError(
-                f"`edge_features` must be a torch.Tensor, as edge_dim={self.edge_dim}; "
-                f"got {type(edge_features).__name__}"
-            )
-        if edge_features.shape[-1:] != (self.edge_dim,):
-            raise ValueError(
-                f"`edge_features` must have edge_dim={self.edge_dim} as its last dimension; "
-                f"got {tuple(edge_features.shape)}"
-            )
-        device = edge_features.device.type
-        if edge_features.dtype != dtype and not torch.is_autocast_enabled(device):
-            raise TypeError(
-                f"`edge_features` must have the layer's dtype {dtype}; "
-                f"got {edge_features.dtype}: convert it with `.to(dtype)`"
-            )
-
-    def _project(
-        self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
-    ) -> Projected:
-        self._check_edge_features(edge_features)
-        heads = (self.n_heads, self.n_hidden)
-        query = self.linear_l(h_query).unflatten(-1, heads)
-        is_same = self.share_weights and h_key is h_query
-        key = query if is_same else self.linear_r(h_key).unflatten(-1, heads)
-        if not self.add_self_loops:
-            return Projected(query, key, adj_mat, edge_features, self.flow)
-        if isinstance(adj_mat, Partition):
-            of_part = add_self_loops(adj_mat, edge_features, self.fill_value)
-            return Projected(query, key, *of_part, self.flow)
-        batch_shape = common_batch_shape(adj_mat, query.shape[:-3])
-        sizes = Sizes(query.shape[-3], key.shape[-3], self.n_heads, batch_shape, query.device)
-        # "auto" leaves a mask a mask, which keeps its batch; the backend's form comes with the call
-        adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
-        if edge_features is not None and is_mask(adj_mat) and self.flow == "source_to_target":
-            edge_features = edge_features.transpose(-3, -2)
-        with_loops = add_self_loops(adjacency, edge_features, self.fill_value)
-        return Projected(query, key, *with_loops, "target_to_source")
-
-    def _join(self, out: Tensor, h_query: Tensor) -> Tensor:
-        """The result: heads side by side or their mean, the residual of the queries, the bias."""
-        out = out.flatten(-2) if self.is_concat else out.mean(-2)
-        if self.linear_residual is not None:
-            out = out + self.linear_residual(h_query)
-        if self.bias is not None:
-            out = out + self.bias.to(out.dtype)
-        return out
-
-    def _active_dropout(self) -> float:
-        return self.dropout if self.training else 0.0
-
-    def extra_repr(self) -> str:
-        """The constructor's arguments."""
-        has_bias = self.linear_l.bias is not None
-        bias = "projections" if has_bias and self.bias is None else has_bias
-        edge_dim = "" if self.edge_dim is None else f"edge_dim={self.edge_dim}, "
-        loops = f", fill_value={self.fill_value!r}" if edge_dim and self.add_self_loops else ""
-        return (
-            f"{self.in_features}, {self.out_features}, n_heads={self.n_heads}, "
-            f"is_concat={self.is_concat}, dropout={self.dropout}, "
-            f"leaky_relu_negative_slope={self.leaky_relu_negative_slope}, "
-            f"share_weights={self.share_weights}, {edge_dim}bias={bias!r}, "
-            f"backend={self.backend!r}, kernel={self.kernel!r}, flow={self.flow!r}, "
-            f"residual={self.linear_residual is not None}, add_self_loops={self.add_self_loops}{loops}"
-        )
-
-
-def _check_in_features(pair: Sequence[Any], share_weights: bool) -> None:
-    for size in pair:
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"`in_features` must be an int or a pair; got {type(size).__name__}")
-        if size < 1 and size != -1:
-            raise ValueError(
-                f"`in_features` must be positive, or -1 to be told by the first input; got {size}"
-            )
-    if len(pair) != 2:
-        raise ValueError(f"`in_features` must be an int or a pair of them; got {tuple(pair)}")
-    if share_weights and pair[0] != pair[1]:
-        raise ValueError(
-            f"with share_weights=True one matrix projects both sides, but `in_features` is {tuple(pair)}"
-        )
+__all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
 
 class GraphAttentionV2Layer(GraphAttention):
@@ -391,44 +79,45 @@ class GraphAttentionV2Layer(GraphAttention):
     attention_vectors = ("attn",)
     attn: nn.Parameter
 
-    def _score(self, inputs: Projected) -> Tensor:
+    def score(self, inputs: Projected) -> Tensor:
+        """The scores that `attention_scores` returns."""
+        features, projection = self._edge_inputs(inputs) or (None, None)
         return gatv2_scores(
             inputs.query,
             inputs.key,
             self.attn.to(inputs.query.dtype),
             inputs.adj_mat,
-            **self._edges(inputs),
+            edge_features=features,
+            edge_projection=projection,
             negative_slope=self.leaky_relu_negative_slope,
             flow=inputs.flow,
             backend=self.backend,
         )
 
-    def _attend(
+    def attend(
         self, inputs: Projected, *, return_attention: bool, seed: int | Tensor | None
-    ) -> Any:
-        is_part = isinstance(inputs.adj_mat, Partition)
-        attend: Any = attention_of_part if is_part else partial(gatv2_attention, flow=inputs.flow)
-        return attend(
-            inputs.query,
-            inputs.key,
-            self.attn.to(inputs.query.dtype),
-            inputs.adj_mat,
-            **self._edges(inputs),
-            negative_slope=self.leaky_relu_negative_slope,
-            dropout=self._active_dropout(),
-            seed=seed,
-            backend=self.backend,
-            kernel=self.kernel,
-            return_attention=return_attention,
-        )
+    ) -> tuple[Tensor, Tensor | None]:
+        """Heads `[*batch, n_queries, n_heads, n_hidden]`, and coefficients if they are asked for."""
+        query, key, graph, _, flow = inputs
+        attn = self.attn.to(query.dtype)
+        options: AttendOptions = {
+            "edges": self._edge_inputs(inputs),
+            "negative_slope": self.leaky_relu_negative_slope,
+            "dropout": self._active_dropout(),
+            "seed": seed,
+            "backend": self.backend,
+            "kernel": self.kernel,
+            "return_attention": return_attention,
+        }
+        if isinstance(graph, Part):
+            return graph.attend(query, key, attn, **options)
+        out, alpha, _ = attend(query, key, attn, graph, flow=flow, **options)
+        return out, alpha
 
-    def _edges(self, inputs: Projected) -> dict[str, Any]:
+    def _edge_inputs(self, inputs: Projected) -> EdgeInputs | None:
         """Features of edges and their projection, which the kernel applies."""
         if self.linear_e is None or inputs.edge_features is None:
-            return {}
+            return None
         dtype = inputs.query.dtype
         projection = self.linear_e.weight.unflatten(0, (self.n_heads, self.n_hidden))
-        return {
-            "edge_features": inputs.edge_features.to(dtype),
-            "edge_projection": projection.to(dtype),
-        }
+        return EdgeInputs(inputs.edge_features.to(dtype), projection.to(dtype))

@@ -1,4 +1,4 @@
-"""An order of the nodes in which neighbours lie close together, undone on the way out.
+"""Reorders nodes so that neighbours lie close in memory, and restores the order of the result.
 
 A layer reads one row of features for every edge. If the keys of one query are near to those of the
 next, their rows are still in the cache; if nodes are numbered at random, and are too many for the cache,
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gatv2.graph import Graph
+from gatv2.optional import require
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,20 +119,16 @@ def _checked(order: Tensor, graph: Graph) -> Tensor:
 
 
 def _reverse_cuthill_mckee(graph: Graph) -> Tensor:
-    try:
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import reverse_cuthill_mckee
-    except ImportError as error:
-        raise ImportError(
-            f"an order for locality needs SciPy, which can't be imported ({error}): "
-            "pip install 'gatv2-layers[locality]'"
-        ) from error
+    sparse, csgraph = (
+        require(name, extra="scipy", needed_for="an order for locality")
+        for name in ("scipy.sparse", "scipy.sparse.csgraph")
+    )
     if not graph.n_queries:
         return torch.arange(0, device=graph.device)
     key, ptr = graph.key_index.cpu().numpy(), graph.query_ptr.cpu().numpy()
     # bool, in which parallel edges do not add up to nothing
-    matrix = csr_array(
+    matrix = sparse.csr_array(
         (np.ones(graph.n_edges, bool), key, ptr), shape=(graph.n_queries, graph.n_keys)
     )
-    order = reverse_cuthill_mckee(matrix)
+    order = csgraph.reverse_cuthill_mckee(matrix)
     return torch.from_numpy(order.astype(np.int64)).to(graph.device)

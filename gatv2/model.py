@@ -1,19 +1,20 @@
 """GATv2: a ready stack of layers for node classification."""
 
 from collections.abc import Callable
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import elu
 
-from gatv2.distributed.partition import Partition
+from gatv2.base import GraphAttention
 from gatv2.graph.adjacency import Sizes, as_adjacency
 from gatv2.graph.edge_features import is_mask
+from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue
 from gatv2.inference import BLOCK_SIZE, apply_in_blocks
-from gatv2.layer import GraphAttention, GraphAttentionV2Layer
+from gatv2.layer import GraphAttentionV2Layer
 from gatv2.options import Backend, Bias, Flow
 from gatv2.projection import reset_parameters
 
@@ -109,6 +110,33 @@ class GATv2(nn.Module):
         """Draw the parameters of all layers anew."""
         reset_parameters(self)
 
+    @overload
+    def forward(
+        self,
+        h: Tensor,
+        adj_mat: object,
+        *,
+        edge_features: Tensor | None = ...,
+        return_attention: Literal[False] = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        h: Tensor,
+        adj_mat: object,
+        *,
+        edge_features: Tensor | None = ...,
+        return_attention: Literal[True],
+    ) -> tuple[Tensor, list[Tensor]]: ...
+    @overload
+    def forward(
+        self,
+        h: Tensor,
+        adj_mat: object,
+        *,
+        edge_features: Tensor | None = ...,
+        return_attention: bool,
+    ) -> Tensor | tuple[Tensor, list[Tensor]]: ...
     def forward(
         self,
         h: Tensor,
@@ -116,7 +144,7 @@ class GATv2(nn.Module):
         *,
         edge_features: Tensor | None = None,
         return_attention: bool = False,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Run all layers over one graph.
 
         Args:
@@ -129,18 +157,25 @@ class GATv2(nn.Module):
             `[*batch, n_nodes, out_features]`; with `return_attention` the pair of it and the list of the
             layers' coefficients, as :meth:`gatv2.GraphAttentionV2Layer.forward` returns them.
         """
-        graph, coefficients = self._prepare(h, adj_mat), []
-        for i, layer in enumerate(self.layers):
+        graph = self._prepare(h, adj_mat)
+        coefficients: list[Tensor] = []
+        for i, layer in enumerate(self._layers()):
             h = drop(self.activation(h) if i else h, self.feature_dropout, self.training)
             result = layer(h, graph, edge_features=edge_features, return_attention=return_attention)
-            h, alpha = result if return_attention else (result, None)
-            coefficients.append(alpha)
+            if isinstance(result, tuple):
+                h, alpha = result
+                coefficients.append(alpha)
+            else:
+                h = result
         return (h, coefficients) if return_attention else h
+
+    if TYPE_CHECKING:
+        __call__ = forward  # that of `nn.Module` is of any arguments, and returns Any
 
     def embed(self, h: Tensor, adj_mat: object, *, edge_features: Tensor | None = None) -> Tensor:
         """What the last layer sees: `[*batch, n_nodes, hidden_features]`."""
         graph = self._prepare(h, adj_mat)
-        for layer in self.layers[:-1]:
+        for layer in self._layers()[:-1]:
             h = drop(h, self.feature_dropout, self.training)
             h = self.activation(layer(h, graph, edge_features=edge_features))
         return h
@@ -181,7 +216,7 @@ class GATv2(nn.Module):
             True
         """
         graph = self._prepare(h, adj_mat)
-        layers: Any = self.layers
+        layers = self._layers()
         for i, layer in enumerate(layers, start=1):
             h = apply_in_blocks(
                 layer,
@@ -193,12 +228,15 @@ class GATv2(nn.Module):
             )
         return h
 
+    def _layers(self) -> list[GraphAttention]:
+        return cast(list[GraphAttention], list(self.layers))
+
     def _prepare(self, h: Tensor, adj_mat: object) -> object:
         """A list of edges as a `Graph`, for all layers; a mask or a part needs no preparation."""
-        first: Any = self.layers[0]
+        first = self._layers()[0]
         if not isinstance(h, Tensor):
             raise TypeError(f"`h` must be a torch.Tensor; got {type(h).__name__}")
-        if isinstance(adj_mat, Partition) or is_mask(adj_mat) or h.ndim < 2:
+        if isinstance(adj_mat, Part) or is_mask(adj_mat) or h.ndim < 2:
             return adj_mat  # the first layer says what is wrong with `h`
         n_nodes = h.shape[-2]
         sizes = Sizes(n_nodes, n_nodes, first.n_heads, h.shape[:-2], h.device)

@@ -1,5 +1,7 @@
 """Is attention static or dynamic? Measured on the scores of any attention layer.
 
+Needs SciPy: `pip install gatv2-layers[scipy]`.
+
 Attention is static if one order of all keys explains the scores of every query: no query scores key
 j strictly above key k where the order has k above j. GAT is always static, whatever its weights
 (Theorem 1 of the paper): LeakyReLU(s_i + d_j) rises with d_j for every query i. GATv2 is not.

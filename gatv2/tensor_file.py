@@ -4,7 +4,7 @@ A file is in the safetensors format, and whatever reads that can read it. Its me
 ("kind"), in which version of this layout, and with which digest: SHA-256 of the file itself, with zeros
 where the digest stands. So no byte can change unnoticed, be it one that says what others mean. A digest
 is no signature: whoever changes a file on purpose can write a new one, so what is read must still be
-checked for what it means, as `gatv2.graph.check` does.
+checked for what it means, as `gatv2.graph.check_graph` does.
 """
 
 import os
@@ -12,11 +12,12 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 from torch import Tensor
+
+from gatv2.optional import require
 
 VERSION = "1"
 _ZEROS = b"0" * 64  # what is digested where the digest stands
@@ -53,7 +54,7 @@ def save_tensors(
             f'`metadata` must have a "kind", and none of {_ADDED}, which are added; '
             f"got {sorted(metadata)}"
         )
-    safetensors = _imported("safetensors.torch")
+    safetensors = _required("safetensors.torch")
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     temporary.touch()
@@ -93,7 +94,7 @@ def load_tensors(path: PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str
         ValueError: the file is not one that `save_tensors` wrote, is truncated or changed, or is of
             another kind or version.
     """
-    safetensors = _imported("safetensors")
+    safetensors = _required("safetensors")
     with (
         open(path, "rb") as file,
         _as_value_error(path, safetensors.SafetensorError),
@@ -173,11 +174,5 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _imported(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"saving and loading need safetensors, which can't be imported ({error}): "
-            "pip install 'gatv2-layers[files]'"
-        ) from error
+def _required(name: str) -> Any:
+    return require(name, extra="files", needed_for="saving and loading")

@@ -1,13 +1,17 @@
-"""What this process and this moment allow: Numba, and looking at a tensor's values."""
+"""Every private name of PyTorch that gatv2 uses: why it is needed, and what is left without it.
 
-import importlib
-from collections.abc import Iterator
+A name is looked up when it is needed, so that one that PyTorch moves takes away what needs it and
+nothing else. Imports nothing of gatv2.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
 
 def is_inspectable(tensor: Tensor) -> bool:
@@ -16,11 +20,20 @@ def is_inspectable(tensor: Tensor) -> bool:
     False under `torch.compile` and `torch.export`, for tensors wrapped by a `torch.func` transform,
     and for meta tensors: checks of values are left out there.
     """
-    return not (
-        torch.compiler.is_compiling()
-        or tensor.is_meta
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
+    return not (torch.compiler.is_compiling() or tensor.is_meta or _is_wrapped(tensor))
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Private because no public function tells; without it, a wrapped tensor is one without memory."""
+    try:
+        is_wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    except AttributeError:
+        try:
+            tensor.data_ptr()
+        except RuntimeError:
+            return True
+        return False
+    return is_wrapped
 
 
 def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
@@ -30,16 +43,126 @@ def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
 
 @contextmanager
 def _beneath_transforms() -> Iterator[None]:
-    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+    with _no_interpreters(), torch.inference_mode(False):
         yield
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@lru_cache
-def numba_import_failure() -> str | None:
-    """Why Numba can't be imported; None if it can, and then it has been."""
+def _no_interpreters() -> AbstractContextManager[Any]:
+    """Private because a transform wraps what is made in it; without it, that is the transform's own."""
     try:
-        importlib.import_module("numba")
-    except ImportError as error:
-        return str(error)
-    return None
+        from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+    except ImportError:
+        return nullcontext()
+    return temporarily_clear_interpreter_stack()
+
+
+def without_transforms() -> AbstractContextManager[Any]:
+    """For kernels that read and write arrays: a transform would wrap every new tensor.
+
+    Private because `torch.empty` and `torch.from_numpy` are wrapped too; without it, no graph can be
+    prepared inside a transform.
+    """
+    make: Callable[[], AbstractContextManager[Any]]
+    make = getattr(torch._C, "_DisableFuncTorch", nullcontext)
+    return make()
+
+
+if TYPE_CHECKING:
+    from functools import cached_property
+
+    made_once = cached_property
+else:
+
+    def made_once(make: Callable[[Any], Any]) -> property:
+        """A property of a graph that is made when first asked for, and kept with it.
+
+        It outlives transforms, as the graph does (its `edge_id`), and takes no lock, which
+        torch.compile can't trace.
+        """
+        name = f"_{make.__name__}"
+
+        @wraps(make)
+        def read(owner: Any) -> Any:
+            if name not in owner.__dict__:
+                with made_to_last(owner.edge_id):
+                    owner.__dict__[name] = make(owner)
+            return owner.__dict__[name]
+
+        return property(read)
+
+
+def fits_int32(count: int) -> bool:
+    """Whether a count fits; under the compiler, False for one that depends on values.
+
+    Private because only the compiler's own function answers without fixing the count; without it, the
+    count is fixed.
+    """
+    if not torch.compiler.is_compiling():
+        return count < 2**31
+    try:
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+    except ImportError:
+        return count < 2**31
+    return guard_or_false(count < 2**31)
+
+
+def is_forward_mode(*tensors: Tensor) -> bool:
+    """Whether a call is differentiated in forward mode: by jvp, jacfwd, hessian, or dual tensors."""
+    if torch.compiler.is_compiling():
+        return False
+    if _has_jvp():
+        return True
+    return forward_mode_level() >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
+
+
+def _has_jvp() -> bool:
+    """Private because a level of vmap hides the tangents below it; without it, those stay unseen."""
+    try:
+        functorch = torch._C._functorch
+        levels = functorch.get_interpreter_stack() or ()
+        return any(level.key() == functorch.TransformType.Jvp for level in levels)
+    except AttributeError:
+        return False
+
+
+def forward_mode_level() -> int:
+    """The level of forward mode, -1 outside of it.
+
+    Private because asking each tensor takes longer; without it, each is asked.
+    """
+    return getattr(forward_ad, "_current_level", 0)
+
+
+class SingleLevelAutograd(NamedTuple):
+    """What an operator needs to be differentiated at one level of transforms after the other."""
+
+    function: type[Any]
+    """The base of an autograd function that the dispatcher calls at each level."""
+    allow: Callable[[], AbstractContextManager[None]]
+    """Lets such a function be applied."""
+    below_autograd: Callable[[], AbstractContextManager[None]]
+    """Has the dispatcher go on below autograd."""
+    set_forward_mode: Callable[[bool], AbstractContextManager[None]]
+    """Switches forward mode."""
+
+
+def single_level_autograd() -> SingleLevelAutograd | None:
+    """The names, or None if one is missing.
+
+    Private because what `torch.library.register_autograd` registers is refused by the transforms;
+    without them, an operator's call takes 40 us longer (`gatv2.operator.autograd`).
+    """
+    try:
+        from torch._functorch.utils import enable_single_level_autograd_function
+        from torch.autograd.function import _SingleLevelFunction
+
+        return SingleLevelAutograd(
+            _SingleLevelFunction,
+            enable_single_level_autograd_function,
+            torch._C._AutoDispatchBelowAutograd,
+            forward_ad._set_fwd_grad_enabled,
+        )
+    except (ImportError, AttributeError):
+        return None

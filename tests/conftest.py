@@ -1,12 +1,22 @@
-"""Settings of every test: what is drawn is the same in every run."""
+"""Settings of every test: what is drawn is the same in every run, and new memory holds NaN."""
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from poison import poisoned_memory
 
 from gatv2.dispatch import KERNELS, Kernel
+
+# modules that a first call imports, loaded now: poison is put into what is loaded
+for _module in ("dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort"):
+    with suppress(ImportError):
+        import_module(f"gatv2.{_module}")
 
 settings.register_profile(
     "default",
@@ -25,6 +35,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _poison() -> Iterator[None]:
+    with poisoned_memory():
+        yield
+
+
 def _name(kernel: Kernel) -> str:
     return f"{kernel.backend}-{kernel.name}"
 
@@ -39,3 +55,15 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Single and double precision in turn."""
     return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=list(dict.fromkeys(kernel.backend for kernel in KERNELS)))
+def backend(request: pytest.FixtureRequest) -> Any:
+    """Every backend in turn."""
+    return request.param
+
+
+@pytest.fixture
+def seed() -> torch.Tensor:
+    """A seed of dropout, in the form that kernels are given."""
+    return torch.tensor(3)

@@ -1,14 +1,13 @@
-"""The fused CPU kernel over a dense mask: same function as `gatv2.dense.reference`."""
+"""The fused operator over a dense mask, on every device: same function as `gatv2.dense.reference`."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from gatv2.dense import reference
-from gatv2.operator.define import Launcher, define, unsupported
-
-__all__ = ["gatv2_attention", "unsupported"]
+from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.operator.arguments import Arguments
+from gatv2.operator.define import Launcher, define
 
 
 class Adjacency(NamedTuple):
@@ -28,14 +27,25 @@ def gatv2_attention(
     dropout: float,
     seed: Tensor | None,
     return_attention: bool,
-    edge_features: Tensor | None = None,
-    edge_projection: Tensor | None = None,
+    edges: EdgeInputs | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention without anything of `[N, M]` beside the mask; see `gatv2.dense.reference`."""
-    features = (query, key, attn, edge_features, edge_projection)
-    n_mapped = 0
+    edge_features, edge_projection = edges or (None, None)
     out, lse, alpha = _attention(
-        *features, mask, seed, 1, n_mapped, negative_slope, dropout, return_attention
+        Arguments(
+            query,
+            key,
+            attn,
+            edge_features,
+            edge_projection,
+            Adjacency(mask),
+            seed,
+            n_blocks=1,
+            n_mapped=0,
+            negative_slope=negative_slope,
+            dropout=dropout,
+            wants_rows=return_attention,
+        )
     )
     return out, lse, alpha if return_attention else None
 
@@ -46,34 +56,23 @@ def _numba() -> Launcher:
     return numba_kernel
 
 
-def _reference(
-    query: Tensor,
-    key: Tensor,
-    attn: Tensor,
-    adjacency: Sequence[Tensor],
-    seed: Tensor | None,
-    _n_blocks: int,
-    negative_slope: float,
-    dropout: float,
-    edge_features: Tensor | None,
-    edge_projection: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     return reference.gatv2_attention(
-        query,
-        key,
-        attn,
-        adjacency[0],
-        negative_slope=negative_slope,
-        dropout=dropout,
-        seed=seed,
+        arguments.query,
+        arguments.key,
+        arguments.attn,
+        arguments.adjacency.mask,
+        negative_slope=arguments.negative_slope,
+        dropout=arguments.dropout,
+        seed=arguments.seed,
         return_attention=True,
-        edge_features=edge_features,
-        edge_projection=edge_projection,
+        edges=EdgeInputs.join(arguments.edge_features, arguments.edge_projection),
     )
 
 
-def _alpha_shape(query: Tensor, key: Tensor, _mask: Tensor) -> tuple[int, ...]:
-    return (*query.shape[:-2], key.shape[-3], query.shape[-2])
+def _alpha_shape(arguments: Arguments) -> tuple[int, ...]:
+    *pairs, n_heads, _ = arguments.query.shape
+    return (*pairs, arguments.key.shape[-3], n_heads)
 
 
 _attention = define("dense_attention", Adjacency, {"CPU": _numba}, _reference, _alpha_shape)

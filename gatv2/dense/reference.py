@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
+from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.precision import computed_in
 from gatv2.random import keep_mask
 
@@ -27,8 +28,7 @@ def gatv2_attention(
     dropout: float,
     seed: Tensor | None,
     return_attention: bool,
-    edge_features: Tensor | None = None,
-    edge_projection: Tensor | None = None,
+    edges: EdgeInputs | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention: `(out, lse, alpha)`.
 
@@ -44,19 +44,18 @@ def gatv2_attention(
         dropout: probability that a coefficient is dropped.
         seed: 0-d int64, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha.
-        edge_features: x `[*B, N, M, D]`, or None.
-        edge_projection: W_e `[H, F, D]`, or None.
+        edges: x `[*B, N, M, D]` and W_e `[H, F, D]`; or None.
     """
     query, key = _without_padding(query, key, mask)
-    if edge_features is not None:
-        edge_features = edge_features.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    if edges is not None:
+        x = edges.features.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+        edges = edges._replace(features=x)
     scores = gatv2_scores(
         query,
         key,
         attn,
         negative_slope=negative_slope,
-        edge_features=edge_features,
-        edge_projection=edge_projection,
+        edges=edges,
     )
     out, lse, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
     return out, lse, alpha if return_attention else None
@@ -68,13 +67,12 @@ def gatv2_scores(
     attn: Tensor,
     *,
     negative_slope: float,
-    edge_features: Tensor | None = None,
-    edge_projection: Tensor | None = None,
+    edges: EdgeInputs | None = None,
 ) -> Tensor:
     """e_ij of GATv2 for every pair: `[*B, N, M, H]`."""
     pair = query.unsqueeze(-3) + key.unsqueeze(-4)  # [*B, N, M, H, F]
-    if edge_features is not None and edge_projection is not None:
-        pair = pair + torch.einsum("...d,hfd->...hf", edge_features, edge_projection)
+    if edges is not None:
+        pair = pair + torch.einsum("...d,hfd->...hf", *edges)
     return (leaky_relu(pair, negative_slope) * attn).sum(-1)
 
 

@@ -26,7 +26,7 @@ def place_in(group: "dist.ProcessGroup | None") -> tuple[int, int]:
     return rank, dist.get_world_size(group)
 
 
-def of_all_ranks(make: Callable[[], T], group: "dist.ProcessGroup | None") -> list[T]:
+def gather_from_ranks(make: Callable[[], T], group: "dist.ProcessGroup | None") -> list[T]:
     """What `make` returns in each process of a group, by rank; an error in one is one in all.
 
     Without that, a process that raises leaves the others waiting for it.

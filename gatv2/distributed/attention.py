@@ -1,6 +1,6 @@
 """Attention over a part of a graph: over local and over remote keys, joined by their log-sum-exp."""
 
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 import torch.distributed as dist
@@ -11,20 +11,65 @@ from gatv2.checks import check_projections
 from gatv2.dispatch import select_kernel
 from gatv2.distributed.agreement import place_in
 from gatv2.distributed.halo import Exchange, finish, start
-from gatv2.distributed.partition import Partition
+from gatv2.distributed.part import PartData
+from gatv2.functional import Attended
 from gatv2.graph import Graph
-from gatv2.graph.edge_features import check_edge_features
+from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs
+from gatv2.graph.part import AttendOptions
 from gatv2.options import Backend, check_dropout, check_slope
 from gatv2.random import as_seed
 from gatv2.torch_internals import is_inspectable
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+class Options(TypedDict, total=False):
+    """Options of :func:`gatv2_attention`, as it has them."""
+
+    edge_features: Tensor | None
+    edge_projection: Tensor | None
+    negative_slope: float
+    dropout: float
+    seed: int | Tensor | None
+    backend: Backend
+    kernel: str
+
+
+@overload
 def gatv2_attention(
     query: Tensor,
     key: Tensor,
     attn: Tensor,
-    partition: Partition,
+    partition: PartData,
+    *,
+    return_attention: Literal[False] = ...,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    partition: PartData,
+    *,
+    return_attention: Literal[True],
+    **options: Unpack[Options],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    partition: PartData,
+    *,
+    return_attention: bool,
+    **options: Unpack[Options],
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def gatv2_attention(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    partition: PartData,
     *,
     edge_features: Tensor | None = None,
     edge_projection: Tensor | None = None,
@@ -34,7 +79,7 @@ def gatv2_attention(
     backend: Backend = "auto",
     kernel: str = "auto",
     return_attention: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     r"""Graph Attention v2 over one process's part of a graph; all processes call it together.
 
     The result is that of :func:`gatv2.functional.gatv2_attention` over the whole graph, for the part's
@@ -82,6 +127,7 @@ def gatv2_attention(
         One part of one needs no other process:
 
         >>> from gatv2 import Graph
+        >>> from gatv2.distributed import Partition
         >>> graph = Graph.from_edge_index(torch.tensor([[0, 0, 1], [1, 2, 2]]), n_nodes=3)
         >>> (partition,) = Partition.split(graph, n_parts=1)
         >>> query, key = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
@@ -91,53 +137,109 @@ def gatv2_attention(
     Source: the merge is that of Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018,
     section 3.1.
     """
-    edges = (edge_features, edge_projection)
-    _check(query, key, attn, partition, edges, backend)
+    out, alpha = attend(
+        query,
+        key,
+        attn,
+        partition,
+        edges=EdgeInputs.join(edge_features, edge_projection),
+        negative_slope=negative_slope,
+        dropout=dropout,
+        seed=seed,
+        backend=backend,
+        kernel=kernel,
+        return_attention=return_attention,
+    )
+    return out if alpha is None else (out, alpha)
+
+
+def attend(
+    query: Tensor, key: Tensor, attn: Tensor, part: PartData, **options: Unpack[AttendOptions]
+) -> tuple[Tensor, Tensor | None]:
+    """As :func:`gatv2_attention`: output, and coefficients or None."""
+    # called and not a decorator, which would load the compiler whenever this file is imported
+    uncompiled = torch.compiler.disable(_attend) if torch.compiler.is_compiling() else _attend
+    return uncompiled(query, key, attn, part, **options)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    part: PartData,
+    *,
+    edges: EdgeInputs | None,
+    negative_slope: float,
+    dropout: float,
+    seed: int | Tensor | None,
+    backend: Backend,
+    kernel: str,
+    return_attention: bool,
+) -> tuple[Tensor, Tensor | None]:
+    _check(query, key, attn, part, edges, backend)
     check_slope(negative_slope)
     check_dropout(dropout)
-    if partition.n_parts > 1:
-        named = {"edge_features": edge_features, "edge_projection": edge_projection}
-        select_kernel(query, key, attn, partition.local, kernel=kernel, **named)
-    is_local = partition.is_local
-    options: Any = {
-        "negative_slope": negative_slope,
-        "dropout": dropout,
-        "seed": _common_seed(seed, partition, query.device) if dropout > 0 else None,
-        "kernel": kernel,
-        "return_attention": return_attention,
-        "edge_projection": edge_projection,
-    }
-    if partition.n_parts == 1:
-        return functional.gatv2_attention(
-            query, key, attn, partition.local, edge_features=edge_features, **options
+    if part.n_parts > 1:
+        features, projection = edges or (None, None)
+        select_kernel(
+            query,
+            key,
+            attn,
+            part.local,
+            edge_features=features,
+            edge_projection=projection,
+            kernel=kernel,
+        )
+    common_seed = _common_seed(seed, part, query.device) if dropout > 0 else None
+
+    def attend_to(key: Tensor, graph: Graph, own_edges: EdgeInputs | None) -> Attended:
+        return functional.attend(
+            query,
+            key,
+            attn,
+            graph,
+            edges=own_edges,
+            negative_slope=negative_slope,
+            dropout=dropout,
+            seed=common_seed,
+            flow="target_to_source",
+            backend="auto",
+            kernel=kernel,
+            return_attention=return_attention,
         )
 
-    def attend(key: Tensor, graph: Graph, chosen: Tensor) -> Any:
-        features = None if edge_features is None else edge_features[..., chosen, :]
-        return functional.gatv2_attention(
-            query, key, attn, graph, edge_features=features, return_lse=True, **options
-        )
-
-    exchange = Exchange(partition.sent_counts, partition.halo_counts, partition.group)
-    token = start(key.index_select(-3, partition.sent).movedim(-3, 0), exchange)
-    out, *alpha, lse = attend(key, partition.local, is_local)
+    if part.n_parts == 1:
+        out, alpha, _ = attend_to(key, part.local, edges)
+        return out, alpha
+    exchange = Exchange(part.sent_counts, part.halo_counts, part.group)
+    token = start(key.index_select(-3, part.sent).movedim(-3, 0), exchange)
+    local = attend_to(key, part.local, _chosen(edges, part.is_local))
     halo = finish(token, exchange).movedim(0, -3)
-    remote_out, *remote_alpha, remote_lse = attend(halo, partition.remote, ~is_local)
+    remote = attend_to(halo, part.remote, _chosen(edges, ~part.is_local))
+    return _join(local, remote, part, query.dtype)
 
-    share, remote_share = _shares(lse, remote_lse)
-    out = share.unsqueeze(-1) * out + remote_share.unsqueeze(-1) * remote_out
-    out = out.to(query.dtype)
-    if not return_attention:
-        return out
-    coefficients = [
-        share.index_select(-2, graph.edge_index[0]) * of_part
-        for share, graph, (of_part,) in (
-            (share, partition.local, alpha),
-            (remote_share, partition.remote, remote_alpha),
-        )
-    ]
-    joined = torch.cat(coefficients, dim=-2).to(query.dtype)
-    position = torch.cat((is_local.nonzero(), (~is_local).nonzero())).squeeze(1)
+
+def _chosen(edges: EdgeInputs | None, is_chosen: Tensor) -> EdgeInputs | None:
+    if edges is None:
+        return None
+    return edges._replace(features=edges.features[..., is_chosen, :])
+
+
+def _join(
+    local: Attended, remote: Attended, part: PartData, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Attention over all keys of the part's queries, of that over local and over remote ones."""
+    share, remote_share = _shares(local.lse, remote.lse)
+    out = share.unsqueeze(-1) * local.out + remote_share.unsqueeze(-1) * remote.out
+    out = out.to(dtype)
+    if local.alpha is None or remote.alpha is None:
+        return out, None
+    alphas = (
+        share.index_select(-2, part.local.edge_index[0]) * local.alpha,
+        remote_share.index_select(-2, part.remote.edge_index[0]) * remote.alpha,
+    )
+    joined = torch.cat(alphas, dim=-2).to(dtype)
+    position = torch.cat((part.is_local.nonzero(), (~part.is_local).nonzero())).squeeze(1)
     return out, torch.empty_like(joined).index_copy(-2, position, joined)
 
 
@@ -148,10 +250,10 @@ def _shares(*lse: Tensor) -> Tensor:
     return stacked.clamp(min=torch.finfo(stacked.dtype).min).softmax(0)
 
 
-def _common_seed(seed: int | Tensor | None, partition: Partition, device: torch.device) -> Tensor:
+def _common_seed(seed: int | Tensor | None, part: PartData, device: torch.device) -> Tensor:
     common = as_seed(seed, device)  # all processes draw, so that their generators stay alike
-    if seed is None and partition.n_parts > 1:
-        group: Any = partition.group or dist.group.WORLD
+    if seed is None and part.n_parts > 1:
+        group: Any = part.group or dist.group.WORLD
         dist.broadcast(common, src=dist.get_global_rank(group, 0), group=group)
     return common
 
@@ -160,34 +262,33 @@ def _check(
     query: Tensor,
     key: Tensor,
     attn: Tensor,
-    partition: Partition,
-    edges: tuple[Tensor | None, Tensor | None],
+    part: PartData,
+    edges: EdgeInputs | None,
     backend: Backend,
 ) -> None:
     check_projections(query, key, attn=attn)
-    check_edge_features(*edges, query)
+    check_edge_inputs(edges, query)
     if backend not in ("auto", "sparse"):
         raise ValueError(
             f"a Partition is a list of edges: it needs backend='sparse' or 'auto'; got {backend!r}"
         )
     for name, of_nodes in (("query", query), ("key", key)):
-        if of_nodes.shape[-3] != partition.n_own:
+        if of_nodes.shape[-3] != part.n_own:
             raise ValueError(
-                f"`{name}` must have a row for each of the {partition.n_own} nodes of rank "
-                f"{partition.rank}, `partition.own`; got {tuple(of_nodes.shape)}"
+                f"`{name}` must have a row for each of the {part.n_own} nodes of rank "
+                f"{part.rank}, `partition.own`; got {tuple(of_nodes.shape)}"
             )
-    edge_features, _ = edges
-    if edge_features is not None and edge_features.shape[-2] != partition.n_edges:
+    if edges is not None and edges.features.shape[-2] != part.n_edges:
         raise ValueError(
-            f"`edge_features` must have a row for each of the {partition.n_edges} edges of rank "
-            f"{partition.rank}, `partition.edge_id`; got {tuple(edge_features.shape)}"
+            f"`edge_features` must have a row for each of the {part.n_edges} edges of rank "
+            f"{part.rank}, `partition.edge_id`; got {tuple(edges.features.shape)}"
         )
-    if partition.n_parts == 1:
+    if part.n_parts == 1:
         return
-    place = place_in(partition.group)
-    if place != (partition.rank, partition.n_parts):
+    place = place_in(part.group)
+    if place != (part.rank, part.n_parts):
         raise ValueError(
-            f"the partition is that of rank {partition.rank} of {partition.n_parts}, but this process "
+            f"the partition is that of rank {part.rank} of {part.n_parts}, but this process "
             f"is rank {place[0]} of {place[1]}: make or load it in each process of the group"
         )
     if not all(is_inspectable(x) for x in (query, key, attn)):

@@ -4,27 +4,29 @@ import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gatv2.distributed.agreement import of_all_ranks, place_in
+from gatv2.distributed.agreement import gather_from_ranks, place_in
 from gatv2.distributed.halo import Exchange
-from gatv2.distributed.partition import Partition
+from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
 from gatv2.graph.edge_index import read_edge_index
 from gatv2.options import Flow
 
+Data = TypeVar("Data", bound=PartData)
 
-def split(graph: Graph, n_parts: int) -> list[Partition]:
+
+def split(graph: Graph, n_parts: int, build: type[Data]) -> list[Data]:
     """See `Partition.split`."""
     if n_parts < 1:
         raise ValueError(f"`n_parts` must be positive; got {n_parts}")
     bounds = _equal_edges(graph, n_parts)
-    parts = [_part_of(graph, bounds, rank) for rank in range(n_parts)]
+    parts = [_part_of(graph, bounds, rank, build) for rank in range(n_parts)]
     requests = [part.halo.split(part.halo_counts) for part in parts]
     split_id = _join([_digest(part) for part in parts])
     return [
@@ -32,11 +34,11 @@ def split(graph: Graph, n_parts: int) -> list[Partition]:
     ]
 
 
-def from_graph(graph: Graph, group: "dist.ProcessGroup | None") -> Partition:
+def from_graph(graph: Graph, group: "dist.ProcessGroup | None", build: type[Data]) -> Data:
     """See `Partition.from_graph`."""
     rank, n_parts = place_in(group)
     return _agreed(
-        lambda: _part_of(graph, _equal_edges(graph, n_parts), rank),
+        lambda: _part_of(graph, _equal_edges(graph, n_parts), rank, build),
         lambda: _tell_whole(graph),
         group,
     )
@@ -47,11 +49,12 @@ def from_edge_index(
     bounds: Sequence[int],
     group: "dist.ProcessGroup | None",
     flow: Flow,
-) -> Partition:
+    build: type[Data],
+) -> Data:
     """See `Partition.from_edge_index`."""
     rank, n_parts = place_in(group)
 
-    def part() -> Partition:
+    def part() -> Data:
         limits = _checked_bounds(bounds, n_parts)
         query, key, *_ = read_edge_index(edge_index, limits[-1], flow)
         if query.dtype not in (torch.int32, torch.int64):
@@ -59,7 +62,7 @@ def from_edge_index(
         start, end = limits[rank : rank + 2]
         _check_own(query, start, end, rank)
         edge_id = torch.arange(len(query), device=query.device)
-        return _part(query, key, edge_id, limits, rank)
+        return _part(_Edges(query, key, edge_id), limits, rank, build)
 
     return _agreed(part, lambda: "", group)
 
@@ -82,27 +85,31 @@ def _equal_edges(graph: Graph, n_parts: int) -> tuple[int, ...]:
     return tuple((part * graph.n_queries // n_parts).clamp(first, last).tolist())
 
 
-def _part_of(graph: Graph, bounds: tuple[int, ...], rank: int) -> Partition:
+def _part_of(graph: Graph, bounds: tuple[int, ...], rank: int, build: type[Data]) -> Data:
     """A rank's part of a graph; what others fetch of it is still to come."""
     start, end = bounds[rank : rank + 2]
-    edges = slice(*graph.query_ptr[[start, end]].tolist())
-    edge_id, order = graph.edge_id[edges].sort()
-    head_mask = None if graph.head_mask is None else graph.head_mask[edges][order]
-    query, key = (x[edges][order] for x in (graph.query_index, graph.key_index))
-    return _part(query, key, edge_id, bounds, rank, head_mask, graph.query_id, graph.key_id)
+    own = slice(*graph.query_ptr[[start, end]].tolist())
+    edge_id, order = graph.edge_id[own].sort()
+    head_mask = None if graph.head_mask is None else graph.head_mask[own][order]
+    query, key = (x[own][order] for x in (graph.query_index, graph.key_index))
+    edges = _Edges(query, key, edge_id, head_mask, graph.query_id, graph.key_id)
+    return _part(edges, bounds, rank, build)
 
 
-def _part(
-    query: Tensor,
-    key: Tensor,
-    edge_id: Tensor,
-    bounds: tuple[int, ...],
-    rank: int,
-    head_mask: Tensor | None = None,
-    query_id: Tensor | None = None,
-    key_id: Tensor | None = None,
-) -> Partition:
-    """A rank's part, of its edges in the caller's order; what others fetch of it is still to come."""
+class _Edges(NamedTuple):
+    """The edges of own queries, in the caller's order, and the numbers of all nodes for dropout."""
+
+    query: Tensor
+    key: Tensor
+    edge_id: Tensor
+    head_mask: Tensor | None = None
+    query_id: Tensor | None = None
+    key_id: Tensor | None = None
+
+
+def _part(edges: _Edges, bounds: tuple[int, ...], rank: int, build: type[Data]) -> Data:
+    """A rank's part; what others fetch of it is still to come."""
+    query, key, edge_id, head_mask, query_id, key_id = edges
     (start, end), n_nodes = bounds[rank : rank + 2], bounds[-1]
     is_local = (key >= start) & (key < end)
     halo, place = _numbered(key[~is_local], n_nodes)
@@ -121,7 +128,7 @@ def _part(
             key_id=names(key_id, keys),
         )
 
-    return Partition(
+    return build(
         rank=rank,
         bounds=bounds,
         edge_id=edge_id,
@@ -152,7 +159,7 @@ def _numbered(nodes: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
     return different, place[nodes]
 
 
-def _connected(part: Partition, requests: Sequence[Tensor], split_id: str) -> Partition:
+def _connected(part: Data, requests: Sequence[Tensor], split_id: str) -> Data:
     """A part with what others fetch of it: their numbers of its nodes, by rank."""
     sent = torch.cat(list(requests)) - part.bounds[part.rank]
     return replace(part, sent=sent, sent_counts=tuple(map(len, requests)), split_id=split_id)
@@ -168,17 +175,18 @@ class _Summary(NamedTuple):
 
 
 def _agreed(
-    make: Callable[[], Partition], whole: Callable[[], str], group: "dist.ProcessGroup | None"
-) -> Partition:
+    make: Callable[[], Data], whole: Callable[[], str], group: "dist.ProcessGroup | None"
+) -> Data:
     """The part that `make` returns, connected to those of the other processes."""
-    part: Any = None
+    made: list[Data] = []
 
     def summary() -> _Summary:
-        nonlocal part
         part = make()
+        made.append(part)
         return _Summary(part.bounds, whole(), part.halo_counts, _digest(part))
 
-    summaries = of_all_ranks(summary, group)
+    summaries = gather_from_ranks(summary, group)
+    (part,) = made
     if len({summary[:2] for summary in summaries}) > 1:
         of_ranks = (f"rank {rank}: bounds={s.bounds}{s.whole}" for rank, s in enumerate(summaries))
         raise ValueError(f"the processes split different graphs; {'; '.join(of_ranks)}")
@@ -191,7 +199,10 @@ def _agreed(
 
 
 def _tell_whole(graph: Graph) -> str:
-    """What processes compare of a whole graph: all but its edges' keys, of which they read own ones."""
+    """What processes compare of a whole graph: everything but the keys.
+
+    Each process reads these for its own edges alone.
+    """
     mask = graph.head_mask
     digest = hashlib.sha256(repr(None if mask is None else mask.shape).encode())
     for tensor in (graph.query_ptr, graph.query_id, graph.key_id):
@@ -200,7 +211,7 @@ def _tell_whole(graph: Graph) -> str:
     return f", edges={graph.n_edges}, digest={digest.hexdigest()[:16]}"
 
 
-def _digest(part: Partition) -> bytes:
+def _digest(part: PartData) -> bytes:
     """What tells a part from any other one, but for the caller's numbers of its edges."""
     digest = hashlib.sha256(repr((part.rank, part.bounds)).encode())
     for graph in (part.local, part.remote):

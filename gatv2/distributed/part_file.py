@@ -3,24 +3,25 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gatv2.distributed.agreement import of_all_ranks, place_in
+from gatv2.distributed.agreement import gather_from_ranks, place_in
 from gatv2.distributed.cut import halo_counts_of
-from gatv2.distributed.partition import Partition
+from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
 from gatv2.graph.check import check_graph
 from gatv2.tensor_file import PathLike, load_tensors, save_tensors
 
+Data = TypeVar("Data", bound=PartData)
 _GRAPHS = ("local", "remote")
 _TENSORS = ("edge_id", "is_local", "halo", "sent")
 
 
-def save(partition: Partition, directory: PathLike) -> None:
+def save(partition: PartData, directory: PathLike) -> None:
     """Write a part to its file; see :meth:`gatv2.distributed.Partition.save`."""
     tensors: dict[str, Tensor] = {name: getattr(partition, name) for name in _TENSORS}
     for name in _GRAPHS:
@@ -42,17 +43,17 @@ def save(partition: Partition, directory: PathLike) -> None:
     save_tensors(path, tensors, metadata)
 
 
-def load(directory: PathLike, group: "dist.ProcessGroup | None" = None) -> Partition:
+def load(directory: PathLike, group: "dist.ProcessGroup | None", build: type[Data]) -> Data:
     """Read this rank's part; see :meth:`gatv2.distributed.Partition.load`."""
     rank, n_parts = place_in(group)
     part: Any = None
 
     def read() -> tuple[Any, ...]:
         nonlocal part
-        part = _read(_path(directory, rank, n_parts), rank, n_parts, group)
+        part = _read(_path(directory, rank, n_parts), rank, n_parts, group, build)
         return part.split_id, part.bounds, part.sent_counts, part.halo_counts
 
-    split_ids, bounds, sent, fetched = zip(*of_all_ranks(read, group), strict=True)
+    split_ids, bounds, sent, fetched = zip(*gather_from_ranks(read, group), strict=True)
     fits = list(zip(*sent, strict=True)) == list(fetched)
     if not fits or len(set(split_ids)) > 1 or len(set(bounds)) > 1:
         of_ranks = ", ".join(f"rank {rank}: {split_id}" for rank, split_id in enumerate(split_ids))
@@ -60,7 +61,7 @@ def load(directory: PathLike, group: "dist.ProcessGroup | None" = None) -> Parti
             "the parts that the processes have loaded do not fit one another; their splits are "
             f"{of_ranks}: load parts that were saved of one split"
         )
-    loaded: Partition = part
+    loaded: Data = part
     return loaded
 
 
@@ -68,7 +69,9 @@ def _path(directory: PathLike, rank: int, n_parts: int) -> Path:
     return Path(directory) / f"part-{rank:05d}-of-{n_parts:05d}.safetensors"
 
 
-def _read(path: Path, rank: int, n_parts: int, group: "dist.ProcessGroup | None") -> Partition:
+def _read(
+    path: Path, rank: int, n_parts: int, group: "dist.ProcessGroup | None", build: type[Data]
+) -> Data:
     if not path.exists():
         others = sorted(other.name for other in path.parent.glob("part-*-of-*.safetensors"))
         there = f"{others[0]} and {len(others) - 1} more" if others else "no parts"
@@ -79,7 +82,7 @@ def _read(path: Path, rank: int, n_parts: int, group: "dist.ProcessGroup | None"
         )
     tensors, metadata = load_tensors(path, "partition")
     try:
-        part = _part(tensors, metadata, group)
+        part = _part(tensors, metadata, group, build)
         _check(part, rank, n_parts)
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
@@ -88,8 +91,11 @@ def _read(path: Path, rank: int, n_parts: int, group: "dist.ProcessGroup | None"
 
 
 def _part(
-    tensors: dict[str, Tensor], metadata: dict[str, str], group: "dist.ProcessGroup | None"
-) -> Partition:
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    group: "dist.ProcessGroup | None",
+    build: type[Data],
+) -> Data:
     bounds, sent_counts = (
         tuple(map(int, json.loads(metadata[name]))) for name in ("bounds", "sent_counts")
     )
@@ -106,7 +112,7 @@ def _part(
             "query_id" in graph and "key_id" in graph,
             f"{name!r} must have the nodes' numbers for dropout; it has not",
         )
-    return Partition(
+    return build(
         rank=int(metadata["rank"]),
         bounds=bounds,
         local=Graph(**graphs["local"], n_keys=tensors["local.query_ptr"].numel() - 1),
@@ -119,7 +125,7 @@ def _part(
     )
 
 
-def _check(part: Partition, rank: int, n_parts: int) -> None:
+def _check(part: PartData, rank: int, n_parts: int) -> None:
     """Raise a ValueError unless a part is one that attention can run on."""
     bounds = part.bounds
     _require(

@@ -1,32 +1,26 @@
 """Partition: one process's part of a graph, and what it exchanges with the others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Self, Unpack
 
-import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gatv2.distributed import cut, part_file
+from gatv2.distributed.attention import attend
+from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
+from gatv2.graph.part import AttendOptions, Loops, Part
 from gatv2.options import Flow
 from gatv2.tensor_file import PathLike
-from gatv2.torch_internals import made_to_last
 
-
-class Loops(NamedTuple):
-    """A part with one self-loop at each own node; as `gatv2.graph.SelfLoops` has it of a graph."""
-
-    graph: "Partition"
-    kept: Tensor
-    """Positions of the edges that are no self-loops, ascending."""
-    query: Tensor
-    """Own rows of the queries of those edges."""
+__all__ = ["Loops", "Partition"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Partition:
+class Partition(PartData, Part):
     """One process's part of a graph: a block of nodes, and all edges by which they attend to others.
 
     Nodes are split into contiguous blocks, one a process ("rank"), with equal numbers of edges: no
@@ -69,21 +63,8 @@ class Partition:
         (tensor([3]), tensor([0]))
     """
 
-    rank: int
-    bounds: tuple[int, ...]
-    edge_id: Tensor
-    is_local: Tensor
-    local: Graph
-    remote: Graph
-    halo: Tensor
-    halo_counts: tuple[int, ...]
-    sent: Tensor
-    sent_counts: tuple[int, ...]
-    split_id: str
-    group: "dist.ProcessGroup | None" = None
-
     @classmethod
-    def split(cls, graph: Graph, n_parts: int) -> list["Partition"]:
+    def split(cls, graph: Graph, n_parts: int) -> list[Self]:
         """All parts of a graph, in one process and without `torch.distributed`.
 
         Args:
@@ -93,12 +74,10 @@ class Partition:
         Raises:
             ValueError: the graph is bipartite or a batch, or `n_parts` is not positive.
         """
-        from gatv2.distributed.cut import split
-
-        return split(graph, n_parts)
+        return cut.split(graph, n_parts, cls)
 
     @classmethod
-    def from_graph(cls, graph: Graph, group: "dist.ProcessGroup | None" = None) -> "Partition":
+    def from_graph(cls, graph: Graph, group: "dist.ProcessGroup | None" = None) -> Self:
         """This process's part of a graph, which every process of the group passes.
 
         Args:
@@ -110,9 +89,7 @@ class Partition:
             ValueError: as for :meth:`split`; or the processes' graphs differ in numbers of nodes, in the
                 numbers of edges of a node, or in the nodes' numbers for dropout.
         """
-        from gatv2.distributed.cut import from_graph
-
-        return from_graph(graph, group)
+        return cut.from_graph(graph, group, cls)
 
     @classmethod
     def from_edge_index(
@@ -122,7 +99,7 @@ class Partition:
         group: "dist.ProcessGroup | None" = None,
         *,
         flow: Flow = "target_to_source",
-    ) -> "Partition":
+    ) -> Self:
         """This process's part, made of the edges of its own queries: no process needs them all.
 
         Args:
@@ -138,9 +115,7 @@ class Partition:
             ValueError: `edge_index` or `bounds` are of another form, or the processes' bounds differ.
             IndexError: a query is not this rank's, or there is no such key.
         """
-        from gatv2.distributed.cut import from_edge_index
-
-        return from_edge_index(edge_index, bounds, group, flow)
+        return cut.from_edge_index(edge_index, bounds, group, flow, cls)
 
     def save(self, directory: PathLike) -> None:
         """Write the part to a file of its own, which :meth:`load` reads.
@@ -153,12 +128,10 @@ class Partition:
             ImportError: safetensors is missing.
             OSError: the file can't be written.
         """
-        from gatv2.distributed.part_file import save
-
-        save(self, directory)
+        part_file.save(self, directory)
 
     @classmethod
-    def load(cls, directory: PathLike, group: "dist.ProcessGroup | None" = None) -> "Partition":
+    def load(cls, directory: PathLike, group: "dist.ProcessGroup | None" = None) -> Self:
         """This process's part, from the one file that :meth:`save` has written for its rank.
 
         The tensors are mapped, and all of them are checked.
@@ -175,73 +148,14 @@ class Partition:
             ValueError: the file is damaged or no part of a graph, or the processes have loaded parts of
                 different splits.
         """
-        from gatv2.distributed.part_file import load
+        return part_file.load(directory, group, cls)
 
-        return load(directory, group)
-
-    @property
-    def n_parts(self) -> int:
-        """Number of parts, and of processes."""
-        return len(self.bounds) - 1
-
-    @property
-    def n_nodes(self) -> int:
-        """Number of nodes of the whole graph."""
-        return self.bounds[-1]
-
-    @property
-    def own(self) -> slice:
-        """The part's own nodes."""
-        return slice(*self.bounds[self.rank : self.rank + 2])
-
-    @property
-    def n_own(self) -> int:
-        """Number of own nodes."""
-        return self.local.n_queries
-
-    @property
-    def n_edges(self) -> int:
-        """Number of edges of the part, which are those of own queries."""
-        return self.edge_id.shape[0]
-
-    @property
-    def self_loops(self) -> Loops:
-        """The part with self-loops, and which edges it has of this one; made when first asked for."""
-        if "_self_loops" not in self.__dict__:
-            with made_to_last(self.edge_id):
-                self.__dict__["_self_loops"] = _add_self_loops(self)
-        loops: Loops = self.__dict__["_self_loops"]
-        return loops
-
-    def to(self, device: torch.device | str) -> "Partition":
-        """The part on another device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), (Tensor, Graph))
-        }
-        return replace(self, **moved)
-
-    def __repr__(self) -> str:
-        return (
-            f"Partition(rank={self.rank}, n_parts={self.n_parts}, n_nodes={self.n_nodes}, "
-            f"n_own={self.n_own}, n_edges={self.n_edges}, n_halo={len(self.halo)}, "
-            f"n_sent={len(self.sent)})"
-        )
-
-
-def _add_self_loops(part: Partition) -> Loops:
-    of_local, of_remote = part.local.edge_index, part.remote.edge_index
-    query = of_local.new_empty(part.n_edges)
-    query[part.is_local], query[~part.is_local] = of_local[0], of_remote[0]
-    is_loop = torch.zeros_like(part.is_local)
-    is_loop[part.is_local] = of_local[0] == of_local[1]
-    kept = (~is_loop).nonzero().squeeze(1)
-    added = part.edge_id.new_full((part.n_own,), -1)
-    looped = replace(
-        part,
-        edge_id=torch.cat((part.edge_id[kept], added)),
-        is_local=torch.cat((part.is_local[kept], torch.ones_like(added, dtype=torch.bool))),
-        local=part.local.add_self_loops(),
-    )
-    return Loops(looped, kept, query[kept])
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        attn: Tensor,
+        **options: Unpack[AttendOptions],
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :func:`gatv2.distributed.gatv2_attention`, which returns what was asked for of this."""
+        return attend(query, key, attn, self, **options)

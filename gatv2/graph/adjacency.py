@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gatv2.graph.graph import Graph
+from gatv2.graph.part import Part
 from gatv2.options import Backend, Flow, check_backend, check_flow
 from gatv2.torch_internals import is_inspectable, made_to_last
 
@@ -211,7 +212,7 @@ def _from_matrix(matrix: Any, sizes: Sizes, flow: Flow) -> Graph:
         entries = _scipy_entries
     elif _is_from("torch_sparse", "SparseTensor", matrix):
         entries = _torch_sparse_entries
-    elif _is_from("gatv2.distributed", "Partition", matrix):
+    elif isinstance(matrix, Part):
         raise TypeError(
             "a Partition is read by GraphAttentionV2Layer and gatv2.distributed.gatv2_attention, which "
             "exchange rows with the other processes, and by nothing else: pass a Graph"

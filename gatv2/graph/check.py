@@ -1,4 +1,4 @@
-"""Is it a graph? Everything that kernels rely on, which look at no index twice while they run."""
+"""Checks a graph before kernels run on it: they trust every index."""
 
 from dataclasses import fields
 from typing import cast
@@ -6,13 +6,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gatv2.graph.graph import Graph
+from gatv2.graph.edges import SortedEdges
 
 _CHUNK = 1 << 22  # edges that are looked at in one go
 _INDICES = ("query_ptr", "key_index", "query_index", "edge_id")
 
 
-def check_graph(graph: Graph) -> None:
+def check_graph(graph: SortedEdges) -> None:
     """Raise a ValueError unless a graph, wherever it came from, is one that kernels can run on.
 
     That is: pointers and queries of edges tell the same; every index is in range; a query's edges are
@@ -21,6 +21,7 @@ def check_graph(graph: Graph) -> None:
 
     Example:
         >>> from dataclasses import replace
+        >>> from gatv2 import Graph
         >>> graph = Graph.from_edge_index(torch.tensor([[0, 0], [0, 1]]), n_nodes=2)
         >>> check_graph(graph)
         >>> check_graph(replace(graph, n_keys=1))
@@ -45,7 +46,7 @@ def check_graph(graph: Graph) -> None:
     _require(bool(is_numbered.all()), "`edge_id` must have each number of an edge once; it has not")
 
 
-def _check_layout(graph: Graph) -> None:
+def _check_layout(graph: SortedEdges) -> None:
     for field in fields(graph):
         value, expected = getattr(graph, field.name), cast(type, field.type)
         _require(
@@ -81,7 +82,7 @@ def _check_layout(graph: Graph) -> None:
     )
 
 
-def _check_form(graph: Graph, name: str, dtype: torch.dtype, n: int) -> None:
+def _check_form(graph: SortedEdges, name: str, dtype: torch.dtype, n: int) -> None:
     tensor: Tensor = getattr(graph, name)
     _require(
         (tensor.dtype, tensor.shape) == (dtype, (n,)),
@@ -90,7 +91,7 @@ def _check_form(graph: Graph, name: str, dtype: torch.dtype, n: int) -> None:
     )
 
 
-def _check_edges(graph: Graph, start: int) -> None:
+def _check_edges(graph: SortedEdges, start: int) -> None:
     """Check the edges from number `start` on, as they are sorted, together with the one before."""
     part = slice(start, start + _CHUNK)
     _check_range(graph, "key_index", graph.n_keys, part)
@@ -113,7 +114,7 @@ def _check_edges(graph: Graph, start: int) -> None:
     _require(bool(is_sorted.all()), "the keys of a query must ascend; they do not")
 
 
-def _check_range(graph: Graph, name: str, end: int, part: slice) -> None:
+def _check_range(graph: SortedEdges, name: str, end: int, part: slice) -> None:
     index: Tensor = getattr(graph, name)[part]
     is_outside = (index < 0) | (index >= end)
     if bool(is_outside.any()):

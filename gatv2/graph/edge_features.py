@@ -9,56 +9,13 @@ import torch
 from torch import Tensor
 
 from gatv2.graph.adjacency import Adjacency, Sizes
+from gatv2.graph.edge_inputs import EdgeInputs as EdgeInputs
 from gatv2.graph.graph import Graph
 from gatv2.options import Flow
 
 
-def check_edge_features(
-    edge_features: Tensor | None, edge_projection: Tensor | None, query: Tensor
-) -> None:
-    """Raise unless both are given or neither, and fit the queries and one another.
-
-    Raises:
-        TypeError: not a tensor, or of another dtype than `query`.
-        ValueError: one without the other, another device, or sizes that do not fit.
-    """
-    if edge_features is None and edge_projection is None:
-        return
-    tensors = {"edge_features": edge_features, "edge_projection": edge_projection}
-    for name, tensor in tensors.items():
-        if tensor is None:
-            (given,) = tensors.keys() - {name}
-            raise ValueError(f"`edge_features` come with `edge_projection`; got only `{given}`")
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")
-        if tensor.dtype != query.dtype:
-            raise TypeError(
-                f"`{name}` must have the dtype of `query`, {query.dtype}; got {tensor.dtype}: "
-                "convert it with `.to(query.dtype)`"
-            )
-        if tensor.device != query.device:
-            raise ValueError(
-                f"`{name}` is on {tensor.device} and `query` is on {query.device}: "
-                "move one of them with `.to(device)`"
-            )
-    assert edge_features is not None
-    assert edge_projection is not None
-    n_heads, n_hidden = query.shape[-2:]
-    if edge_projection.ndim != 3 or edge_projection.shape[:2] != (n_heads, n_hidden):
-        raise ValueError(
-            f"`edge_projection` must have shape (n_heads, n_hidden, D)=({n_heads}, {n_hidden}, D); "
-            f"got {tuple(edge_projection.shape)}"
-        )
-    n_features = edge_projection.shape[2]
-    if edge_features.ndim < 2 or edge_features.shape[-1] != n_features:
-        raise ValueError(
-            f"the last dimension of `edge_features` must be D={n_features}, as `edge_projection` "
-            f"has it; got shape {tuple(edge_features.shape)}"
-        )
-
-
 def is_mask(adj_mat: object) -> bool:
-    """Whether a form of a graph that `gatv2.graph.adjacency.as_adjacency` reads is a mask."""
+    """Whether a form of a graph that `gatv2.graph.as_adjacency` reads is a mask."""
     return (
         isinstance(adj_mat, Tensor)
         and adj_mat.layout == torch.strided

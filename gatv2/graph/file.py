@@ -5,33 +5,34 @@ What the backward pass reads, `Graph.by_key`, is not saved: checking it would ta
 
 from dataclasses import fields
 from os import fspath
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from gatv2.graph.check import check_graph
-from gatv2.graph.graph import Graph
+from gatv2.graph.edges import SortedEdges
 from gatv2.tensor_file import PathLike, load_tensors, save_tensors
 
 _KIND = "graph"
+Edges = TypeVar("Edges", bound=SortedEdges)
 
 
-def save_graph(graph: Graph, path: PathLike) -> None:
+def save_graph(graph: SortedEdges, path: PathLike) -> None:
     """See `Graph.save`."""
-    values = {field.name: getattr(graph, field.name) for field in fields(Graph)}
+    values = {field.name: getattr(graph, field.name) for field in fields(graph)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     numbers = {name: str(value) for name, value in values.items() if isinstance(value, int)}
     save_tensors(path, tensors, {"kind": _KIND, **numbers})
 
 
-def load_graph(path: PathLike) -> Graph:
-    """See `Graph.load`."""
+def load_graph(path: PathLike, build: type[Edges]) -> Edges:
+    """Load a file of `save_graph` as an object of the class `build`; see `Graph.load`."""
     tensors, metadata = load_tensors(path, _KIND)
     numbers = {name: text for name, text in metadata.items() if name != "kind"}
     values: dict[str, Any] = dict(tensors)
     try:
         values |= {name: int(text) for name, text in numbers.items()}
-        graph = Graph(**values)
+        graph = build(**values)
         check_graph(graph)
     except (TypeError, ValueError) as error:
         raise ValueError(

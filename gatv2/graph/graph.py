@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.graph.edge_index import read_edge_index
-from gatv2.graph.sort import sort_by_key, sort_edges
+from gatv2.graph.edges import SortedEdges
+from gatv2.graph.file import load_graph, save_graph
+from gatv2.graph.sort import sort_edges
 from gatv2.options import Flow
-from gatv2.torch_internals import made_to_last
+from gatv2.torch_internals import made_once
 
 
 class SelfLoops(NamedTuple):
@@ -25,19 +27,8 @@ class SelfLoops(NamedTuple):
     """Queries of those edges."""
 
 
-class KeyOrder(NamedTuple):
-    """The edges of a graph in the order (key, query): CSC, which the backward pass reads."""
-
-    ptr: Tensor
-    """`[n_keys + 1]`: the edges of key j are `ptr[j]:ptr[j + 1]`."""
-    edge: Tensor
-    """`[n_edges]`: position of the edge in the graph's own order, by query."""
-    query: Tensor
-    """`[n_edges]`: query of the edge."""
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class Graph:
+class Graph(SortedEdges):
     """A graph's edges, sorted by query: query i attends to the keys of its edges.
 
     Build it with `from_edge_index` or `from_mask`. Preparation takes O(edges), once; a layer that is
@@ -71,16 +62,6 @@ class Graph:
         tensor([[0, 2, 0],
                 [2, 0, 1]])
     """
-
-    query_ptr: Tensor
-    key_index: Tensor
-    query_index: Tensor
-    edge_id: Tensor
-    n_keys: int
-    head_mask: Tensor | None = None
-    n_blocks: int = 1
-    query_id: Tensor | None = None
-    key_id: Tensor | None = None
 
     @classmethod
     def from_edge_index(
@@ -179,65 +160,6 @@ class Graph:
             key_id=_join_ids([graph.key_id for graph in graphs], offsets[:, 1]),
         )
 
-    @property
-    def n_queries(self) -> int:
-        """Number of queries."""
-        return self.query_ptr.shape[0] - 1
-
-    @property
-    def n_edges(self) -> int:
-        """Number of edges."""
-        return self.key_index.shape[0]
-
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        """Number of queries and of keys in one block; the whole graph's if there is one block."""
-        n_blocks = max(self.n_blocks, 1)
-        return self.n_queries // n_blocks, self.n_keys // n_blocks
-
-    @property
-    def device(self) -> torch.device:
-        """Where the graph's tensors are."""
-        return self.key_index.device
-
-    @property
-    def edge_index(self) -> Tensor:
-        """`[2, n_edges]`, int64: queries and keys in the caller's order."""
-        return self.in_callers_order(
-            torch.stack((self.query_index, self.key_index), dim=1).long(), dim=0
-        ).T
-
-    @property
-    def by_key(self) -> KeyOrder:
-        """The edges sorted by (key, query); made when first asked for."""
-        # functools.cached_property takes a lock, which torch.compile can't trace
-        if "_by_key" not in self.__dict__:
-            with made_to_last(self.key_index):
-                self.__dict__["_by_key"] = KeyOrder(
-                    *sort_by_key(self.query_ptr, self.key_index, self.query_index, self.n_keys)
-                )
-        by_key: KeyOrder = self.__dict__["_by_key"]
-        return by_key
-
-    @property
-    def multiplicity(self) -> Tensor:
-        """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
-        position = torch.arange(self.n_edges, device=self.device)
-        is_first = torch.ones_like(position, dtype=torch.bool)
-        is_first[1:] = (self.query_index[1:] != self.query_index[:-1]) | (
-            self.key_index[1:] != self.key_index[:-1]
-        )
-        first: Tensor = torch.cummax(torch.where(is_first, position, 0), dim=0).values
-        return position - first
-
-    def in_callers_order(self, values: Tensor, dim: int) -> Tensor:
-        """Bring values of the sorted edges, along `dim`, to the order in which the caller gave them."""
-        position = torch.empty_like(self.edge_id)
-        position[self.edge_id.long()] = torch.arange(
-            self.n_edges, dtype=position.dtype, device=self.device
-        )
-        return values.index_select(dim, position)
-
     def coalesce(self) -> "Graph":
         """The graph with each set of parallel edges replaced by one edge, numbered by (query, key)."""
         is_first = self.multiplicity == 0
@@ -264,14 +186,10 @@ class Graph:
         """
         return self.self_loops.graph
 
-    @property
+    @made_once
     def self_loops(self) -> SelfLoops:
         """The graph with self-loops, and which edges it has of this one; made when first asked for."""
-        if "_self_loops" not in self.__dict__:
-            with made_to_last(self.key_index):
-                self.__dict__["_self_loops"] = _add_self_loops(self)
-        loops: SelfLoops = self.__dict__["_self_loops"]
-        return loops
+        return _add_self_loops(self)
 
     def to_mask(self) -> Tensor:
         """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
@@ -320,8 +238,6 @@ class Graph:
         Raises:
             ImportError: safetensors is missing.
         """
-        from gatv2.graph.file import save_graph
-
         save_graph(self, path)
 
     @classmethod
@@ -343,9 +259,7 @@ class Graph:
             >>> Graph.load(path)
             Graph(n_queries=2, n_keys=2, n_edges=2, dtype=torch.int32, device=cpu)
         """
-        from gatv2.graph.file import load_graph
-
-        return load_graph(path)
+        return load_graph(path, cls)
 
     def __repr__(self) -> str:
         blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatv2.distributed.partition import Loops, Partition
 from gatv2.graph.adjacency import Adjacency
 from gatv2.graph.graph import SelfLoops, check_has_self_loops
+from gatv2.graph.part import Loops, Part
 from gatv2.options import Reduction, check_reduction
 
 FillValue = float | Tensor | Reduction
@@ -30,10 +30,10 @@ def check_fill_value(fill_value: Any) -> None:
 
 
 def add_self_loops(
-    adjacency: Adjacency | Partition,
+    adjacency: Adjacency | Part,
     edge_features: Tensor | None = None,
     fill_value: FillValue = "mean",
-) -> tuple[Adjacency | Partition, Tensor | None]:
+) -> tuple[Adjacency | Part, Tensor | None]:
     """A graph or mask with one self-loop at each node, and features of edges that fit it.
 
     Args:
@@ -69,7 +69,7 @@ def add_self_loops(
         if edge_features is None:
             return loops.graph, None
         _check_rows(edge_features, -2, adjacency.n_edges)
-        return loops.graph, _of_edges(loops, edge_features, fill_value)
+        return loops.graph, _with_filled(loops, edge_features, fill_value)
     n_queries, n_keys = adjacency.shape[-3:-1]
     check_has_self_loops(n_queries, n_keys)
     loop = torch.eye(n_queries, dtype=torch.bool, device=adjacency.device).unsqueeze(-1)
@@ -85,7 +85,7 @@ def add_self_loops(
     return adjacency | loop, torch.where(loop, filled, edge_features)
 
 
-def _of_edges(loops: SelfLoops | Loops, values: Tensor, fill_value: FillValue) -> Tensor:
+def _with_filled(loops: SelfLoops | Loops[Part], values: Tensor, fill_value: FillValue) -> Tensor:
     kept = values.index_select(-2, loops.kept)
     n_nodes = loops.graph.n_edges - len(loops.kept)
     shape = *kept.shape[:-2], n_nodes, kept.shape[-1]

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from gatv2.torch_internals import is_inspectable, numba_import_failure
+from gatv2.numba.support import import_failure
+from gatv2.torch_internals import fits_int32, is_inspectable
 
 
 def sort_edges(
@@ -15,7 +16,7 @@ def sort_edges(
 
         return counting_sort.sort_edges(query, key, n_queries, n_keys)
     counts = query.shape[0], n_queries, n_keys
-    dtype = torch.int32 if all(map(_fits_int32, counts)) else torch.int64
+    dtype = torch.int32 if all(map(fits_int32, counts)) else torch.int64
     query, key = query.to(dtype), key.to(dtype)
     _, by_key = _stable_sort(key)
     query_index, by_query = _stable_sort(query[by_key])
@@ -38,7 +39,7 @@ def sort_by_key(
 
 def _has_counting_sort(index: Tensor) -> bool:
     """Ours is compiled for the CPU; elsewhere, and under a transform, PyTorch sorts."""
-    return index.device.type == "cpu" and is_inspectable(index) and numba_import_failure() is None
+    return index.device.type == "cpu" and is_inspectable(index) and import_failure() is None
 
 
 def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +47,6 @@ def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
     in_onnx = torch.onnx.is_in_onnx_export()
     ordered, position = torch.sort(values) if in_onnx else torch.sort(values, stable=True)
     return ordered, position
-
-
-def _fits_int32(count: int) -> bool:
-    if not torch.compiler.is_compiling():
-        return count < 2**31
-    from torch.fx.experimental.symbolic_shapes import guard_or_false
-
-    return guard_or_false(count < 2**31)  # a count that depends on values may not fit
 
 
 def _pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Every form in which a user may hold a graph, brought to the two that kernels read.
 
-The forms and their meaning are those of :mod:`gatv2.graph.adjacency`. Arrays of JAX and NumPy are read
-here, by shape and dtype alone, so that they may be traced; what only PyTorch or SciPy can hold is
+The forms and their meaning are those of :func:`gatv2.graph.as_adjacency`. Arrays of JAX and NumPy are
+read here, by shape and dtype alone, so that they may be traced; what only PyTorch or SciPy can hold is
 read there.
 """
 
@@ -59,7 +59,7 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
     Args:
         adj_mat: a :class:`gatv2.jax.Graph`, a mask `[*batch, n_queries, n_keys, 1 or n_heads]` of any
             number type (non-zero is an edge), a bool mask `[n_queries, n_keys]`, an integer edge index
-            `[2, n_edges]`; or any other form that :func:`gatv2.graph.adjacency.as_adjacency` reads.
+            `[2, n_edges]`; or any other form that :func:`gatv2.graph.as_adjacency` reads.
         sizes: the sizes that the graph has to fit.
         flow: "source_to_target" turns every form but a `Graph` round.
         backend: "dense" or "sparse"; "auto" takes dense for a mask and sparse for the rest.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gatv2.numba.compile import inline, kernel
 from gatv2.numba.tiles import as_array, empty
+from gatv2.torch_internals import without_transforms
 
 
 def sort_edges(
@@ -32,7 +33,7 @@ def sort_edges(
     """
     n_edges = query.shape[0]
     dtype = torch.int32 if max(n_edges, n_queries, n_keys) < 2**31 else torch.int64
-    with torch._C._DisableFuncTorch():  # a torch.func transform would wrap every new tensor
+    with without_transforms():
         ptr, key_ptr = (torch.zeros(n + 1, dtype=dtype) for n in (n_queries, n_keys))
         key_index, edge_id = (empty((n_edges,), dtype) for _ in range(2))
         by_key = empty((2 * n_edges,), dtype)  # (edge, query) of each edge
@@ -54,7 +55,7 @@ def transpose(query_ptr: Tensor, key_index: Tensor, n_keys: int) -> tuple[Tensor
         >>> [x.tolist() for x in transpose(torch.tensor([0, 2, 2, 3]), torch.tensor([0, 1, 0]), 2)]
         [[0, 2, 3], [0, 2, 1], [0, 2, 0]]
     """
-    with torch._C._DisableFuncTorch():
+    with without_transforms():
         ptr = torch.zeros(n_keys + 1, dtype=key_index.dtype)
         edge, query = (empty(tuple(key_index.shape), key_index.dtype) for _ in range(2))
         _transpose(*(as_array(x) for x in (query_ptr, key_index, ptr, edge, query)))

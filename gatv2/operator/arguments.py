@@ -1,15 +1,13 @@
-"""The arguments of a fused operator, named once: its schema, shapes and gradients are read from here.
+"""The arguments of a fused operator, named once: its schema, shapes, gradients and vmap read them here.
 
-An operator takes plain tensors and numbers, one after another; everything inside takes `Arguments`.
+An operator of PyTorch takes tensors and numbers one after another, *flat*; what stands behind it takes
+`Arguments`. Imports nothing of gatv2.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
-
-Adjacency = tuple[Tensor | None, ...]
-"""The tensors that tell a kernel the graph: each backend has a named tuple of its own."""
 
 
 class Arguments(NamedTuple):
@@ -22,27 +20,27 @@ class Arguments(NamedTuple):
     attn: Tensor
     """`[H, F]`."""
     edge_features: Tensor | None
-    """`[*B, rows, D]`: one row for each edge, or for each pair of nodes (`[*B, N, M, D]`)."""
+    """`[*B, E, D]`, or with a mask `[*B, N, M, D]`."""
     edge_projection: Tensor | None
     """`[H, F, D]`."""
     adjacency: Any
-    """The backend's named tuple of tensors."""
+    """The graph: a named tuple of tensors, each backend's own."""
     seed: Tensor | None
-    """0-d, int64: of dropout; None without."""
+    """0-d int64, the seed of the dropout mask; None without dropout."""
     n_blocks: int
     """B if the graph is the block-diagonal union of B graphs of one size, else 1."""
     n_mapped: int
-    """Leading batch dimensions that dropout does not tell apart, and for which the gradients of attn
-    and edge_projection are not summed: those that `torch.vmap` added."""
+    """How many batch dimensions, in front, `torch.vmap` added. Dropout does not tell them apart, and
+    the gradients of attn and edge_projection are not summed over them."""
     negative_slope: float
     dropout: float
     wants_rows: bool
-    """Whether the result with a row for each edge is wanted: forward alpha, backward the gradient of
-    edge_features."""
+    """Whether the result that has a row for each edge is wanted: forward alpha, backward the gradient
+    of edge_features."""
 
 
 class Cotangents(NamedTuple):
-    """What the gradient of a fused operator takes before the `Arguments`; empty where there is none."""
+    """What a gradient takes before the `Arguments`: what is zero is empty, but for `d_out`."""
 
     d_out: Tensor
     d_lse: Tensor
@@ -51,22 +49,28 @@ class Cotangents(NamedTuple):
     """The log-sum-exp that the operator returned."""
 
 
+_AT = Arguments._fields.index("adjacency")
+N_NUMBERS = sum(kind in (int, float, bool) for kind in Arguments.__annotations__.values())
+"""How many arguments are no tensors; they come last."""
+
+
+def names_of(adjacency: type[Any]) -> tuple[str, ...]:
+    """The names of the flat arguments, given a backend's named tuple."""
+    return (*Arguments._fields[:_AT], *adjacency._fields, *Arguments._fields[_AT + 1 :])
+
+
 def flatten(arguments: Arguments) -> tuple[Any, ...]:
-    """Arguments as an operator takes them: the tensors of the graph in their place among the others."""
-    return tuple(
-        value
-        for name, field in zip(Arguments._fields, arguments, strict=True)
-        for value in (field if name == "adjacency" else (field,))
-    )
+    """The arguments as an operator takes them."""
+    return (*arguments[:_AT], *arguments.adjacency, *arguments[_AT + 1 :])
 
 
 def unflatten(flat: Sequence[Any], adjacency: type[Any]) -> Arguments:
-    """Arguments of what an operator was given; `adjacency` is the backend's named tuple."""
-    values = iter(flat)
+    """The arguments that an operator was given; `adjacency` is the backend's named tuple."""
+    end = _AT + len(adjacency._fields)
+    return Arguments._make((*flat[:_AT], adjacency(*flat[_AT:end]), *flat[end:]))
 
-    def take(name: str) -> Any:
-        if name == "adjacency":
-            return adjacency(*(next(values) for _ in adjacency._fields))
-        return next(values)
 
-    return Arguments(*map(take, Arguments._fields))
+def unflatten_gradient(flat: Sequence[Any], adjacency: type[Any]) -> tuple[Cotangents, Arguments]:
+    """The cotangents and arguments that the gradient of an operator was given."""
+    n_cotangents = len(Cotangents._fields)
+    return Cotangents(*flat[:n_cotangents]), unflatten(flat[n_cotangents:], adjacency)

@@ -1,32 +1,31 @@
-"""The fused CPU kernel over a list of edges: same function as `gatv2.sparse.reference`."""
+"""The fused operator over a list of edges, on any device: same function as `gatv2.sparse.reference`."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gatv2.graph import Graph
-from gatv2.operator.define import Launcher, define, unsupported
+from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.operator.arguments import Arguments
+from gatv2.operator.define import Launcher, define
 from gatv2.sparse import reference
-
-__all__ = ["gatv2_attention", "unsupported"]
 
 
 class Adjacency(NamedTuple):
-    """What tells the kernels the graph: that of a `Graph`."""
+    """The tensors of a `Graph` that tell the kernels its edges."""
 
     query_ptr: Tensor
     key_index: Tensor
     key_ptr: Tensor | None
-    """Where each key's edges begin; like the next two, None where no gradient is expected."""
+    """Where the edges of each key are, among the next two; all three are None for inference."""
     edges_by_key: Tensor | None
     queries_by_key: Tensor | None
     head_mask: Tensor | None
     edge_id: Tensor | None
-    """The row of features of each edge; None without features of edges."""
+    """Which row of features each edge has; None without features of edges."""
     query_id: Tensor | None
-    """Numbers of queries for dropout; None, like those of keys, if they are the positions."""
+    """Numbers of the queries, by which dropout knows them, and of the keys; None: their positions."""
     key_id: Tensor | None
 
 
@@ -40,52 +39,59 @@ def gatv2_attention(
     dropout: float,
     seed: Tensor | None,
     return_attention: bool,
-    edge_features: Tensor | None = None,
-    edge_projection: Tensor | None = None,
+    edges: EdgeInputs | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention without anything of `[E, H, F]`; see `gatv2.sparse.reference`.
 
     Forward keeps one log-sum-exp for each query and head, and backward recomputes the coefficients.
-    Its scratch is two numbers for each edge and head, and one bit for each edge and feature. Features
-    of edges are projected while they are read.
+    On the CPU its scratch is two numbers for each edge and head, and one bit for each edge and feature.
+    Features of edges are projected while they are read.
     """
-    features = [query, key, attn]
-    features += [x for x in (edge_features, edge_projection) if x is not None]
-    by_key: Sequence[Tensor | None] = (None, None, None)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in features):
-        by_key = graph.by_key
-    out, lse, alpha = _attention(
-        query,
-        key,
-        attn,
-        edge_features,
-        edge_projection,
+    features = (query, key, attn, *(edges or ()))
+    is_differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in features)
+    key_ptr, edges_by_key, queries_by_key = graph.by_key if is_differentiated else [None] * 3
+    query_id, key_id = (None, None) if seed is None else _node_ids(graph)
+    edge_features, edge_projection = edges or (None, None)
+    adjacency = Adjacency(
         graph.query_ptr,
         graph.key_index,
-        *by_key,
+        key_ptr,
+        edges_by_key,
+        queries_by_key,
         graph.head_mask,
-        None if edge_features is None else graph.edge_id,
-        *((None, None) if seed is None else _node_ids(graph)),
-        seed,
-        graph.n_blocks,
-        0,
-        negative_slope,
-        dropout,
-        return_attention,
+        None if edges is None else graph.edge_id,
+        query_id,
+        key_id,
+    )
+    out, lse, alpha = _attention(
+        Arguments(
+            query,
+            key,
+            attn,
+            edge_features,
+            edge_projection,
+            adjacency,
+            seed,
+            graph.n_blocks,
+            n_mapped=0,
+            negative_slope=negative_slope,
+            dropout=dropout,
+            wants_rows=return_attention,
+        )
     )
     return out, lse, graph.in_callers_order(alpha, dim=-2) if return_attention else None
 
 
 def _node_ids(graph: Graph) -> tuple[Tensor | None, Tensor | None]:
     """Numbers of queries and of keys for dropout: both, or none if they are the positions."""
-    if graph.query_id is None and graph.key_id is None:
+    query_id, key_id = graph.query_id, graph.key_id
+    if query_id is None and key_id is None:
         return None, None
     block_queries, block_keys = graph.block_shape
-    query_id, key_id = graph.query_id, graph.key_id
     if query_id is None:
-        query_id = torch.arange(graph.n_queries) % max(block_queries, 1)
+        query_id = torch.arange(graph.n_queries, device=graph.device) % max(block_queries, 1)
     if key_id is None:
-        key_id = torch.arange(graph.n_keys) % max(block_keys, 1)
+        key_id = torch.arange(graph.n_keys, device=graph.device) % max(block_keys, 1)
     return query_id, key_id
 
 
@@ -95,52 +101,46 @@ def _numba() -> Launcher:
     return numba_kernel
 
 
-def _reference(
-    query: Tensor,
-    key: Tensor,
-    attn: Tensor,
-    adjacency: Sequence[Tensor | None],
-    seed: Tensor | None,
-    n_blocks: int,
-    negative_slope: float,
-    dropout: float,
-    edge_features: Tensor | None,
-    edge_projection: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    query_ptr, key_index, *_, head_mask, edge_id, query_id, key_id = adjacency
-    assert query_ptr is not None
-    assert key_index is not None
+def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
+    edges = EdgeInputs.join(arguments.edge_features, arguments.edge_projection)
+    edge_id = arguments.adjacency.edge_id
+    if edges is not None and edge_id is not None:
+        edges = edges._replace(features=edges.features.index_select(-2, edge_id))
+    return reference.gatv2_attention(
+        arguments.query,
+        arguments.key,
+        arguments.attn,
+        _graph_of(arguments),
+        negative_slope=arguments.negative_slope,
+        dropout=arguments.dropout,
+        seed=arguments.seed,
+        return_attention=True,
+        edges=edges,
+    )
+
+
+def _graph_of(arguments: Arguments) -> Graph:
+    """The graph, its edges numbered as they are sorted."""
+    adjacency: Adjacency = arguments.adjacency
+    query_ptr, key_index = adjacency.query_ptr, adjacency.key_index
     n_queries, n_edges = query_ptr.shape[0] - 1, key_index.shape[0]
-    position = torch.arange(max(n_queries, n_edges), dtype=key_index.dtype)
-    graph = Graph(
+    position = torch.arange(max(n_queries, n_edges), dtype=key_index.dtype, device=key_index.device)
+    return Graph(
         query_ptr,
         key_index,
         query_index=position[:n_queries].repeat_interleave(query_ptr.diff(), output_size=n_edges),
         edge_id=position[:n_edges],
-        n_keys=key.shape[-3],
-        head_mask=head_mask,
-        n_blocks=n_blocks,
-        query_id=query_id,
-        key_id=key_id,
-    )
-    if edge_features is not None and edge_id is not None:
-        edge_features = edge_features.index_select(-2, edge_id)
-    return reference.gatv2_attention(
-        query,
-        key,
-        attn,
-        graph,
-        negative_slope=negative_slope,
-        dropout=dropout,
-        seed=seed,
-        return_attention=True,
-        edge_features=edge_features,
-        edge_projection=edge_projection,
+        n_keys=arguments.key.shape[-3],
+        head_mask=adjacency.head_mask,
+        n_blocks=arguments.n_blocks,
+        query_id=adjacency.query_id,
+        key_id=adjacency.key_id,
     )
 
 
-def _alpha_shape(query: Tensor, _key: Tensor, *adjacency: Tensor) -> tuple[int, ...]:
-    return (*query.shape[:-3], adjacency[1].shape[0], query.shape[-2])
+def _alpha_shape(arguments: Arguments) -> tuple[int, ...]:
+    *batch, _, n_heads, _ = arguments.query.shape
+    return (*batch, arguments.adjacency.key_index.shape[0], n_heads)
 
 
 _attention = define("sparse_attention", Adjacency, {"CPU": _numba}, _reference, _alpha_shape)

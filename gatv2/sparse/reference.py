@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from gatv2.graph import Graph
+from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.precision import computed_in
 from gatv2.random import keep_mask
 
@@ -28,8 +29,7 @@ def gatv2_attention(
     dropout: float,
     seed: Tensor | None,
     return_attention: bool,
-    edge_features: Tensor | None = None,
-    edge_projection: Tensor | None = None,
+    edges: EdgeInputs | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention: `(out, lse, alpha)`.
 
@@ -45,8 +45,7 @@ def gatv2_attention(
         dropout: probability that a coefficient is dropped.
         seed: 0-d int64, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha, in the caller's order of edges.
-        edge_features: x `[*B, E, D]`, in the caller's order of edges, or None.
-        edge_projection: W_e `[H, F, D]`, or None.
+        edges: x `[*B, E, D]`, in the caller's order of edges, and W_e `[H, F, D]`; or None.
     """
     scores = gatv2_scores(
         query,
@@ -54,8 +53,7 @@ def gatv2_attention(
         attn,
         graph,
         negative_slope=negative_slope,
-        edge_features=edge_features,
-        edge_projection=edge_projection,
+        edges=edges,
     )
     out, lse, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
     return out, lse, graph.in_callers_order(alpha, dim=-2) if return_attention else None
@@ -68,14 +66,13 @@ def gatv2_scores(
     graph: Graph,
     *,
     negative_slope: float,
-    edge_features: Tensor | None = None,
-    edge_projection: Tensor | None = None,
+    edges: EdgeInputs | None = None,
 ) -> Tensor:
     """e_ij of GATv2 for every edge, in the graph's order: `[*B, E, H]`."""
     pair = query.index_select(-3, graph.query_index) + key.index_select(-3, graph.key_index)
-    if edge_features is not None and edge_projection is not None:
-        of_edge = edge_features.index_select(-2, graph.edge_id)
-        pair = pair + torch.einsum("...d,hfd->...hf", of_edge, edge_projection)
+    if edges is not None:
+        x = edges.features.index_select(-2, graph.edge_id)
+        pair = pair + torch.einsum("...d,hfd->...hf", x, edges.projection)
     return (leaky_relu(pair, negative_slope) * attn).sum(-1)  # pair: [*B, E, H, F]
 
 

@@ -37,7 +37,8 @@ def test_is_one_by_one(kernel: Kernel, drawn: list[Graph]) -> None:
         (torch.randn(g.n_queries, 3).double(), torch.randn(g.n_keys, 5).double()) for g in drawn
     ]
     batch = Graph.batch(drawn)
-    out = layer(tuple(map(torch.cat, zip(*features, strict=True))), batch)
+    of_queries, of_keys = map(torch.cat, zip(*features, strict=True))
+    out = layer((of_queries, of_keys), batch)
     for one, h, graph in zip(out.split([g.n_queries for g in drawn]), features, drawn, strict=True):
         assert_agrees(one, layer(h, graph))
 

@@ -142,5 +142,5 @@ def test_a_graph_without_nodes_has_an_order() -> None:
 
 def test_without_scipy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
-    with pytest.raises(ImportError, match=r"pip install 'gatv2-layers\[locality\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'gatv2-layers\[scipy\]'"):
         locality.reorder(Graph.from_edge_index(torch.tensor([[0], [1]]), 2))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gatv2 import Graph
 from gatv2.dispatch import KERNELS, Kernel
+from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.testing import assert_agrees, value_and_gradients
 
 pytest.importorskip("numba")
@@ -81,7 +82,7 @@ def outcome(
         dropout=dropout,
         seed=torch.tensor(5) if dropout else None,
         return_attention=True,
-        **dict(zip(("edge_features", "edge_projection"), edges, strict=False)),
+        edges=EdgeInputs(*edges) if edges else None,
     )
     assert alpha is not None
     results = out, lse.masked_fill(lse.isinf(), 0.0), alpha

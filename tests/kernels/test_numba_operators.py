@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from attention import as_vector, attention_over
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention, select_kernel
+from gatv2 import Graph, GraphAttentionV2Layer, select_kernel
 from gatv2.testing import assert_agrees
 
 pytest.importorskip("numba")
@@ -78,22 +79,8 @@ def test_opcheck(
 
 def function_of(backend: Any, kernel: str, mask: Tensor = HEAD_MASK) -> Any:
     """Attention as a function of the features, with coefficients and dropout, as one vector."""
-
-    def function(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
-        out, alpha = gatv2_attention(
-            query,
-            key,
-            attn,
-            mask,
-            dropout=0.3,
-            seed=9,
-            backend=backend,
-            kernel=kernel,
-            return_attention=True,
-        )
-        return torch.cat((out.flatten(), alpha.flatten()))
-
-    return function
+    options = {"dropout": 0.3, "seed": 9, "return_attention": True}
+    return as_vector(attention_over(mask, backend=backend, kernel=kernel, **options))
 
 
 def test_gradgradcheck(backend: str) -> None:
@@ -207,11 +194,17 @@ def test_forward_mode_goes_to_the_reference(backend: str) -> None:
         selection = select_kernel(dual, features[1], features[2], adjacency)
         assert selection.kernel.name == "torch"
         assert "forward-mode" in selection.rejected["numba"][0]
-        options = (None, 1, 0, 0.2, 0.0, False)
-        edges = (None, None)
-        operator = getattr(torch.ops.gatv2, f"{backend}_attention")
+
+
+def test_an_operator_refuses_dual_tensors(backend: str) -> None:
+    """Called by itself; with nothing but public names of PyTorch, it drops the tangent."""
+    query, *others = random_features()
+    operator = getattr(torch.ops.gatv2, f"{backend}_attention")
+    options = (None, 1, 0, 0.2, 0.0, False)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(query, torch.ones_like(query))
         with pytest.raises(NotImplementedError, match="forward mode AD"):
-            operator(dual, *features[1:], *edges, *adjacency_of(backend, MASK), *options)
+            operator(dual, *others, None, None, *adjacency_of(backend, MASK), *options)
 
 
 def test_unsupported_inputs_are_told(backend: str) -> None:
@@ -249,7 +242,7 @@ def test_exported_program_runs_in_a_fresh_process(backend: str, tmp_path: Path) 
     torch.export.save(program, tmp_path / "program.pt2")
     torch.save((h, adj_mat, layer(h, adj_mat)), tmp_path / "data.pt")
     code = (
-        "import gatv2, torch\n"
+        "import gatv2.functional, torch\n"
         f"h, adj_mat, expected = torch.load({str(tmp_path / 'data.pt')!r})\n"
         f"program = torch.export.load({str(tmp_path / 'program.pt2')!r}).module()\n"
         "torch.testing.assert_close(program(h, adj_mat), expected)\n"

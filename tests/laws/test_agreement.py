@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import attention_over, by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,13 +23,9 @@ from gatv2.testing import (
 
 def attend(inputs: AttentionInputs, **options: Any) -> list[Tensor]:
     """Value and gradients to query, key and attn."""
-
-    def function(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
-        out = gatv2_attention(query, key, attn, inputs.mask, seed=inputs.seed, **options)
-        assert isinstance(out, Tensor)
-        return out
-
-    return value_and_gradients(function, (inputs.query, inputs.key, inputs.attn), inputs.cotangent)
+    features = (inputs.query, inputs.key, inputs.attn)
+    function = attention_over(inputs.mask, seed=inputs.seed, **options)
+    return value_and_gradients(function, features, inputs.cotangent)
 
 
 @given(
@@ -43,7 +40,7 @@ def test_values_and_gradients(
     options: dict[str, Any] = {"dropout": dropout, "negative_slope": slope}
     exact = attend(inputs.to(dtype).to(torch.float64), backend="dense", kernel="torch", **options)
     reference = attend(inputs.to(dtype), backend="dense", kernel="torch", **options)
-    actual = attend(inputs.to(dtype), backend=kernel.backend, kernel=kernel.name, **options)
+    actual = attend(inputs.to(dtype), **by(kernel), **options)
     for a, e, r in zip(actual, exact, reference, strict=True):
         assert a.dtype == dtype
         assert_agrees(a, e, r)

@@ -1,9 +1,8 @@
 """A batch is its elements, one by one."""
 
-from typing import Any
-
 import pytest
 import torch
+from attention import attention_over, by
 from hypothesis import given
 from torch import Tensor
 
@@ -18,10 +17,6 @@ def test_one_by_one(kernel: Kernel, dtype: torch.dtype, inputs: AttentionInputs)
     batch_shape = data.query.shape[:-3]
     mask = data.mask.expand(*batch_shape, *data.mask.shape[-3:])
     masks = mask.reshape(-1, *mask.shape[-3:])
-    options: dict[str, Any] = {"backend": kernel.backend, "kernel": kernel.name}
-
-    def together(query: Tensor, key: Tensor, attn: Tensor) -> Any:
-        return gatv2_attention(query, key, attn, data.mask, **options)
 
     def apart(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
         queries, keys = (x.reshape(-1, *x.shape[-3:]) for x in (query, key))
@@ -32,7 +27,7 @@ def test_one_by_one(kernel: Kernel, dtype: torch.dtype, inputs: AttentionInputs)
         return torch.stack(outs).reshape(query.shape)
 
     features = (data.query, data.key, data.attn)
-    actual = value_and_gradients(together, features, data.cotangent)
+    actual = value_and_gradients(attention_over(data.mask, **by(kernel)), features, data.cotangent)
     reference = value_and_gradients(apart, features, data.cotangent)
     exact = value_and_gradients(apart, [x.double() for x in features], data.cotangent.double())
     for a, e, r in zip(actual, exact, reference, strict=True):
@@ -57,9 +52,7 @@ def test_features_without_a_batch_meet_a_batch_of_masks(
 ) -> None:
     query, key = (x.reshape(-1, *x.shape[-3:])[0] for x in (inputs.query, inputs.key))
     batch = torch.stack((inputs.mask, ~inputs.mask))
-    out = gatv2_attention(
-        query, key, inputs.attn, batch, backend=kernel.backend, kernel=kernel.name
-    )
+    out = gatv2_attention(query, key, inputs.attn, batch, **by(kernel))
     for element, mask in zip(out, batch, strict=True):
         exact = gatv2_attention(query, key, inputs.attn, mask, backend="dense", kernel="torch")
         assert_agrees(element, exact)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import by
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,7 +20,7 @@ def bipartite_masks(draw: st.DrawFn) -> Tensor:
 
 
 def options_of(kernel: Kernel) -> Any:
-    return {"backend": kernel.backend, "kernel": kernel.name, "dtype": torch.float64}
+    return {**by(kernel), "dtype": torch.float64}
 
 
 def on_one_set_of_nodes(layer: Any) -> Any:
@@ -141,12 +142,18 @@ def test_a_batch_of_pairs(kernel: Kernel) -> None:
             "`h[0]` must have shape (*batch, n_nodes, in_features=3); got (4, 5)",
         ),
         (
-            lambda: GraphAttentionV2Layer(3, 8, 2)((torch.zeros(4, 3), None), torch.ones(4, 4, 1)),
+            lambda: GraphAttentionV2Layer(3, 8, 2)(
+                (torch.zeros(4, 3), None),  # type: ignore[arg-type]
+                torch.ones(4, 4, 1),
+            ),
             TypeError,
             "`h[1]` must be a torch.Tensor; got NoneType",
         ),
         (
-            lambda: GraphAttentionV2Layer(3, 8, 2)((torch.zeros(4, 3),), torch.ones(4, 4, 1)),
+            lambda: GraphAttentionV2Layer(3, 8, 2)(
+                (torch.zeros(4, 3),),  # type: ignore[arg-type]
+                torch.ones(4, 4, 1),
+            ),
             TypeError,
             "`h` must be a torch.Tensor or a pair of them; got 1 of them",
         ),

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import by
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -53,15 +54,14 @@ def kept(kernel: Kernel, graph: Graph, n_heads: int, dropout: float, seed: int) 
     value = identity[:, None, :].expand(n_keys, n_heads, n_keys)
     query = torch.zeros(n_queries, n_heads, n_keys, dtype=torch.float64)
     attn = torch.zeros(n_heads, n_keys, dtype=torch.float64)
-    out = gatv2_attention(
+    out: Tensor = gatv2_attention(
         query,
         value,
         attn,
         graph,
         dropout=dropout,
         seed=seed,
-        backend=kernel.backend,
-        kernel=kernel.name,
+        **by(kernel),
     )
     query_index, key_index = graph.edge_index
     return out.transpose(1, 2)[query_index, key_index] > 0
@@ -115,7 +115,7 @@ def test_what_is_kept_is_scaled(kernel: Kernel) -> None:
     """The mean over seeds is the output without dropout."""
     mask = torch.rand(5, 6, 1) < 0.7
     query, key, attn = torch.randn(5, 2, 3), torch.randn(6, 2, 3), torch.randn(2, 3)
-    options: dict[str, Any] = {"backend": kernel.backend, "kernel": kernel.name}
+    options: dict[str, Any] = by(kernel)
     expected = gatv2_attention(query, key, attn, mask, **options)
     n_seeds = 500
     outs = torch.stack(
@@ -132,8 +132,7 @@ def test_elements_of_a_batch_drop_different_edges(kernel: Kernel) -> None:
     mask = torch.ones(20, 20, 1, dtype=torch.bool)
     h = torch.randn(20, 2, 3).expand(2, -1, -1, -1)
     options: dict[str, Any] = {
-        "backend": kernel.backend,
-        "kernel": kernel.name,
+        **by(kernel),
         "dropout": 0.5,
         "seed": 1,
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import attention_over, by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -60,21 +61,7 @@ def step(
     inputs: AttentionInputs, edges: Sequence[Tensor], dtype: torch.dtype, **options: Any
 ) -> list[Tensor]:
     """Value, and gradients to query, key, attn, features of edges and their projection."""
-
-    def function(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> Tensor:
-        out = gatv2_attention(
-            query,
-            key,
-            attn,
-            inputs.mask,
-            edge_features=edges[0],
-            edge_projection=edges[1],
-            seed=inputs.seed,
-            **options,
-        )
-        assert isinstance(out, Tensor)
-        return out
-
+    function = attention_over(inputs.mask, seed=inputs.seed, **options)
     tensors = (inputs.query, inputs.key, inputs.attn, *edges)
     return value_and_gradients(function, [x.to(dtype) for x in tensors], inputs.cotangent.to(dtype))
 
@@ -97,7 +84,7 @@ def test_values_and_gradients(
     options: dict[str, Any] = {"dropout": dropout, "negative_slope": slope}
     exact = step(rounded, edges, torch.float64, backend="dense", kernel="torch", **options)
     reference = step(rounded, edges, dtype, backend="dense", kernel="torch", **options)
-    actual = step(rounded, edges, dtype, backend=kernel.backend, kernel=kernel.name, **options)
+    actual = step(rounded, edges, dtype, **by(kernel), **options)
     for a, e, r in zip(actual, exact, reference, strict=True):
         assert a.dtype == dtype
         assert_agrees(a, e, r)
@@ -121,8 +108,7 @@ def test_by_hand(kernel: Kernel) -> None:
         torch.ones(1, 2, 1, dtype=torch.bool),
         edge_features=x,
         edge_projection=projection,
-        backend=kernel.backend,
-        kernel=kernel.name,
+        **by(kernel),
     )
     torch.testing.assert_close(out, (alpha.view(2, 1, 1) * key).sum(0, keepdim=True))
 
@@ -163,8 +149,7 @@ def test_either_layout_goes_into_either_backend(
             edge_projection=projection,
             dropout=0.3,
             seed=inputs.seed,
-            backend=kernel.backend,
-            kernel=kernel.name,
+            **by(kernel),
             return_attention=True,
         )
         scores = gatv2_scores(
@@ -199,8 +184,7 @@ def test_a_batch_of_graphs_has_one_list_of_edges(
         graph,
         edge_features=listed,
         edge_projection=projection,
-        backend=kernel.backend,
-        kernel=kernel.name,
+        **by(kernel),
     )
     exact = gatv2_attention(
         *features, inputs.mask, edge_features=pairs, edge_projection=projection, kernel="torch"
@@ -224,8 +208,7 @@ def test_flow_turns_them_round_with_the_mask(kernel: Kernel, flow: Any) -> None:
         edge_features=x.transpose(0, 1) if is_turned else x,
         edge_projection=projection,
         flow=flow,
-        backend=kernel.backend,
-        kernel=kernel.name,
+        **by(kernel),
     )
     assert_agrees(out, exact)
 
@@ -284,7 +267,7 @@ def test_a_zero_projection_is_no_features(
     kernel: Kernel, drawn: tuple[AttentionInputs, Tensor, Tensor]
 ) -> None:
     inputs, edge_features, projection = drawn
-    options: dict[str, Any] = {"backend": kernel.backend, "kernel": kernel.name, "dropout": 0.3}
+    options: dict[str, Any] = {**by(kernel), "dropout": 0.3}
     out = step(inputs, (edge_features, torch.zeros_like(projection)), torch.float64, **options)[0]
     without = gatv2_attention(
         inputs.query, inputs.key, inputs.attn, inputs.mask, seed=inputs.seed, **options
@@ -309,8 +292,7 @@ def test_they_are_a_batch_of_their_own(
         mask,
         edge_features=x,
         edge_projection=projection,
-        backend=kernel.backend,
-        kernel=kernel.name,
+        **by(kernel),
     )
     for element, features in zip(out, x, strict=True):
         exact = gatv2_attention(
@@ -332,19 +314,7 @@ def test_what_stands_beside_an_edge_is_not_read(kernel: Kernel) -> None:
     attn, projection = normal(generator, 2, 3), normal(generator, 2, 3, 2)
     mask, x = torch.rand(4, 5, 1, generator=generator) < 0.5, normal(generator, 4, 5, 2)
 
-    def function(*tensors: Tensor) -> Tensor:
-        query, key, attn, x, projection = tensors
-        return gatv2_attention(
-            query,
-            key,
-            attn,
-            mask,
-            edge_features=x,
-            edge_projection=projection,
-            backend=kernel.backend,
-            kernel=kernel.name,
-        )
-
+    function = attention_over(mask, **by(kernel))
     cotangent = torch.randn_like(query)
     results = [
         value_and_gradients(function, (query, key, attn, x, projection), cotangent)

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from attention import as_vector, attention_over, by
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention
+from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.dispatch import KERNELS, Kernel
 from gatv2.testing import assert_agrees
 
@@ -18,24 +19,8 @@ MASK = torch.zeros(5, 4, 1, dtype=torch.bool).index_put((*EDGE_INDEX,), torch.te
 def function_of(kernel: Kernel) -> Any:
     """Attention, with coefficients and dropout, as a function of all five tensors."""
     adj_mat = Graph.from_edge_index(EDGE_INDEX, (5, 4)) if kernel.backend == "sparse" else MASK
-
-    def function(query: Tensor, key: Tensor, attn: Tensor, x: Tensor, projection: Tensor) -> Any:
-        out, alpha = gatv2_attention(
-            query,
-            key,
-            attn,
-            adj_mat,
-            edge_features=x,
-            edge_projection=projection,
-            dropout=0.4,
-            seed=11,
-            backend=kernel.backend,
-            kernel=kernel.name,
-            return_attention=True,
-        )
-        return torch.cat((out.flatten(), alpha.flatten()))
-
-    return function
+    options = {"dropout": 0.4, "seed": 11, "return_attention": True}
+    return as_vector(attention_over(adj_mat, **by(kernel), **options))
 
 
 def tensors_of(kernel: Kernel, *batch_shape: int) -> list[Tensor]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import attention_over, by
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,16 +26,7 @@ def test_isolated_nodes_are_zero_and_untouched(
     query[is_isolated_query] = torch.nan
     key[is_isolated_key] = torch.nan
     out, grad_query, grad_key, grad_attn = value_and_gradients(
-        lambda query, key, attn: gatv2_attention(
-            query,
-            key,
-            attn,
-            data.mask,
-            dropout=dropout,
-            seed=data.seed,
-            backend=kernel.backend,
-            kernel=kernel.name,
-        ),
+        attention_over(data.mask, dropout=dropout, seed=data.seed, **by(kernel)),
         (query, key, data.attn),
         data.cotangent,
     )
@@ -77,7 +69,5 @@ def test_a_single_key_passes_its_value_on(kernel: Kernel, inputs: AttentionInput
     data = inputs.to(torch.float32)
     mask = torch.ones(data.query.shape[-3], 1, 1, dtype=torch.bool)
     value = data.key[..., :1, :, :]
-    out = gatv2_attention(
-        data.query, value, data.attn, mask, backend=kernel.backend, kernel=kernel.name
-    )
+    out = gatv2_attention(data.query, value, data.attn, mask, **by(kernel))
     torch.testing.assert_close(out, value.expand_as(out), rtol=1e-6, atol=0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import by
 from torch import Tensor
 from torch.export import Dim
 
@@ -29,7 +30,7 @@ def inputs(backend: str, n_nodes: int, n_edges: int) -> tuple[Tensor, Tensor]:
 
 
 def layer_of(kernel: Kernel, **options: Any) -> GraphAttentionV2Layer:
-    where: Any = {"backend": kernel.backend, "kernel": kernel.name}
+    where: Any = by(kernel)
     return GraphAttentionV2Layer(3, 4, 2, bias=True, **where, **options).eval()
 
 
@@ -44,7 +45,7 @@ import sys, torch
 from pathlib import Path
 for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: "numba" in path.name):
     if "numba" in path.name:
-        import gatv2  # which has the operators
+        import gatv2.functional  # which has the operators
     program = torch.export.load(path / "program.pt2").module()
     with torch.no_grad():
         results = [program(*case) for case in torch.load(path / "cases.pt")]

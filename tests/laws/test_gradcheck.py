@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from attention import attention_over, by
 from torch import Tensor
 
-from gatv2 import Graph, gatv2_attention
+from gatv2 import Graph
 from gatv2.dispatch import KERNELS, Kernel
 from gatv2.functional import gat_attention
 
@@ -23,28 +24,14 @@ def inputs(n_vectors: int) -> list[Tensor]:
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{kernel.backend}-{kernel.name}")
 def test_gatv2(kernel: Kernel, dropout: float) -> None:
     graph = GRAPH if kernel.backend == "sparse" else GRAPH.coalesce()
-
-    def attend(query: Tensor, key: Tensor, attn: Tensor) -> Any:
-        return gatv2_attention(
-            query,
-            key,
-            attn,
-            graph,
-            dropout=dropout,
-            seed=11,
-            backend=kernel.backend,
-            kernel=kernel.name,
-            return_attention=True,
-        )
-
+    options = {"dropout": dropout, "seed": 11, "return_attention": True}
+    attend = attention_over(graph, **by(kernel), **options)
     assert torch.autograd.gradcheck(attend, inputs(1))
 
 
 @pytest.mark.parametrize("backend", ["dense", "sparse"])
 def test_gatv2_second_order(backend: Any) -> None:
-    def attend(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
-        return gatv2_attention(query, key, attn, GRAPH.coalesce(), backend=backend)
-
+    attend = attention_over(GRAPH.coalesce(), backend=backend)
     assert torch.autograd.gradgradcheck(attend, inputs(1))
 
 

@@ -1,6 +1,7 @@
 """A mask per head is each head alone with its own mask."""
 
 import torch
+from attention import by
 from hypothesis import given
 
 from gatv2 import Graph, gatv2_attention
@@ -13,9 +14,7 @@ def test_heads_do_not_see_each_other(
     kernel: Kernel, dtype: torch.dtype, inputs: AttentionInputs
 ) -> None:
     data = inputs.to(dtype)
-    out = gatv2_attention(
-        data.query, data.key, data.attn, data.mask, backend=kernel.backend, kernel=kernel.name
-    )
+    out = gatv2_attention(data.query, data.key, data.attn, data.mask, **by(kernel))
     for head in range(data.attn.shape[0]):
         one = slice(head, head + 1)
         alone, exact = (

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attention import attention_over
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -45,7 +46,7 @@ def test_a_repeated_edge_weighs_more(
         )
 
     actual = value_and_gradients(
-        lambda query, key, attn: gatv2_attention(query, key, attn, graph, kernel=kernel.name),
+        attention_over(graph, kernel=kernel.name),
         inputs,
         cotangent,
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import by
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -76,7 +77,7 @@ def test_the_parts_join_to_the_whole(
 def test_it_is_the_log_sum_exp_of_the_scores(kernel: Kernel, inputs: AttentionInputs) -> None:
     data = inputs.to(torch.float64)
     features = (data.query, data.key, data.attn, data.mask)
-    options: dict[str, Any] = {"backend": kernel.backend, "kernel": kernel.name, "return_lse": True}
+    options: dict[str, Any] = {**by(kernel), "return_lse": True}
     out, alpha, lse = gatv2_attention(*features, return_attention=True, **options)
     assert torch.equal(out, gatv2_attention(*features, **options)[0])
     assert alpha.dtype == out.dtype
@@ -88,7 +89,7 @@ def test_it_is_the_log_sum_exp_of_the_scores(kernel: Kernel, inputs: AttentionIn
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gives_it_in_float32(kernel: Kernel, dtype: torch.dtype) -> None:
     query, attn, mask = torch.randn(4, 2, 3), torch.randn(2, 3), torch.ones(4, 4, 1) > 0
-    options: dict[str, Any] = {"backend": kernel.backend, "kernel": kernel.name, "return_lse": True}
+    options: dict[str, Any] = {**by(kernel), "return_lse": True}
     lse = gatv2_attention(query.to(dtype), query.to(dtype), attn.to(dtype), mask, **options)[1]
     assert lse.dtype == torch.float32
 

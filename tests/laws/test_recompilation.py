@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import by
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -45,7 +46,7 @@ def n_compilations(module: torch.nn.Module, form: str) -> int:
 
 
 def layer_of(kernel: Kernel) -> GraphAttentionV2Layer:
-    where: Any = {"backend": kernel.backend, "kernel": kernel.name, "dtype": torch.float64}
+    where: Any = {**by(kernel), "dtype": torch.float64}
     return GraphAttentionV2Layer(3, 4, 2, **where).eval()
 
 

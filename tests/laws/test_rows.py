@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from attention import by
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,8 +28,7 @@ def test_rows_sum_to_one(kernel: Kernel, dtype: torch.dtype, inputs: AttentionIn
         data.attn,
         data.mask,
         dropout=0.5,  # what comes back is from before dropout
-        backend=kernel.backend,
-        kernel=kernel.name,
+        **by(kernel),
         return_attention=True,
     )
     if kernel.backend == "sparse":
@@ -49,8 +49,7 @@ def test_coefficients_come_in_the_callers_order(kernel: Kernel, data: st.DataObj
     query, key = torch.randn(n_queries, 2, 3), torch.randn(n_keys, 2, 3)
     attn = torch.randn(2, 3)
     options: dict[str, Any] = {
-        "backend": kernel.backend,
-        "kernel": kernel.name,
+        **by(kernel),
         "return_attention": True,
     }
     out, alpha = gatv2_attention(query, key, attn, graph, **options)

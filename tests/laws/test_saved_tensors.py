@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention import by
 from torch import Tensor
 
 from gatv2 import GraphAttentionV2Layer
@@ -14,7 +15,7 @@ N_NODES, N_EDGES, N_HEADS, N_HIDDEN, EDGE_DIM = 30, 700, 5, 7, 2
 
 def largest_saved(kernel: Kernel, edge_dim: int | None) -> int:
     """Elements of the largest tensor that a layer keeps for its backward pass."""
-    where: Any = {"backend": kernel.backend, "kernel": kernel.name}
+    where: Any = by(kernel)
     layer = GraphAttentionV2Layer(
         3, N_HEADS * N_HIDDEN, N_HEADS, dropout=0.5, edge_dim=edge_dim, **where
     )

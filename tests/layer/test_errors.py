@@ -129,7 +129,7 @@ CALLS: dict[str, Case] = {
         "`h` is on meta and the layer is on cpu",
     ),
     "features of NumPy": (
-        lambda: layer()(H.numpy(), EDGE_INDEX),
+        lambda: layer()(H.numpy(), EDGE_INDEX),  # type: ignore[call-overload]
         TypeError,
         "`h` must be a torch.Tensor or a pair of them; got ndarray",
     ),

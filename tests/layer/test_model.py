@@ -133,5 +133,5 @@ def test_lazy_and_errors() -> None:
     with pytest.raises(ValueError, match="in_features=5"):
         model(torch.randn(4, 3), EDGE_INDEX)
     with pytest.raises(TypeError, match=r"`h` must be a torch\.Tensor; got list"):
-        model([1.0], EDGE_INDEX)
+        model([1.0], EDGE_INDEX)  # type: ignore[call-overload]
     assert isinstance(model.layers[0], GraphAttentionV2Layer)

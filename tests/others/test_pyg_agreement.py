@@ -42,7 +42,7 @@ class Case:
 
     def __call__(self, layer: Any, leaves: list[Tensor]) -> Tensor:
         x, edge_attr = leaves[: len(self.x)], next(iter(leaves[len(self.x) :]), None)
-        h = x[0] if len(x) == 1 else tuple(x)
+        h: Any = x[0] if len(x) == 1 else tuple(x)
         if not isinstance(layer, GraphAttentionV2Layer):
             theirs: Tensor = layer(h, self.edge_index, edge_attr)
             return theirs

@@ -1,6 +1,7 @@
 """Every code block in README and docs runs, and says what happens; commands name what exists."""
 
 import doctest
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -27,7 +28,7 @@ def check_commands(example: Example) -> None:
     for line in filter(
         None, (line.partition("#")[0].strip() for line in example.parsed.splitlines())
     ):
-        if match := re.fullmatch(r"make (\w+)", line):
+        if match := re.fullmatch(r"make ([\w-]+)", line):
             exists = re.search(rf"^{match[1]}:", makefile, re.MULTILINE) is not None
         elif match := re.fullmatch(r'pip install "?([\w-]+)(?:\[(\w+)\])?"?', line):
             extras = {None, *project["optional-dependencies"]}
@@ -118,3 +119,34 @@ def test_public_names_are_in_the_reference() -> None:
     reference = "".join(page.read_text() for page in ROOT.glob("docs/api/*.md"))
     for name in gatv2.__all__:
         assert f"gatv2.{name}" in reference or f"{{func}}`gatv2.functional.{name}`" in reference
+
+
+DIRECTIVE = re.compile(
+    r"^\.\. (auto\w+|py:\w+):: ([\w.]+)\n(?:   :members: *(.*)\n)?", re.MULTILINE
+)
+
+
+def unimportable(page: str) -> list[str]:
+    """Names that a page of the reference documents, and that no user can import from there."""
+    names = []
+    for _, name, members in DIRECTIVE.findall(page):
+        names += [name, *(f"{name}.{member}" for member in members.split(", ") if member)]
+    return [name for name in names if not is_importable(name)]
+
+
+def is_importable(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_documented_names_are_importable() -> None:
+    pages = [page.read_text() for page in ROOT.glob("docs/api/*.md")]
+    assert [unimportable(page) for page in pages] == [[]] * len(pages)
+    assert sum(len(DIRECTIVE.findall(page)) for page in pages) > 30
+    wrong = (
+        ".. autoclass:: gatv2.Grapf\n\n.. automodule:: gatv2.graph\n   :members: Graph, KeyOdor\n"
+    )
+    assert unimportable(wrong) == ["gatv2.Grapf", "gatv2.graph.KeyOdor"]

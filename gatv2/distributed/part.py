@@ -1,0 +1,111 @@
+"""PartData: what one process's part of a graph holds, and what follows from that alone."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gatv2.graph import Graph
+from gatv2.graph.part import Loops
+from gatv2.torch_internals import made_once
+
+Data = TypeVar("Data", bound="PartData")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PartData:
+    """One process's part of a graph; :class:`gatv2.distributed.Partition` makes it and attends over it.
+
+    Attributes:
+        rank: which part it is.
+        bounds: `n_parts + 1` ints; the nodes of rank r are `bounds[r]` to `bounds[r + 1] - 1`.
+        edge_id: `[n_edges]`, the caller's numbers of the part's edges, ascending; -1 for self-loops
+            that were added.
+        is_local: `[n_edges]`, bool, whether the key is an own node.
+        local: the edges among own nodes, which are numbered from the block's start.
+        remote: the edges to nodes of other ranks, which are numbered by their place in `halo`.
+        halo: `[n_halo]`, int64, the nodes whose rows are fetched, ascending and so grouped by rank.
+        halo_counts: how many of them each rank sends.
+        sent: `[n_sent]`, int64, own rows that others fetch, grouped by who does.
+        sent_counts: how many of them each rank fetches.
+        split_id: the same for all parts of one split, and another one for another.
+        group: the processes; None for the default group of `torch.distributed`.
+    """
+
+    rank: int
+    bounds: tuple[int, ...]
+    edge_id: Tensor
+    is_local: Tensor
+    local: Graph
+    remote: Graph
+    halo: Tensor
+    halo_counts: tuple[int, ...]
+    sent: Tensor
+    sent_counts: tuple[int, ...]
+    split_id: str
+    group: "dist.ProcessGroup | None" = None
+
+    @property
+    def n_parts(self) -> int:
+        """Number of parts, and of processes."""
+        return len(self.bounds) - 1
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes of the whole graph."""
+        return self.bounds[-1]
+
+    @property
+    def own(self) -> slice:
+        """The part's own nodes."""
+        return slice(*self.bounds[self.rank : self.rank + 2])
+
+    @property
+    def n_own(self) -> int:
+        """Number of own nodes."""
+        return self.local.n_queries
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges of the part, which are those of own queries."""
+        return self.edge_id.shape[0]
+
+    @made_once
+    def self_loops(self) -> Loops[Self]:
+        """The part with self-loops, and which edges it has of this one; made when first asked for."""
+        return _add_self_loops(self)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The part on another device."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), (Tensor, Graph))
+        }
+        return replace(self, **moved)
+
+    def __repr__(self) -> str:
+        return (
+            f"Partition(rank={self.rank}, n_parts={self.n_parts}, n_nodes={self.n_nodes}, "
+            f"n_own={self.n_own}, n_edges={self.n_edges}, n_halo={len(self.halo)}, "
+            f"n_sent={len(self.sent)})"
+        )
+
+
+def _add_self_loops(part: Data) -> Loops[Data]:
+    of_local, of_remote = part.local.edge_index, part.remote.edge_index
+    query = of_local.new_empty(part.n_edges)
+    query[part.is_local], query[~part.is_local] = of_local[0], of_remote[0]
+    is_loop = torch.zeros_like(part.is_local)
+    is_loop[part.is_local] = of_local[0] == of_local[1]
+    kept = (~is_loop).nonzero().squeeze(1)
+    added = part.edge_id.new_full((part.n_own,), -1)
+    looped = replace(
+        part,
+        edge_id=torch.cat((part.edge_id[kept], added)),
+        is_local=torch.cat((part.is_local[kept], torch.ones_like(added, dtype=torch.bool))),
+        local=part.local.add_self_loops(),
+    )
+    return Loops(looped, kept, query[kept])

@@ -1,0 +1,66 @@
+"""EdgeInputs: features of edges and their projection, which come together or not at all."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class EdgeInputs(NamedTuple):
+    """What features of edges add to the score of a pair: `projection @ features`, for each head."""
+
+    features: Tensor
+    """`[*batch, n_edges, D]` or, laid out as a mask, `[*batch, n_queries, n_keys, D]`."""
+    projection: Tensor
+    """`[n_heads, n_hidden, D]`."""
+
+    @classmethod
+    def join(
+        cls, edge_features: Tensor | None, edge_projection: Tensor | None
+    ) -> "EdgeInputs | None":
+        """What a caller gave: both or, which is None, neither; one alone is a ValueError."""
+        if edge_features is None and edge_projection is None:
+            return None
+        if edge_features is None or edge_projection is None:
+            given = "edge_features" if edge_projection is None else "edge_projection"
+            raise ValueError(f"`edge_features` come with `edge_projection`; got only `{given}`")
+        return cls(edge_features, edge_projection)
+
+
+def check_edge_inputs(edges: EdgeInputs | None, query: Tensor) -> None:
+    """Raise unless features of edges and their projection fit the queries and one another.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype than `query`.
+        ValueError: another device, or sizes that do not fit.
+    """
+    if edges is None:
+        return
+    _check_fits(edges.features, "edge_features", query)
+    _check_fits(edges.projection, "edge_projection", query)
+    n_heads, n_hidden = query.shape[-2:]
+    if edges.projection.ndim != 3 or edges.projection.shape[:2] != (n_heads, n_hidden):
+        raise ValueError(
+            f"`edge_projection` must have shape (n_heads, n_hidden, D)=({n_heads}, {n_hidden}, D); "
+            f"got {tuple(edges.projection.shape)}"
+        )
+    n_features = edges.projection.shape[2]
+    if edges.features.ndim < 2 or edges.features.shape[-1] != n_features:
+        raise ValueError(
+            f"the last dimension of `edge_features` must be D={n_features}, as `edge_projection` "
+            f"has it; got shape {tuple(edges.features.shape)}"
+        )
+
+
+def _check_fits(tensor: Tensor, name: str, query: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")
+    if tensor.dtype != query.dtype:
+        raise TypeError(
+            f"`{name}` must have the dtype of `query`, {query.dtype}; got {tensor.dtype}: "
+            "convert it with `.to(query.dtype)`"
+        )
+    if tensor.device != query.device:
+        raise ValueError(
+            f"`{name}` is on {tensor.device} and `query` is on {query.device}: "
+            "move one of them with `.to(device)`"
+        )

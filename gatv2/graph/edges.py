@@ -1,0 +1,103 @@
+"""SortedEdges: what a graph holds, and what follows from that alone."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gatv2.graph.sort import sort_by_key
+from gatv2.torch_internals import made_once
+
+
+class KeyOrder(NamedTuple):
+    """The edges of a graph in the order (key, query): CSC, which the backward pass reads."""
+
+    ptr: Tensor
+    """`[n_keys + 1]`: the edges of key j are `ptr[j]:ptr[j + 1]`."""
+    edge: Tensor
+    """`[n_edges]`: position of the edge in the graph's own order, by query."""
+    query: Tensor
+    """`[n_edges]`: query of the edge."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SortedEdges:
+    """Edges sorted by (query, key), and the way back to the caller's order of them.
+
+    All index tensors have one dtype: int32 where every index and count fits, else int64.
+
+    Attributes:
+        query_ptr: `[n_queries + 1]`, CSR: the edges of query i are `query_ptr[i]:query_ptr[i + 1]`.
+        key_index: `[n_edges]`, key of each edge.
+        query_index: `[n_edges]`, query of each edge, ascending.
+        edge_id: `[n_edges]`, the caller's number of each edge.
+        n_keys: number of keys.
+        head_mask: `[n_edges, n_heads]` bool, the heads that use an edge; None if all do.
+        n_blocks: B if the graph is the block-diagonal union of B graphs of one size, else 1.
+        query_id: `[n_queries]`, int64, the numbers by which dropout knows the queries: those of a whole
+            graph that this one is a part of, so that both drop the same. None: their positions.
+        key_id: `[n_keys]`, int64, the same of the keys.
+    """
+
+    query_ptr: Tensor
+    key_index: Tensor
+    query_index: Tensor
+    edge_id: Tensor
+    n_keys: int
+    head_mask: Tensor | None = None
+    n_blocks: int = 1
+    query_id: Tensor | None = None
+    key_id: Tensor | None = None
+
+    @property
+    def n_queries(self) -> int:
+        """Number of queries."""
+        return self.query_ptr.shape[0] - 1
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges."""
+        return self.key_index.shape[0]
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Number of queries and of keys in one block; the whole graph's if there is one block."""
+        n_blocks = max(self.n_blocks, 1)
+        return self.n_queries // n_blocks, self.n_keys // n_blocks
+
+    @property
+    def device(self) -> torch.device:
+        """Where the graph's tensors are."""
+        return self.key_index.device
+
+    @property
+    def edge_index(self) -> Tensor:
+        """`[2, n_edges]`, int64: queries and keys in the caller's order."""
+        return self.in_callers_order(
+            torch.stack((self.query_index, self.key_index), dim=1).long(), dim=0
+        ).T
+
+    @made_once
+    def by_key(self) -> KeyOrder:
+        """The edges sorted by (key, query); made when first asked for."""
+        return KeyOrder(*sort_by_key(self.query_ptr, self.key_index, self.query_index, self.n_keys))
+
+    @property
+    def multiplicity(self) -> Tensor:
+        """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
+        position = torch.arange(self.n_edges, device=self.device)
+        is_first = torch.ones_like(position, dtype=torch.bool)
+        is_first[1:] = (self.query_index[1:] != self.query_index[:-1]) | (
+            self.key_index[1:] != self.key_index[:-1]
+        )
+        first: Tensor = torch.cummax(torch.where(is_first, position, 0), dim=0).values
+        return position - first
+
+    def in_callers_order(self, values: Tensor, dim: int) -> Tensor:
+        """Bring values of the sorted edges, along `dim`, to the order in which the caller gave them."""
+        position = torch.empty_like(self.edge_id)
+        position[self.edge_id.long()] = torch.arange(
+            self.n_edges, dtype=position.dtype, device=self.device
+        )
+        return values.index_select(dim, position)

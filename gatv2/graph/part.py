@@ -1,0 +1,57 @@
+"""Part: a graph that attends together with other processes, as layers and self-loops know it."""
+
+from abc import ABC, abstractmethod
+from typing import Generic, NamedTuple, Self, TypedDict, TypeVar, Unpack
+
+from torch import Tensor
+
+from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.options import Backend
+
+P = TypeVar("P")
+
+
+class AttendOptions(TypedDict):
+    """Options of attention over a part; see :func:`gatv2.distributed.gatv2_attention`."""
+
+    edges: EdgeInputs | None
+    negative_slope: float
+    dropout: float
+    seed: int | Tensor | None
+    backend: Backend
+    kernel: str
+    return_attention: bool
+
+
+class Loops(NamedTuple, Generic[P]):
+    """A part with one self-loop at each own node; as `gatv2.graph.SelfLoops` has it of a graph."""
+
+    graph: P
+    kept: Tensor
+    """Positions of the edges that are no self-loops, ascending."""
+    query: Tensor
+    """Own rows of the queries of those edges."""
+
+
+class Part(ABC):
+    """One process's part of a graph: some queries, and all edges by which they attend to others."""
+
+    @property
+    @abstractmethod
+    def n_edges(self) -> int:
+        """Number of edges of the part."""
+
+    @property
+    @abstractmethod
+    def self_loops(self) -> Loops[Self]:
+        """The part with self-loops, and which edges it has of this one."""
+
+    @abstractmethod
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        attn: Tensor,
+        **options: Unpack[AttendOptions],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Graph Attention v2 over the part, together with the other processes: output, coefficients."""

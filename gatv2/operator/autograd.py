@@ -1,0 +1,104 @@
+"""How an operator is made differentiable: one autograd function for all transforms and compilers.
+
+`torch.library.register_autograd` is the public way, and its functions refuse the transforms of
+`torch.func`. So we register one of our own, by private names of PyTorch; where they are missing, the
+public ways share the work.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gatv2.operator.batching import Rule
+from gatv2.torch_internals import (
+    SingleLevelAutograd,
+    forward_mode_level,
+    single_level_autograd,
+)
+
+Call = Callable[..., tuple[Tensor, ...]]
+
+
+class Formula(NamedTuple):
+    """The derivative of an operator."""
+
+    save: Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None]
+    """(ctx, inputs, output): keeps what backward reads."""
+    backward: Callable[..., tuple[Any, ...]]
+    """(ctx, *cotangents) -> gradients of the inputs."""
+    batching: Callable[[Call], Rule]
+    """vmap's rule, of what calls the operator."""
+
+
+def make_differentiable(operator: Any, formula: Formula, library: torch.library.Library) -> Call:
+    """Register an operator's autograd and vmap; returns what calls it."""
+    torch.library.register_vmap(operator, formula.batching(operator), lib=library)
+    internals = single_level_autograd()
+    if internals is None:
+        return _by_public_names(operator, formula, library)
+    library.impl(_name(operator), _autograd_kernel(operator, formula, internals), "Autograd")
+    call: Call = operator
+    return call
+
+
+def _autograd_kernel(operator: Any, formula: Formula, internals: SingleLevelAutograd) -> Call:
+    """What differentiates at one level: under a transform, the dispatcher calls it at each."""
+
+    def forward(*arguments: Any) -> Any:
+        # under a transform, the next level below differentiates by itself, so its modes stay on
+        with internals.below_autograd(), torch.enable_grad(), internals.set_forward_mode(True):
+            return operator(*arguments)
+
+    differentiable: Any = _function(operator, formula, forward, internals.function)
+
+    def differentiate(*arguments: Any) -> Any:
+        tracks = torch.is_grad_enabled() and any(
+            isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+        )
+        if tracks or forward_mode_level() >= 0:  # the function refuses forward mode
+            with internals.allow():
+                return differentiable.apply(*arguments)
+        with internals.below_autograd():
+            return operator(*arguments)
+
+    return differentiate
+
+
+def _by_public_names(operator: Any, formula: Formula, library: torch.library.Library) -> Call:
+    """An autograd function where Python runs, and the operator's own under the compiler.
+
+    Neither does both: transforms refuse the operator's own, and `fullgraph=True` cannot trace a
+    function whose backward calls another one.
+    """
+    torch.library.register_autograd(
+        operator, formula.backward, setup_context=formula.save, lib=library
+    )
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return operator(*arguments)
+        return differentiable.apply(*arguments)
+
+    differentiable: Any = _function(operator, formula, operator, torch.autograd.Function)
+    differentiable.vmap = staticmethod(formula.batching(call))
+    return call
+
+
+def _function(operator: Any, formula: Formula, forward: Call, base: type[Any]) -> Any:
+    members: dict[str, Callable[..., Any]] = {
+        "forward": forward,
+        "setup_context": formula.save,
+        "backward": formula.backward,
+    }
+    return type(
+        f"{_name(operator)}_function",
+        (base,),
+        {name: staticmethod(member) for name, member in members.items()},
+    )
+
+
+def _name(operator: Any) -> str:
+    """The name without its namespace and overload."""
+    return str(operator).split(".")[1]

@@ -1,0 +1,20 @@
+"""Reasons against every fused kernel, whatever toolchain compiles it."""
+
+import torch
+from torch import Tensor
+
+from gatv2.precision import FLOATING_DTYPES
+from gatv2.torch_internals import is_forward_mode
+
+
+def unsupported(query: Tensor, *features: Tensor) -> list[str]:
+    """The reasons why no fused operator can serve these features; empty if one can."""
+    reasons = []
+    if query.dtype not in FLOATING_DTYPES:
+        known = ", ".join(str(dtype) for dtype in FLOATING_DTYPES)
+        reasons.append(f"it computes in {known}, and the features are {query.dtype}")
+    if is_forward_mode(query, *features):
+        reasons.append("it has no forward-mode derivative (jvp, jacfwd, dual tensors)")
+    if torch.onnx.is_in_onnx_export():
+        reasons.append("ONNX has no such operator")
+    return reasons
