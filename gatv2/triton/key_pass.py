@@ -162,7 +162,7 @@ def weights_of(
     problem: Problem,
     shape: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """keep * p and de of a tile's edges, of their scores and d_out . key."""
+    """Keep * p and de of a tile's edges, of their scores and d_out . key."""
     p = tl.exp(scores - statistics.lse) * statistics.inverse
     kept = p
     if problem.graph.dropout.seed is not None:

@@ -6,7 +6,7 @@ reads a tensor's value.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -14,10 +14,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gatv2.operator.arguments import Arguments
 from gatv2.precision import computed_in
 from gatv2.triton import arguments as of_kernel
 from gatv2.triton.shape import Tile, padded_hidden, power_of_two, row_tile
+
+if TYPE_CHECKING:  # their fields are all that is read
+    from gatv2.operator.arguments import Arguments
 
 SPLIT = 1024
 """Rows with more edges than this are worked on in parts."""
@@ -58,7 +60,7 @@ class Layout(NamedTuple):
 class Call:
     """The arguments of an operator, as the kernels read them."""
 
-    def __init__(self, arguments: Arguments, layout: Layout) -> None:
+    def __init__(self, arguments: "Arguments", layout: Layout) -> None:
         self.arguments, self.layout = arguments, layout
         query, key = arguments.query, arguments.key
         self.n_queries, self.n_heads, self.n_hidden = query.shape[-3:]
@@ -82,7 +84,8 @@ class Call:
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Uninitialised, on the device; of the dtype that is computed in if none is given."""
-        return self.arguments.query.new_empty(shape, dtype=dtype or self.dtype)
+        device = self.arguments.query.device
+        return torch.empty(shape, dtype=dtype or self.dtype, device=device)
 
     def empty_rows(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Uninitialised rows of features."""

@@ -1,11 +1,10 @@
 """Forward and backward of a fused operator: which kernels run, and what they leave to one another."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gatv2.operator.arguments import Arguments, Cotangents
 from gatv2.triton import arguments as of_kernel
 from gatv2.triton import launch
 from gatv2.triton.edge_pass import WIDTH, edge_kernel
@@ -15,8 +14,11 @@ from gatv2.triton.launch import Call, Layout
 from gatv2.triton.query_pass import join_queries_kernel, query_kernel
 from gatv2.triton.shape import edge_tile
 
+if TYPE_CHECKING:  # their fields are all that is read
+    from gatv2.operator.arguments import Arguments, Cotangents
 
-def forward(arguments: Arguments, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+
+def forward(arguments: "Arguments", layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     """(out, log-sum-exp, alpha `[*batch, n_edges, n_heads]`); alpha is empty unless it is wanted."""
     call = Call(arguments, layout)
     batch = arguments.query.shape[:-3]
@@ -62,7 +64,9 @@ def _alpha(scores: Tensor, largest: Tensor, total: Tensor, call: Call) -> Tensor
     return scores.sub_(largest.index_select(-2, query)).exp_().div_(total.index_select(-2, query))
 
 
-def backward(cotangents: Cotangents, arguments: Arguments, layout: Layout) -> tuple[Tensor, ...]:
+def backward(
+    cotangents: "Cotangents", arguments: "Arguments", layout: Layout
+) -> tuple[Tensor, ...]:
     """Gradients of query, key, attn, edge_features and edge_projection."""
     call = Call(arguments, layout)
     statistics = call.empty(call.n_copies * call.n_queries, 3, call.n_heads)
@@ -145,7 +149,7 @@ def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor
     n_chunks = max(min(-(-layout.n_edges // shape.rows), launch.EDGE_SHARES // size), 1)
     d_features = None
     if arguments.wants_rows:
-        d_features = arguments.query.new_empty(arguments.edge_features.shape)
+        d_features = call.empty(*arguments.edge_features.shape, dtype=arguments.query.dtype)
     shares = call.empty(call.n_copies, n_chunks, call.n_heads, call.padded_hidden, n_features)
     launch.run(
         edge_kernel,

@@ -21,7 +21,12 @@ from gatv2.triton.query_pass import join_queries_kernel, query_kernel
 from gatv2.triton.shape import edge_tile, padded_hidden, power_of_two, row_tile
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
 
 
 class Case(NamedTuple):
@@ -58,16 +63,27 @@ def shape_of(case: Case) -> of_kernel.Shape:
     """The production tile of a case."""
     is_by_key = case.name in ("key", "join_keys")
     registers = launch.TWO_ROWS if is_by_key else launch.ONE_ROW
-    hidden = padded_hidden(case.n_heads, case.n_hidden, case.dtype) if case.padded else case.n_hidden
+    hidden = (
+        padded_hidden(case.n_heads, case.n_hidden, case.dtype) if case.padded else case.n_hidden
+    )
     tile = row_tile(case.n_heads, hidden, case.dtype, registers)
     heads, tile_hidden = power_of_two(case.n_heads), power_of_two(hidden)
     if case.name == "edge":
         tile = edge_tile(case.n_heads, hidden, launch.TWO_ROWS)
         tile_hidden = max(tile_hidden, WIDTH.value // heads)
     return of_kernel.Shape(
-        case.n_heads, hidden, heads, tile_hidden, tile.rows, tile.edges, tile.warps,
+        case.n_heads,
+        hidden,
+        heads,
+        tile_hidden,
+        tile.rows,
+        tile.edges,
+        tile.warps,
         tl.float64 if case.dtype == torch.float64 else tl.float32,
-        case.n_edge_features > 0, case.mask_heads, is_by_key, launch.SPLIT,
+        case.n_edge_features > 0,
+        case.mask_heads,
+        is_by_key,
+        launch.SPLIT,
     )
 
 
@@ -76,15 +92,25 @@ def signature_of(case: Case) -> tuple[Any, dict[str, Any]]:
     acc = "*fp64" if case.dtype == torch.float64 else "*fp32"
     index, none = "*" + case.index, "constexpr"
     has_edges = case.n_edge_features > 0
-    features = of_kernel.Features(feature, feature, feature, feature if has_edges else none, feature if has_edges else none)
+    features = of_kernel.Features(
+        feature, feature, feature, feature if has_edges else none, feature if has_edges else none
+    )
     is_by_key = case.name in ("key", "join_keys")
     lists = (none, none, none) if case.dense else (index, index, index if is_by_key else none)
     size = "i64" if case.dense else "i32"
     order = of_kernel.Order(*lists, "*i32" if case.parts else none, "i32", "i32", "i32")
-    edges = of_kernel.Edges("*i1" if case.mask_heads else none, index if has_edges and not case.dense else none,
-                            index if case.name == "edge" and not case.dense else none)
+    edges = of_kernel.Edges(
+        "*i1" if case.mask_heads else none,
+        index if has_edges and not case.dense else none,
+        index if case.name == "edge" and not case.dense else none,
+    )
     dropout = of_kernel.Dropout("*i64" if case.dropout else none, none, none)
-    graph = of_kernel.Graph(order, edges, dropout, of_kernel.Sizes("i32", "i32", size, "i32", "i32", "i32", "i32", "i32", "i32"))
+    graph = of_kernel.Graph(
+        order,
+        edges,
+        dropout,
+        of_kernel.Sizes("i32", "i32", size, "i32", "i32", "i32", "i32", "i32", "i32"),
+    )
     part = acc if case.parts else none
     cotangents = of_kernel.Cotangents(feature, none, feature if case.d_alpha else none, acc, acc)
     scalars = {"slope": "fp64", "threshold": "u32", "factor": "fp64"}
@@ -93,14 +119,48 @@ def signature_of(case: Case) -> tuple[Any, dict[str, Any]]:
     query = of_kernel.QueryResults(feature, part, part, part)
     key = of_kernel.KeyResults(feature, acc, part)
     kernels = {
-        "forward": (forward_kernel, {"features": features, "graph": graph, "results": forward, **scalars}),
+        "forward": (
+            forward_kernel,
+            {"features": features, "graph": graph, "results": forward, **scalars},
+        ),
         "join": (join_kernel, {"graph": graph, "results": forward}),
-        "query": (query_kernel, {"features": features, "graph": graph, "cotangents": cotangents, "results": query, **scalars}),
-        "join_queries": (join_queries_kernel, {"features": features, "graph": graph, "cotangents": cotangents, "results": query}),
-        "key": (key_kernel, {"features": features, "graph": graph, "cotangents": cotangents, "results": key, "n_chunks": "i32", **scalars}),
+        "query": (
+            query_kernel,
+            {
+                "features": features,
+                "graph": graph,
+                "cotangents": cotangents,
+                "results": query,
+                **scalars,
+            },
+        ),
+        "join_queries": (
+            join_queries_kernel,
+            {"features": features, "graph": graph, "cotangents": cotangents, "results": query},
+        ),
+        "key": (
+            key_kernel,
+            {
+                "features": features,
+                "graph": graph,
+                "cotangents": cotangents,
+                "results": key,
+                "n_chunks": "i32",
+                **scalars,
+            },
+        ),
         "join_keys": (join_keys_kernel, {"graph": graph, "results": key}),
-        "edge": (edge_kernel, {"features": features, "graph": graph, "cotangents": cotangents,
-                "results": of_kernel.EdgeResults(feature, acc), "n_chunks": "i32", **scalars}),
+        "edge": (
+            edge_kernel,
+            {
+                "features": features,
+                "graph": graph,
+                "cotangents": cotangents,
+                "results": of_kernel.EdgeResults(feature, acc),
+                "n_chunks": "i32",
+                **scalars,
+            },
+        ),
     }
     kernel, signature = kernels[case.name]
     return kernel, {**signature, **shape}
@@ -130,8 +190,12 @@ def compile_case(case: Case, capability: int, kernel: Any = None, shape: Any = N
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True)
-        sass = subprocess.run([TOOLS / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True
+        )
+        sass = subprocess.run(
+            [TOOLS / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True
+        ).stdout
     text = usage.stdout + usage.stderr
     registers = int(re.search(r"REG:(\d+)", text)[1])
     spilled = int(re.search(r"LOCAL:(\d+)", text)[1]) + int(re.search(r"STACK:(\d+)", text)[1])
