@@ -1,4 +1,4 @@
-"""The fused kernels over a dense mask on the GPU: those of `gatv2.triton`, whose edges are its entries."""
+"""The fused kernels over a dense mask on the GPU: those of `gatv2.triton`, of its entries as edges."""
 
 from torch import Tensor
 

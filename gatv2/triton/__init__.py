@@ -1,1 +1,1 @@
-"""What the Triton kernels of both backends share; Triton itself is imported when a kernel is first needed."""
+"""The Triton kernels, of both backends; Triton itself is imported when one is first needed."""

@@ -57,7 +57,7 @@ class Features(NamedTuple):
 
 
 class Order(NamedTuple):
-    """The edges by query (CSR) or by key (CSC); of a mask, whose entries are the edges, the sizes alone."""
+    """The edges by query (CSR) or by key (CSC); the entries of a mask have sizes alone."""
 
     ptr: Pointer
     """The edges of row r are `ptr[r]:ptr[r + 1]`."""

@@ -4,8 +4,8 @@ With the names of `gatv2.triton.key_pass`, and g_ij = a * de_ij s_ij, a row of h
 
     d_x_ij = W_e^T g_ij,   d_W_e = sum_ij g_ij x_ij^T
 
-both products of matrices, once g of a tile of edges is known. Edges are taken in their order by query, which
-are as many in each program; nothing of a row is needed, so hubs are nothing special here.
+both products of matrices, once g of a tile of edges is known. Edges are taken in their order by query,
+as many in each program: nothing is summed over a row, so hubs are nothing special here.
 """
 
 import triton
@@ -71,7 +71,7 @@ def edge_kernel(
 
 @triton.jit
 def edges_as_rows(begin: tl.tensor, graph: Graph, shape: tl.constexpr) -> Rows:
-    """The edges from `begin` on, each as the row of its query, of which it is the only edge worked on."""
+    """The edges from `begin` on, each as a row: that of its query, of which it is the one edge."""
     edge = begin + tl.arange(0, shape.rows)
     is_there = edge < graph.sizes.n_edges
     if graph.edges.query is None:

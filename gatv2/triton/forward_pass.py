@@ -1,7 +1,7 @@
 """The fused forward pass: a program has a block of queries, and gathers one key an edge.
 
-Scores, an online softmax over tiles of edges, and the weighted sum while the keys are in registers: a key
-is also the value, so that one load serves both.
+Scores, an online softmax over tiles of edges, and the weighted sum while the keys are in registers: a
+key is also the value, so that one load serves both.
 """
 
 import triton

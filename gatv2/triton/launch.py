@@ -26,7 +26,7 @@ SPLIT = 1024
 CHUNKS = 4096
 """Shares of d_attn, at most; more than programs that run at once on any GPU."""
 EDGE_SHARES = 1 << 22
-"""Numbers that the shares of the gradient of the projection of edges take, at most, in one feature set."""
+"""Numbers in the shares of the gradient of the projection of edges, at most, in one feature set."""
 TILE: Tile | None = None
 """A tile for all passes over rows, whatever the features; None for the one that suits them."""
 ONE_ROW, TWO_ROWS = 32, 16
@@ -66,7 +66,7 @@ class Call:
         self.n_queries, self.n_heads, self.n_hidden = query.shape[-3:]
         self.n_keys = key.shape[-3]
         self.n_copies = query.shape[:-3].numel()
-        self.n_batches = max(query.shape[arguments.n_mapped : -3].numel(), 1)
+        self.n_unmapped = query.shape[arguments.n_mapped : -3].numel()
         self.dtype = computed_in(query.dtype)
         self.padded_hidden = padded_hidden(self.n_heads, self.n_hidden, query.dtype)
         self.features = self._features()
@@ -96,14 +96,15 @@ class Call:
         return self.empty_rows(*shape, dtype=self.arguments.query.dtype)
 
     def _features(self) -> of_kernel.Features:
-        features = tuple(map(self.pad, self.arguments[:3]))
+        query, key, attn = (self.pad(x) for x in self.arguments[:3])
         x, projection = self.arguments.edge_features, self.arguments.edge_projection
         if x is None or projection is None:
-            return of_kernel.Features(*features, None, None)
+            return of_kernel.Features(query, key, attn, None, None)
         n_batch = self.arguments.query.ndim - 3
         if self.n_copies > 1 and not any(x.stride()[:n_batch]):  # one for all feature sets
             x = x[(0,) * n_batch]
-        return of_kernel.Features(*features, x.contiguous(), self.pad(projection.movedim(-1, 0)))
+        projection = self.pad(projection.movedim(-1, 0))
+        return of_kernel.Features(query, key, attn, x.contiguous(), projection)
 
     @property
     def is_shared(self) -> bool:
@@ -160,7 +161,7 @@ class Call:
                 self.n_queries,
                 self.n_keys,
                 layout.n_edges,
-                self.n_batches,
+                max(self.n_unmapped, 1),
                 self.n_queries // n_blocks,
                 self.n_keys // n_blocks,
                 mask_step,

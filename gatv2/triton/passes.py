@@ -1,6 +1,6 @@
 """Forward and backward of a fused operator: which kernels run, and what they leave to one another."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def forward(arguments: "Arguments", layout: Layout) -> tuple[Tensor, Tensor, Ten
     batch = arguments.query.shape[:-3]
     shape = call.row_shape(launch.ONE_ROW)
     graph = call.graph(shape)
-    n_slots, n_rows = call.n_copies * graph.order.n_slots, call.n_copies * call.n_queries
+    n_slots = call.n_copies * graph.order.n_slots
     scores = largest = total = None
     if arguments.wants_rows:
         # a mask leaves out what is no edge
@@ -72,7 +72,8 @@ def backward(
     statistics = call.empty(call.n_copies * call.n_queries, 3, call.n_heads)
     given = of_kernel.Cotangents(
         call.pad(cotangents.d_out),
-        *(x.contiguous() if x.numel() else None for x in (cotangents.d_lse, cotangents.d_alpha)),
+        _or_none(cotangents.d_lse),
+        _or_none(cotangents.d_alpha),
         cotangents.lse.contiguous(),
         statistics,
     )
@@ -87,6 +88,11 @@ def backward(
         d_edge_features,
         d_edge_projection,
     )
+
+
+def _or_none(tensor: Tensor) -> Tensor | None:
+    """A cotangent as kernels read it: an empty one is zero."""
+    return tensor.contiguous() if tensor.numel() else None
 
 
 def _over_queries(call: Call, given: of_kernel.Cotangents) -> Tensor:
@@ -171,5 +177,5 @@ def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor
 def _total(shares: Tensor, call: Call) -> Tensor:
     """The sum of `[copies, shares, ...]` over shares and all feature sets that vmap does not map."""
     mapped = call.arguments.query.shape[: call.arguments.n_mapped]
-    total: Any = shares.sum(1).reshape(*mapped, call.n_copies and -1, *shares.shape[2:])
+    total = shares.sum(1).reshape(*mapped, call.n_unmapped, *shares.shape[2:])
     return total.sum(len(mapped))

@@ -1,7 +1,7 @@
 """The backward pass over queries: d_query, and of each query what the pass over keys needs of it.
 
-With x = query_i + key_j, s_ij = 1 where x is positive, else the negative slope, and p before it is divided
-by its sum,
+With x = query_i + key_j, s_ij = 1 where x is positive, else the negative slope, and p before it is
+divided by its sum,
 
     p_ij = exp(e_ij - lse_i),   dp_ij = keep_ij * (d_out_i . key_j) + d_alpha_ij
     delta_i = sum_j p dp / sum_j p - d_lse_i

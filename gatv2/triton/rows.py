@@ -1,12 +1,12 @@
 """Which rows a program works on, and which edges: whole rows, or parts of those with many edges.
 
 A row is a query (by query) or a key (by key). The list of edges is cut into windows of `split` edges. A
-row that has more edges than a window is worked on in parts, one for each window that it meets, so that one
-node of many edges is the work of many programs; what they leave is joined in order by another kernel.
+row that has more edges than a window is worked on in parts, one for each window that it meets: so a node
+of many edges is the work of many programs, and what they leave is joined in order by another kernel.
 
-As such a row is longer than a window, a window meets two of them at most: that of its first edge and that of
-its last. So each window has two slots, and how many there are is known from the number of edges
-alone. Slots come ahead of the rows, as what takes longest is to start first.
+As such a row is longer than a window, a window meets two of them at most: that of its first edge and
+that of its last. So each window has two slots, and how many there are is known from the number of edges.
+Slots come ahead of the rows, as what takes longest is to start first.
 """
 
 from typing import NamedTuple
@@ -153,7 +153,7 @@ def feature_rows(number: tl.tensor, is_there: tl.tensor, problem: Problem) -> tl
 
 @triton.jit
 def multiplicity_of(tile: Tile, rows: Rows, order: Order, shape: tl.constexpr) -> tl.tensor:
-    """How many edges of the row before this one have the same other end: parallel edges are neighbours."""
+    """How many edges before this one have the same ends: parallel edges are neighbours in a row."""
     size: tl.constexpr = shape.edges * shape.rows
     count = tl.full([size], 0, tl.int32)
     if order.other is not None:

@@ -36,7 +36,7 @@ def padded_hidden(n_heads: int, n_hidden: int, dtype: torch.dtype) -> int:
 
 
 def row_tile(n_heads: int, n_hidden: int, dtype: torch.dtype, registers: int) -> Tile:
-    """For a pass over rows: as many rows as one load reads, and edges of each by the registers they take.
+    """For a pass over rows: as many rows as one load reads, and edges of each as registers hold.
 
     Args:
         n_heads: heads of a row in memory.

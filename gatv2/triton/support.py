@@ -5,7 +5,7 @@ import os
 import torch
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton runs kernels on the CPU, to show what they compute: it reads this when it is imported."""
+"""Whether Triton runs kernels on the CPU, to show what they compute; read when it is imported."""
 
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability of the oldest of NVIDIA's GPUs that the kernels are compiled for."""

@@ -1,8 +1,9 @@
 """Loads and stores of tiles `[edges, rows, heads, hidden]`, and the score, which all passes share.
 
-A load is of two dimensions, one a row of features in memory, and is only then brought to four: a compiler
-that may choose which of several contiguous dimensions gets the lanes chooses badly. Reductions keep their
-dimensions for the same reason.
+A load is of two dimensions, one a row of features in memory, and is only then brought to four: of
+several contiguous dimensions a compiler would give the lanes to any. Reductions keep their dimensions
+for the same reason, and what is one number a head is loaded ahead of the rows of features: the last load
+decides how registers are laid out.
 """
 
 import triton

@@ -149,7 +149,7 @@ def _graph(case: Case) -> of_kernel.Graph:
     return of_kernel.Graph(order, edges, dropout, sizes)
 
 
-def compiled(case: Case, capability: int, **shape: int) -> Compiled:
+def compiled(case: Case, capability: int, **shape: Any) -> Compiled:
     """Compile a case for a compute capability; `shape` is what is to be otherwise in its shape."""
     kernel, signature = signature_of(case)
     full_shape = shape_of(case)._replace(**shape)
@@ -166,12 +166,12 @@ def compiled(case: Case, capability: int, **shape: int) -> Compiled:
         options={"num_warps": full_shape.warps, "enable_fp_fusion": True},
     )
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(binary.asm["cubin"])
-        usage = _printed(TOOLS / "cuobjdump", "-res-usage", path)
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(binary.asm["cubin"])
+        usage = _printed(TOOLS / "cuobjdump", "-res-usage", cubin)
         numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
         spilled = numbers["STACK"] + numbers["LOCAL"]
-        return Compiled(numbers["REG"], spilled, _printed(TOOLS / "nvdisasm", "-c", path))
+        return Compiled(numbers["REG"], spilled, _printed(TOOLS / "nvdisasm", "-c", cubin))
 
 
 def _paths(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, str]]:
@@ -192,5 +192,3 @@ def _paths(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, st
 def _printed(*command: Any) -> str:
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     return result.stdout + result.stderr
-
-

@@ -1,7 +1,6 @@
-"""A plugin of pytest (`-p interpreted`) for a process with TRITON_INTERPRET=1: small parts, and less waiting.
+"""A plugin of pytest (`-p interpreted`) for a process with TRITON_INTERPRET=1: small parts, large tiles.
 
-What an interpreted kernel computes does not depend on its tile, but how long it takes does: large tiles are
-fewer operations.
+What an interpreted kernel computes does not depend on its tile, but how long it takes does.
 """
 
 import pytest
@@ -17,7 +16,7 @@ def _small_parts() -> None:
 
 
 def _patch_once() -> None:
-    """Have `triton.language` prepared once a launch, and not again for each of our helpers that it calls."""
+    """Have `triton.language` prepared once a launch, and not for each of our helpers that it calls."""
     from triton.runtime.interpreter import InterpretedFunction
 
     prepare_and_call = InterpretedFunction.__call__

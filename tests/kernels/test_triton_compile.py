@@ -4,6 +4,8 @@ The interpreter shows what they compute. It cannot see how registers are laid ou
 anew in each version: that shows in the code for the GPU, and in nothing else.
 """
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -53,7 +55,7 @@ OTHERS = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is compiled here is compiled, whatever an earlier run has left."""
     from triton import knobs
 
