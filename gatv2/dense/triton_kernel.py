@@ -9,7 +9,7 @@ from gatv2.triton.launch import Layout, Lists
 
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """(out, log-sum-exp, alpha), as `gatv2.operator.define.Launcher` says."""
-    out, lse, alpha = passes.forward(arguments, _layout(arguments))
+    out, lse, alpha = passes.forward(arguments, layout_of(arguments))
     if arguments.wants_rows:
         n_queries, n_keys = out.shape[-3], arguments.key.shape[-3]
         alpha = alpha.unflatten(-2, (n_queries, n_keys))
@@ -18,10 +18,11 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
     """Gradients of the features, as `gatv2.operator.define.Launcher` says."""
-    return passes.backward(cotangents, arguments, _layout(arguments))
+    return passes.backward(cotangents, arguments, layout_of(arguments))
 
 
-def _layout(arguments: Arguments) -> Layout:
+def layout_of(arguments: Arguments) -> Layout:
+    """The graph, as the kernels are given it."""
     mask: Tensor = arguments.adjacency.mask
     batch = arguments.query.shape[arguments.n_mapped : -3]
     if mask.shape[:-3].numel() > 1:

@@ -11,15 +11,16 @@ from gatv2.triton.launch import Layout, Lists
 
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """(out, log-sum-exp, alpha), as `gatv2.operator.define.Launcher` says."""
-    return passes.forward(arguments, _layout(arguments))
+    return passes.forward(arguments, layout_of(arguments))
 
 
 def backward(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
     """Gradients of the features, as `gatv2.operator.define.Launcher` says."""
-    return passes.backward(cotangents, arguments, _layout(arguments))
+    return passes.backward(cotangents, arguments, layout_of(arguments))
 
 
-def _layout(arguments: Arguments) -> Layout:
+def layout_of(arguments: Arguments) -> Layout:
+    """The graph, as the kernels are given it."""
     graph = arguments.adjacency
     n_queries, n_edges = graph.query_ptr.shape[0] - 1, graph.key_index.shape[0]
 
