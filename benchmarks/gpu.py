@@ -123,7 +123,7 @@ def _attention(
             attend()
 
     def attend() -> Tensor:
-        return gatv2_attention(*leaves, graph, dropout=case.dropout, kernel="triton")
+        return gatv2_attention(query, key, attn, graph, dropout=case.dropout, kernel="triton")
 
     yield "attention", Contender(forward, lambda: torch.autograd.grad(attend(), leaves, cotangent))
 

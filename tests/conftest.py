@@ -32,7 +32,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=1000)
-settings.register_profile("few", parent=settings.get_profile("default"), max_examples=4)
+settings.register_profile("few", parent=settings.get_profile("default"), max_examples=3)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

@@ -72,7 +72,7 @@ def step(
     dropout=st.sampled_from((0.0, 0.4)),
     slope=st.sampled_from((0.2, 0.0, -0.5)),
 )
-@settings(max_examples=2 * settings.default.max_examples)
+@settings(max_examples=2 * settings().max_examples)
 def test_values_and_gradients(
     kernel: Kernel,
     dtype: torch.dtype,
