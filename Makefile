@@ -6,13 +6,18 @@ RESULTS ?= results
 WORKFLOWS = $(wildcard .github/workflows/*.yml)
 SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 
-.PHONY: demo test test-boundscheck test-oldest test-newest check check-style check-types check-workflows docs benchmarks distributions clean
+.PHONY: demo test test-triton test-boundscheck test-oldest test-newest check check-style check-types check-workflows docs benchmarks distributions clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
 
-test: $(VENV)/dev
+test: $(VENV)/dev test-triton
 	$(VENV)/bin/python -m pytest -n auto
+
+# the kernels for GPUs, interpreted on the CPU, in a process of their own: Triton asks once
+test-triton: $(VENV)/dev
+	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=few $(VENV)/bin/python -m pytest -n auto -p interpreted \
+	    tests/laws tests/kernels/test_triton_interpreted.py -k triton
 
 # the Numba kernels with every index checked, in a cache of their own
 test-boundscheck: $(VENV)/dev

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -15,6 +16,8 @@ from gatv2.numba.support import unsupported as unsupported_by_numba
 from gatv2.operator.support import unsupported as unsupported_when_fused
 from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
+from gatv2.triton.support import IS_INTERPRETED
+from gatv2.triton.support import unsupported as unsupported_by_triton
 
 
 class Attention(Protocol):
@@ -75,10 +78,21 @@ def numba_unsupported(query: Tensor, *features: Tensor) -> list[str]:
     return unsupported_by_numba(query.device.type) + unsupported_when_fused(query, *features)
 
 
+def triton_unsupported(query: Tensor, *features: Tensor) -> list[str]:
+    """Reasons against the fused operators on the GPU."""
+    return unsupported_by_triton(query.device) + unsupported_when_fused(query, *features)
+
+
+def _by_triton(attention: Callable[..., Any]) -> Attention:
+    return partial(attention, is_interpreted=True) if IS_INTERPRETED else attention
+
+
 KERNELS: tuple[Kernel, ...] = (
     Kernel("numba", "sparse", sparse_operator.gatv2_attention, numba_unsupported),
+    Kernel("triton", "sparse", _by_triton(sparse_operator.gatv2_attention), triton_unsupported),
     Kernel("torch", "sparse", sparse_reference.gatv2_attention, serves_every_call),
     Kernel("numba", "dense", dense_operator.gatv2_attention, numba_unsupported),
+    Kernel("triton", "dense", _by_triton(dense_operator.gatv2_attention), triton_unsupported),
     Kernel("torch", "dense", dense_reference.gatv2_attention, serves_every_call),
 )
 """In order of preference: "auto" takes the first kernel of a backend that has nothing against it."""

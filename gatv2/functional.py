@@ -159,8 +159,8 @@ def gatv2_attention(
         flow: "source_to_target", PyTorch Geometric's default, turns `graph` round; a `Graph` must have
             been made with it.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
-        kernel: "numba" (fused, on the CPU), "torch" (plain operations, anywhere), or "auto": the first
-            of them that serves the call.
+        kernel: "numba" (fused, on the CPU), "triton" (fused, on GPUs), "torch" (plain operations,
+            anywhere), or "auto": the first of them that serves the call.
         return_attention: whether to return :math:`\alpha` too, before dropout.
         return_lse: whether to return :math:`\log \sum_{j \in N_i} \exp e_{ij}` too. It joins attention
             over parts :math:`N_i^k` of the keys: the whole is

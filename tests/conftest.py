@@ -10,11 +10,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from poison import poisoned_memory
+from runnable import RUNNABLE
 
-from gatv2.dispatch import KERNELS, Kernel
+from gatv2.dispatch import Kernel
+from gatv2.triton.support import IS_INTERPRETED
 
 # modules that a first call imports, loaded now: poison is put into what is loaded
-for _module in ("dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort"):
+_modules = ["dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort"]
+if IS_INTERPRETED:
+    _modules += ["dense.triton_kernel", "sparse.triton_kernel"]
+for _module in _modules:
     with suppress(ImportError):
         import_module(f"gatv2.{_module}")
 
@@ -27,6 +32,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=1000)
+settings.register_profile("few", parent=settings.get_profile("default"), max_examples=3)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
@@ -45,7 +51,7 @@ def _name(kernel: Kernel) -> str:
     return f"{kernel.backend}-{kernel.name}"
 
 
-@pytest.fixture(params=KERNELS, ids=_name)
+@pytest.fixture(params=RUNNABLE, ids=_name)
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     """Every kernel of the ordered tuple in turn."""
     return request.param  # type: ignore[no-any-return]
@@ -57,7 +63,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param  # type: ignore[no-any-return]
 
 
-@pytest.fixture(params=list(dict.fromkeys(kernel.backend for kernel in KERNELS)))
+@pytest.fixture(params=list(dict.fromkeys(kernel.backend for kernel in RUNNABLE)))
 def backend(request: pytest.FixtureRequest) -> Any:
     """Every backend in turn."""
     return request.param

@@ -8,6 +8,7 @@ from gatv2.dense import reference
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.operator.arguments import Arguments
 from gatv2.operator.define import Launcher, define
+from gatv2.triton.support import IS_INTERPRETED
 
 
 class Adjacency(NamedTuple):
@@ -28,10 +29,16 @@ def gatv2_attention(
     seed: Tensor | None,
     return_attention: bool,
     edges: EdgeInputs | None = None,
+    is_interpreted: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """GATv2 attention without anything of `[N, M]` beside the mask; see `gatv2.dense.reference`."""
+    """GATv2 attention without anything of `[N, M]` beside the mask; see `gatv2.dense.reference`.
+
+    `is_interpreted`: on the CPU by Triton's interpreter, in a process that was started with
+    TRITON_INTERPRET=1.
+    """
     edge_features, edge_projection = edges or (None, None)
-    out, lse, alpha = _attention(
+    operator = _interpreted if is_interpreted else _attention
+    out, lse, alpha = operator(
         Arguments(
             query,
             key,
@@ -57,6 +64,12 @@ def _numba() -> Launcher:
     return OnArrays(numba_kernel)
 
 
+def _triton() -> Launcher:
+    from gatv2.dense import triton_kernel
+
+    return triton_kernel
+
+
 def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     return reference.gatv2_attention(
         arguments.query,
@@ -76,4 +89,11 @@ def _alpha_shape(arguments: Arguments) -> tuple[int, ...]:
     return (*pairs, arguments.key.shape[-3], n_heads)
 
 
-_attention = define("dense_attention", Adjacency, {"CPU": _numba}, _reference, _alpha_shape)
+_attention = define(
+    "dense_attention", Adjacency, {"CPU": _numba, "CUDA": _triton}, _reference, _alpha_shape
+)
+_interpreted = _attention
+if IS_INTERPRETED:  # on the CPU too, by an operator of its own
+    _interpreted = define(
+        "dense_attention_interpreted", Adjacency, {"CPU": _triton}, _reference, _alpha_shape
+    )

@@ -10,6 +10,7 @@ from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.operator.arguments import Arguments
 from gatv2.operator.define import Launcher, define
 from gatv2.sparse import reference
+from gatv2.triton.support import IS_INTERPRETED
 
 
 class Adjacency(NamedTuple):
@@ -40,12 +41,14 @@ def gatv2_attention(
     seed: Tensor | None,
     return_attention: bool,
     edges: EdgeInputs | None = None,
+    is_interpreted: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention without anything of `[E, H, F]`; see `gatv2.sparse.reference`.
 
     Forward keeps one log-sum-exp for each query and head, and backward recomputes the coefficients.
     On the CPU its scratch is two numbers for each edge and head, and one bit for each edge and feature.
-    Features of edges are projected while they are read.
+    Features of edges are projected while they are read. `is_interpreted`: on the CPU by Triton's
+    interpreter, in a process that was started with TRITON_INTERPRET=1.
     """
     features = (query, key, attn, *(edges or ()))
     is_differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in features)
@@ -63,7 +66,8 @@ def gatv2_attention(
         query_id,
         key_id,
     )
-    out, lse, alpha = _attention(
+    operator = _interpreted if is_interpreted else _attention
+    out, lse, alpha = operator(
         Arguments(
             query,
             key,
@@ -100,6 +104,12 @@ def _numba() -> Launcher:
     from gatv2.sparse import numba_kernel
 
     return OnArrays(numba_kernel)
+
+
+def _triton() -> Launcher:
+    from gatv2.sparse import triton_kernel
+
+    return triton_kernel
 
 
 def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -144,4 +154,11 @@ def _alpha_shape(arguments: Arguments) -> tuple[int, ...]:
     return (*batch, arguments.adjacency.key_index.shape[0], n_heads)
 
 
-_attention = define("sparse_attention", Adjacency, {"CPU": _numba}, _reference, _alpha_shape)
+_attention = define(
+    "sparse_attention", Adjacency, {"CPU": _numba, "CUDA": _triton}, _reference, _alpha_shape
+)
+_interpreted = _attention
+if IS_INTERPRETED:  # on the CPU too, by an operator of its own
+    _interpreted = define(
+        "sparse_attention_interpreted", Adjacency, {"CPU": _triton}, _reference, _alpha_shape
+    )

@@ -33,7 +33,7 @@ def attend(inputs: AttentionInputs, **options: Any) -> list[Tensor]:
     dropout=st.sampled_from((0.0, 0.3, 0.9)),
     slope=st.sampled_from((0.2, 0.0, 1.0, -0.5)),
 )
-@settings(max_examples=60)
+@settings(max_examples=2 * settings().max_examples)
 def test_values_and_gradients(
     kernel: Kernel, dtype: torch.dtype, inputs: AttentionInputs, dropout: float, slope: float
 ) -> None:

@@ -9,11 +9,12 @@ import torch
 from attention import attention_over, by
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runnable import RUNNABLE
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention
-from gatv2.dispatch import KERNELS, Kernel
+from gatv2.dispatch import Kernel
 from gatv2.functional import gatv2_scores
 from gatv2.testing import (
     AttentionInputs,
@@ -71,7 +72,7 @@ def step(
     dropout=st.sampled_from((0.0, 0.4)),
     slope=st.sampled_from((0.2, 0.0, -0.5)),
 )
-@settings(max_examples=50)
+@settings(max_examples=2 * settings().max_examples)
 def test_values_and_gradients(
     kernel: Kernel,
     dtype: torch.dtype,
@@ -213,7 +214,7 @@ def test_flow_turns_them_round_with_the_mask(kernel: Kernel, flow: Any) -> None:
     assert_agrees(out, exact)
 
 
-SPARSE = [kernel for kernel in KERNELS if kernel.backend == "sparse"]
+SPARSE = [kernel for kernel in RUNNABLE if kernel.backend == "sparse"]
 
 
 @pytest.mark.parametrize("kernel", SPARSE, ids=lambda kernel: kernel.name)

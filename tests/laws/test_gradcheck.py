@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 from attention import attention_over, by
+from runnable import RUNNABLE
 from torch import Tensor
 
 from gatv2 import Graph
-from gatv2.dispatch import KERNELS, Kernel
+from gatv2.dispatch import Kernel
 from gatv2.functional import gat_attention
 
 EDGE_INDEX = torch.tensor([[0, 0, 0, 1, 1, 3, 3, 3, 3], [0, 1, 3, 2, 2, 0, 1, 2, 3]])
@@ -21,7 +22,7 @@ def inputs(n_vectors: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{kernel.backend}-{kernel.name}")
+@pytest.mark.parametrize("kernel", RUNNABLE, ids=lambda kernel: f"{kernel.backend}-{kernel.name}")
 def test_gatv2(kernel: Kernel, dropout: float) -> None:
     graph = GRAPH if kernel.backend == "sparse" else GRAPH.coalesce()
     options = {"dropout": dropout, "seed": 11, "return_attention": True}

@@ -8,7 +8,7 @@ import pytest
 import gatv2
 
 HEAVY = (
-    *("jax", "numba", "scipy", "torch_geometric", "sklearn", "matplotlib", "hypothesis"),
+    *("jax", "numba", "scipy", "torch_geometric", "sklearn", "matplotlib", "hypothesis", "triton"),
     *("torch._dynamo", "sympy"),
 )
 EVERY_NAME = "from gatv2 import *"
