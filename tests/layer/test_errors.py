@@ -365,8 +365,7 @@ CALLS: dict[str, Case] = {
     "mask of NumPy": (
         lambda: layer()(H, np.ones((5, 5, 1), dtype=bool)),
         TypeError,
-        "`adj_mat` must be a torch.Tensor (mask or edge index), a gatv2.Graph, a torch.sparse or "
-        "scipy.sparse matrix, or a torch_sparse.SparseTensor; got ndarray",
+        "got bool with shape (5, 5, 1): convert a mask with `torch.from_numpy(adj_mat)`",
     ),
     "no graph": (lambda: layer()(H, None), TypeError, "got NoneType"),
     "seed of floats": (
