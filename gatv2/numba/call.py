@@ -102,11 +102,10 @@ class Launch:
         call, tiles, n_blocks = self.arguments, self.tiles, max(self.n_blocks, 1)
         return (
             self._dropout(),
+            (tiles.n_groups, tiles.span),
             tiles.pad(call.query),
             tiles.pad(call.key),
             self.attn,
-            tiles.n_groups,
-            tiles.span,
             self.n_queries,
             self.n_keys,
             max(self.n_batches, 1),
