@@ -122,7 +122,8 @@ def predict(params: gat.Params, values: jax.Array, graph: gat.Graph) -> jax.Arra
     with_queries = jnp.concatenate((jnp.full_like(values, k), values), axis=-1)
     h = params["attribute.weight"][jnp.arange(2 * k) % k] + params["value.weight"][with_queries]
     layer = {name: params[f"layer.{name}"] for name in ("attn", "linear_l.weight")}
-    out = gat.apply(layer, h, graph)
+    config = gat.Config(h.shape[-1], h.shape[-1], n_heads=1, dropout=0.0, share_weights=True)
+    out = gat.apply(config, layer, h, graph)
     logits: jax.Array = out[..., :k, :] @ params["classifier.weight"].T
     return logits
 

@@ -1,14 +1,17 @@
 """GraphAttention: what the two layers share. Parameters, projections, and how heads are joined."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gatv2.checks import refuse_tracing
 from gatv2.dispatch import KERNELS
-from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
-from gatv2.graph.edge_features import is_mask
+from gatv2.graph.adjacency import Sizes, as_adjacency, check_flow_of_graph, common_batch_shape
+from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
+from gatv2.graph.graph import Graph
 from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
 from gatv2.options import (
@@ -16,24 +19,27 @@ from gatv2.options import (
     Bias,
     Flow,
     check_backend,
+    check_bias,
     check_dropout,
     check_flow,
     check_sizes,
     check_slope,
     hidden_of,
+    tells_our_names,
 )
-from gatv2.projection import linear, n_inputs_of, reset_parameters
+from gatv2.projection import (
+    Where,
+    has_bias,
+    linear,
+    n_inputs_of,
+    reset_parameters,
+    weight_of,
+)
+from gatv2.random import as_seed
 
 T = TypeVar("T")
 NodeFeatures = Tensor | tuple[Tensor, Tensor]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""
-
-
-class _Where(TypedDict):
-    """Where parameters are made."""
-
-    device: torch.device | str | None
-    dtype: torch.dtype | None
 
 
 class Projected(NamedTuple):
@@ -56,6 +62,7 @@ class GraphAttention(nn.Module, ABC):
     attention_vectors: ClassVar[tuple[str, ...]]
     """Names of the parameters that score a pair, each `[n_heads, n_hidden]`."""
 
+    @tells_our_names
     def __init__(
         self,
         in_features: int | tuple[int, int],
@@ -80,17 +87,19 @@ class GraphAttention(nn.Module, ABC):
         super().__init__()
         n_query, n_key = _sizes_of_sides(in_features, share_weights)
         check_sizes(out_features=out_features, n_heads=n_heads)
+        out_features, n_heads = int(out_features), int(n_heads)  # not NumPy's
         if edge_dim is not None:
             check_sizes(edge_dim=edge_dim)
+            edge_dim = int(edge_dim)
         self.n_hidden = hidden_of(out_features, n_heads, is_concat)
-        if bias not in (False, True, "projections"):
-            raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
+        check_bias(bias)
         check_dropout(dropout)
         check_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(flow)
         check_fill_value(fill_value)
         check_backend(backend)
         _check_kernel(kernel)
+        _check_dtype(dtype)
         self.out_features = out_features
         self.n_heads = n_heads
         self.is_concat = is_concat
@@ -106,7 +115,7 @@ class GraphAttention(nn.Module, ABC):
         self._is_pair = isinstance(in_features, (tuple, list))
 
         n_query, n_key = self._by_role((n_query, n_key))
-        where = _Where(device=device, dtype=dtype)
+        where = Where(device=device, dtype=dtype)
         width = n_heads * self.n_hidden
         self.linear_l = linear(n_query, width, bias=bool(bias), **where)
         self.linear_r = (
@@ -131,6 +140,22 @@ class GraphAttention(nn.Module, ABC):
     def reset_parameters(self) -> None:
         """Draw all parameters anew: Glorot uniform, as the paper's code; biases are zero."""
         reset_parameters(self)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
+    ) -> None:
+        """Load parameters, unless two matrices would become the one that both sides share."""
+        if self.share_weights:
+            error_messages: list[str] = arguments[-1]
+            for name in ("weight", "bias"):
+                left = state_dict.get(f"{prefix}linear_l.{name}")
+                right = state_dict.get(f"{prefix}linear_r.{name}")
+                if left is not None and right is not None and not torch.equal(left, right):
+                    error_messages.append(
+                        f"`{prefix}linear_l.{name}` and `{prefix}linear_r.{name}` differ, and the layer "
+                        "shares one matrix: make it with share_weights=False"
+                    )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @overload
     def forward(
@@ -162,6 +187,7 @@ class GraphAttention(nn.Module, ABC):
         return_attention: bool,
         seed: int | Tensor | None = ...,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
+    @tells_our_names
     def forward(
         self,
         h: NodeFeatures,
@@ -196,7 +222,10 @@ class GraphAttention(nn.Module, ABC):
             (dense). With `add_self_loops` the edges of a list are those of
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
+        _check_order(h, adj_mat)
         h_query, h_key = self.as_pair(h)
+        if seed is not None:
+            as_seed(seed, h_query.device)
         inputs = self._project(h_query, h_key, adj_mat, edge_features)
         out, alpha = self.attend(inputs, return_attention=return_attention, seed=seed)
         out = self.join(out, h_query)
@@ -232,6 +261,7 @@ class GraphAttention(nn.Module, ABC):
 
     def as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
         """Features of queries and of keys, checked."""
+        refuse_tracing()
         if isinstance(h, (tuple, list)) and len(h) == 2:
             names, (h_query, h_key) = self._by_role(("h[0]", "h[1]")), self._by_role(h)
         elif isinstance(h, Tensor):
@@ -242,10 +272,15 @@ class GraphAttention(nn.Module, ABC):
         self._check_features(h_query, names[0], self.linear_l)
         if h_key is not h_query or not self.share_weights:
             self._check_features(h_key, names[1], self.linear_r)
+        if h_key.shape[:-2] != h_query.shape[:-2]:
+            raise ValueError(
+                f"`{names[0]}` and `{names[1]}` must have the same batch dimensions; got "
+                f"{tuple(h_query.shape)} and {tuple(h_key.shape)}: expand one of them"
+            )
         return h_query, h_key
 
-    def _check_features(self, h: Tensor, name: str, projection: nn.Linear) -> None:
-        weight, size = projection.weight, n_inputs_of(projection)
+    def _check_features(self, h: Tensor, name: str, projection: nn.Module) -> None:
+        weight, size = weight_of(projection), n_inputs_of(projection)
         if not isinstance(h, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
         if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
@@ -254,6 +289,8 @@ class GraphAttention(nn.Module, ABC):
                 f"`{name}` must have shape (*batch, n_nodes, in_features={size}); "
                 f"got {tuple(h.shape)}{of_both}"
             )
+        if weight is None:
+            return  # a quantized or wrapped projection checks its input itself
         if h.device != weight.device:
             raise ValueError(f"`{name}` is on {h.device} and the layer is on {weight.device}")
         if h.dtype != weight.dtype and not torch.is_autocast_enabled(h.device.type):
@@ -271,11 +308,11 @@ class GraphAttention(nn.Module, ABC):
                     f"edge_dim=D, the last dimension of `edge_features`, {tuple(edge_features.shape)}"
                 )
             return
-        dtype = self.linear_e.weight.dtype
+        weight = weight_of(self.linear_e)
         if not isinstance(edge_features, Tensor):
             raise TypeError(
                 f"`edge_features` must be a torch.Tensor, as edge_dim={self.edge_dim}; "
-                f"got {type(edge_features).__name__}"
+                f"got {type(edge_features).__name__}{_how_to_convert(edge_features)}"
             )
         if edge_features.shape[-1:] != (self.edge_dim,):
             raise ValueError(
@@ -283,9 +320,11 @@ class GraphAttention(nn.Module, ABC):
                 f"got {tuple(edge_features.shape)}"
             )
         device = edge_features.device.type
-        if edge_features.dtype != dtype and not torch.is_autocast_enabled(device):
+        if weight is None or torch.is_autocast_enabled(device):
+            return
+        if edge_features.dtype != weight.dtype:
             raise TypeError(
-                f"`edge_features` must have the layer's dtype {dtype}; "
+                f"`edge_features` must have the layer's dtype {weight.dtype}; "
                 f"got {edge_features.dtype}: convert it with `.to(dtype)`"
             )
 
@@ -293,6 +332,9 @@ class GraphAttention(nn.Module, ABC):
         self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
     ) -> Projected:
         self.check_edge_features(edge_features)
+        if -1 in (n_inputs_of(self.linear_l), n_inputs_of(self.linear_r)):
+            # a call that is refused must not tell the layer its sizes
+            self._check_graph(h_query, h_key, adj_mat, edge_features)
         heads = (self.n_heads, self.n_hidden)
         query = self.linear_l(h_query).unflatten(-1, heads)
         is_same = self.share_weights and h_key is h_query
@@ -300,6 +342,7 @@ class GraphAttention(nn.Module, ABC):
         if not self.add_self_loops:
             return Projected(query, key, adj_mat, edge_features, self.flow)
         if isinstance(adj_mat, Part):
+            check_flow_of_graph(adj_mat.flow, self.flow)
             part, edge_features = add_self_loops(adj_mat, edge_features, self.fill_value)
             return Projected(query, key, part, edge_features, self.flow)
         batch_shape = common_batch_shape(adj_mat, query.shape[:-3])
@@ -308,8 +351,44 @@ class GraphAttention(nn.Module, ABC):
         adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
         if edge_features is not None and is_mask(adj_mat) and self.flow == "source_to_target":
             edge_features = edge_features.transpose(-3, -2)
-        with_loops = add_self_loops(adjacency, edge_features, self.fill_value)
+        is_block = self._is_block(adj_mat, sizes)
+        with_loops = add_self_loops(adjacency, edge_features, self.fill_value, is_block=is_block)
         return Projected(query, key, *with_loops, "target_to_source")
+
+    def _is_block(self, adj_mat: object, sizes: Sizes) -> bool:
+        """Whether an edge index is of a sampled block, in which some nodes are queries and keys.
+
+        In the convention of PyTorch Geometric and DGL, its targets come first among its sources. A
+        `Graph` of two sides may be a batch, whose nodes do not pair up by number.
+        """
+        is_list = isinstance(adj_mat, Tensor | np.ndarray) and not is_mask(adj_mat)
+        return is_list and self.flow == "source_to_target" and sizes.n_queries != sizes.n_keys
+
+    def _check_graph(
+        self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
+    ) -> None:
+        """Raise what attention would raise of the graph, before anything is projected."""
+        if isinstance(adj_mat, Part):
+            check_flow_of_graph(adj_mat.flow, self.flow)
+            if h_query.shape[-2] != adj_mat.n_own:
+                raise ValueError(
+                    f"`h` must have a row for each of the part's {adj_mat.n_own} own nodes; "
+                    f"got {tuple(h_query.shape)}"
+                )
+            return
+        batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
+        if edge_features is not None:
+            batch_shape = broadcast_batch(edge_features, adj_mat, batch_shape)
+        sides = h_query.shape[-2], h_key.shape[-2]
+        sizes = Sizes(*sides, self.n_heads, batch_shape, h_query.device)
+        backend = "auto" if self.add_self_loops else self.backend
+        graph = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
+        as_adjacency(graph, sizes, flow="target_to_source", backend=backend)
+        if edge_features is not None:
+            laid_out_as = adj_mat if is_mask(adj_mat) else graph
+            as_backend_reads(edge_features, laid_out_as, graph, sizes, self.flow)
+        if self.add_self_loops:
+            add_self_loops(graph, is_block=self._is_block(adj_mat, sizes))
 
     def join(self, out: Tensor, h_query: Tensor) -> Tensor:
         """The result: heads side by side or their mean, the residual of the queries, the bias."""
@@ -325,8 +404,8 @@ class GraphAttention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        has_bias = self.linear_l.bias is not None
-        bias = "projections" if has_bias and self.bias is None else has_bias
+        is_biased = has_bias(self.linear_l)
+        bias = "projections" if is_biased and self.bias is None else is_biased
         edge_dim = "" if self.edge_dim is None else f"edge_dim={self.edge_dim}, "
         loops = f", fill_value={self.fill_value!r}" if edge_dim and self.add_self_loops else ""
         return (
@@ -343,7 +422,7 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
     """The sizes of a pair, checked; a number is that of both sides."""
     sizes = in_features if isinstance(in_features, (tuple, list)) else (in_features, in_features)
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int):
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
             raise TypeError(f"`in_features` must be an int or a pair; got {type(size).__name__}")
         if size < 1 and size != -1:
             raise ValueError(
@@ -356,7 +435,29 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
             "with share_weights=True one matrix projects both sides, but `in_features` is "
             f"{tuple(sizes)}"
         )
-    return sizes
+    first, second = sizes
+    return int(first), int(second)
+
+
+def _check_order(h: object, adj_mat: object) -> None:
+    """Raise a TypeError if features and a graph came in each other's place."""
+    is_edge_index = isinstance(h, Tensor) and h.dtype in (torch.int32, torch.int64)
+    is_features = isinstance(adj_mat, Tensor) and adj_mat.dtype.is_floating_point
+    if isinstance(h, (Graph, Part)) or (is_edge_index and is_features):
+        raise TypeError("features come first, and then the graph: call `layer(h, adj_mat)`")
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"`dtype` must be a floating-point dtype of PyTorch, as torch.float32; got {dtype}"
+        )
+
+
+def _how_to_convert(edge_features: object) -> str:
+    if edge_features is None:
+        return ""
+    return ": convert it with `torch.as_tensor(edge_features, dtype=layer.attn.dtype)`"
 
 
 def _check_kernel(kernel: str) -> None:

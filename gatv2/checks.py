@@ -1,5 +1,6 @@
 """Do features and attention vectors fit one another? Imports nothing of gatv2."""
 
+import torch
 from torch import Tensor
 
 
@@ -41,3 +42,14 @@ def check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -
                 f"`{name}` must have shape (n_heads, n_hidden)={tuple(query.shape[-2:])}; "
                 f"got {tuple(vector.shape)}"
             )
+
+
+def refuse_tracing() -> None:
+    """Raise a RuntimeError under torch.jit.trace, which would keep one graph without a word."""
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise RuntimeError(
+            "torch.jit.trace keeps the numbers of the graph that it was traced with: export the model "
+            "with torch.export, which reads the graph at each call"
+        )

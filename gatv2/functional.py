@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from gatv2.checks import check_projections
+from gatv2.checks import check_projections, refuse_tracing
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
 from gatv2.graph import Graph
@@ -156,7 +156,8 @@ def gatv2_attention(
             zero; a module passes zero outside of training.
         seed: what the dropout mask is a function of, with the position; drawn from PyTorch's
             generator if None.
-        flow: "source_to_target", PyTorch Geometric's default, turns `graph` round.
+        flow: "source_to_target", PyTorch Geometric's default, turns `graph` round; a `Graph` must have
+            been made with it.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
         kernel: "numba" (fused, on the CPU), "triton" (fused, on GPUs), "torch" (plain operations,
             anywhere), or "auto": the first of them that serves the call.
@@ -250,7 +251,9 @@ def attend(
         edges=prepared.edges,
     )
     shape = prepared.out_shape
-    return Attended(out.reshape(shape), alpha, lse.reshape(shape[:-1]))
+    if out.shape != shape:
+        out, lse = out.reshape(shape), lse.reshape(shape[:-1])
+    return Attended(out, alpha, lse)
 
 
 def gatv2_scores(
@@ -288,9 +291,9 @@ def gatv2_scores(
         )
     else:
         scores = dense_reference.gatv2_scores(
-            query, key, attn, negative_slope=negative_slope, edges=edges
+            query, key, attn, adjacency, negative_slope=negative_slope, edges=edges
         )
-    return _as_caller_sees(scores, adjacency)
+    return _as_caller_sees(scores.to(query.dtype), adjacency)
 
 
 @overload
@@ -399,7 +402,7 @@ def gat_scores(
     prepared, scores = _gat_scores(
         query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
     )
-    return _as_caller_sees(scores, prepared.adjacency)
+    return _as_caller_sees(scores.to(query.dtype), prepared.adjacency)
 
 
 class Prepared(NamedTuple):
@@ -423,6 +426,7 @@ class Prepared(NamedTuple):
         backend: Backend,
     ) -> "Prepared":
         """Bring a caller's graph to the form of a backend, and all the rest to its layout."""
+        refuse_tracing()
         check_edge_inputs(edges, query)
         batch_shape = common_batch_shape(graph, query.shape[:-3])
         if edges is not None:
@@ -435,8 +439,9 @@ class Prepared(NamedTuple):
         if edges is not None:
             features = as_backend_reads(edges.features, graph, adjacency, sizes, flow)
             edges = EdgeInputs(features, edges.projection)
-        query = query.expand(*batch_shape, *query.shape[-3:])
-        key = key.expand(*batch_shape, *key.shape[-3:])
+        if batch_shape != query.shape[:-3]:
+            query = query.expand(*batch_shape, *query.shape[-3:])
+            key = key.expand(*batch_shape, *key.shape[-3:])
         out_shape = query.shape
         if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
             query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))
@@ -467,7 +472,12 @@ def _gat_scores(
         )
     else:
         scores = dense_reference.gat_scores(
-            prepared.query, prepared.key, attn_query, attn_key, negative_slope=negative_slope
+            prepared.query,
+            prepared.key,
+            attn_query,
+            attn_key,
+            prepared.adjacency,
+            negative_slope=negative_slope,
         )
     return prepared, scores
 

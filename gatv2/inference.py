@@ -1,15 +1,17 @@
 """Layer-wise inference: one layer over all nodes, in blocks of queries, and then the next layer."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gatv2.base import GraphAttention, NodeFeatures, Projected
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Sizes, as_adjacency
+from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
+from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
+from gatv2.graph.edges import changed
 from gatv2.graph.self_loops import add_self_loops
+from gatv2.options import check_sizes
 
 BLOCK_SIZE = 65_536
 
@@ -37,7 +39,7 @@ def apply_in_blocks(
         h: features of the nodes, as :meth:`gatv2.GraphAttentionV2Layer.forward` takes them; they may be
             memory-mapped.
         adj_mat: the graph, in any form that the layer reads, but for batches of masks.
-        edge_features: features of the edges, for a layer with `edge_dim`, in the order of the edges.
+        edge_features: features of the edges, for a layer with `edge_dim`, laid out as `adj_mat`.
         activation: what comes between layers, applied to each block of rows.
         block_size: number of queries in a block.
 
@@ -64,8 +66,7 @@ def apply_in_blocks(
     """
     if layer.training:
         raise RuntimeError("inference has no dropout: call `.eval()` on the model first")
-    if block_size < 1:
-        raise ValueError(f"`block_size` must be positive; got {block_size}")
+    check_sizes(block_size=block_size)
     h_query, h_key = layer.as_pair(h)
     layer.check_edge_features(edge_features)
     graph, edge_features = _prepare(layer, h_query, h_key, adj_mat, edge_features)
@@ -97,9 +98,11 @@ def _prepare(
     edge_features: Tensor | None,
 ) -> tuple[Graph, Tensor | None]:
     """The whole graph, sorted, with the self-loops that the layer adds."""
-    sizes = Sizes(
-        h_query.shape[-2], h_key.shape[-2], layer.n_heads, h_query.shape[:-2], h_query.device
-    )
+    batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
+    if edge_features is not None:
+        batch_shape = broadcast_batch(edge_features, adj_mat, batch_shape)
+    sides = h_query.shape[-2], h_key.shape[-2]
+    sizes = Sizes(*sides, layer.n_heads, batch_shape, h_query.device)
     graph = as_adjacency(adj_mat, sizes, flow=layer.flow, backend="sparse")
     assert isinstance(graph, Graph)
     if graph.n_blocks > 1:
@@ -107,15 +110,13 @@ def _prepare(
             f"the graph is a batch of {graph.n_blocks} masks, which is not taken apart in blocks of "
             "queries: call the model itself, or pass one list of edges"
         )
+    if edge_features is not None:
+        laid_out_as = adj_mat if is_mask(adj_mat) else graph
+        edge_features = as_backend_reads(edge_features, laid_out_as, graph, sizes, layer.flow)
     if layer.add_self_loops:
         with_loops, edge_features = add_self_loops(graph, edge_features, layer.fill_value)
         assert isinstance(with_loops, Graph)
         graph = with_loops
-    if edge_features is not None and edge_features.shape[-2] != graph.n_edges:
-        raise ValueError(
-            f"`edge_features` must have shape (*batch, n_edges={graph.n_edges}, "
-            f"D={layer.edge_dim}), in the order of the edges; got {tuple(edge_features.shape)}"
-        )
     return graph, edge_features
 
 
@@ -126,7 +127,7 @@ def _take_queries(
     ptr = graph.query_ptr[rows.start : rows.stop + 1]
     edges = slice(int(ptr[0]), int(ptr[-1]))
     edge_id = graph.edge_id[edges]
-    part = replace(
+    part = changed(
         graph,
         query_ptr=ptr - ptr[0],
         key_index=graph.key_index[edges],

@@ -4,8 +4,10 @@ from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, Projected
 from gatv2.functional import attend, gatv2_scores
+from gatv2.graph.adjacency import check_flow_of_graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, Part
+from gatv2.projection import edge_projection
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
@@ -47,7 +49,8 @@ class GraphAttentionV2Layer(GraphAttention):
         kernel: "numba" (fused, on the CPU), "triton" (fused, on GPUs), "torch" (plain operations,
             anywhere), or "auto": the first of them that serves a call.
         flow: what row 0 of an edge index holds. "target_to_source": the nodes that attend;
-            "source_to_target", PyTorch Geometric's default: the nodes attended to.
+            "source_to_target", PyTorch Geometric's default: the nodes attended to. A `Graph` must
+            have been made with "source_to_target" then.
         device: where the parameters are made.
         dtype: dtype of the parameters.
 
@@ -65,6 +68,7 @@ class GraphAttentionV2Layer(GraphAttention):
             outside [0, 1), the slope is not finite, or an option is unknown.
 
     Example:
+        >>> import torch
         >>> layer = GraphAttentionV2Layer(16, 8, n_heads=2)
         >>> h = torch.randn(4, 16)
         >>> adj_mat = torch.eye(4, dtype=torch.bool).unsqueeze(-1)
@@ -110,6 +114,7 @@ class GraphAttentionV2Layer(GraphAttention):
             "return_attention": return_attention,
         }
         if isinstance(graph, Part):
+            check_flow_of_graph(graph.flow, flow)
             return graph.attend(query, key, attn, **options)
         out, alpha, _ = attend(query, key, attn, graph, flow=flow, **options)
         return out, alpha
@@ -119,5 +124,5 @@ class GraphAttentionV2Layer(GraphAttention):
         if self.linear_e is None or inputs.edge_features is None:
             return None
         dtype = inputs.query.dtype
-        projection = self.linear_e.weight.unflatten(0, (self.n_heads, self.n_hidden))
-        return EdgeInputs(inputs.edge_features.to(dtype), projection.to(dtype))
+        features, projection = edge_projection(self.linear_e, inputs.edge_features, self.n_heads)
+        return EdgeInputs(features.to(dtype), projection.to(dtype))

@@ -5,7 +5,7 @@ next, their rows are still in the cache; if nodes are numbered at random, and ar
 each row comes from memory.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from gatv2.graph import Graph
+from gatv2.graph.check import check_once
+from gatv2.graph.edges import changed
 from gatv2.optional import require
 
 
@@ -58,8 +60,8 @@ def reorder(graph: Graph, order: Tensor | None = None) -> Reordered:
     Raises:
         ImportError: SciPy is missing, which finds the default order.
         TypeError: `order` is not a tensor of integers.
-        ValueError: queries and keys are not the same nodes, the graph is a batch, or `order` is no
-            permutation of the nodes.
+        ValueError: queries and keys are not the same nodes, the graph is of several masks, or `order` is
+            no permutation of the nodes.
 
     Example:
         A ring in which neighbours are three numbers apart.
@@ -75,9 +77,11 @@ def reorder(graph: Graph, order: Tensor | None = None) -> Reordered:
 
     Source: E. Cuthill and J. McKee, "Reducing the bandwidth of sparse symmetric matrices", 1969.
     """
-    if graph.n_queries != graph.n_keys or graph.n_blocks > 1:
+    check_once(graph)
+    if graph.n_queries != graph.n_keys or graph.n_blocks > 1 or graph.is_bipartite:
+        of = "a batch of bipartite graphs, " if graph.is_bipartite else ""
         raise ValueError(
-            "to be reordered, a graph must have one set of nodes; got "
+            f"to be reordered, a graph must have one set of nodes; got {of}"
             f"{graph.n_queries} queries and {graph.n_keys} keys in {graph.n_blocks} blocks: "
             "reorder the graphs before they are joined"
         )
@@ -87,12 +91,13 @@ def reorder(graph: Graph, order: Tensor | None = None) -> Reordered:
     moved = Graph.from_edge_index(edge_index, graph.n_keys)
     position = moved.edge_id.long()  # in the old graph
     return Reordered(
-        replace(
+        changed(
             moved,
             edge_id=graph.edge_id[position],
             head_mask=None if graph.head_mask is None else graph.head_mask[position],
             query_id=order if graph.query_id is None else graph.query_id[order],
             key_id=order if graph.key_id is None else graph.key_id[order],
+            flow=graph.flow,
         ),
         order,
     )

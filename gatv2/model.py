@@ -15,7 +15,7 @@ from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue
 from gatv2.inference import BLOCK_SIZE, apply_in_blocks
 from gatv2.layer import GraphAttentionV2Layer
-from gatv2.options import Backend, Bias, Flow
+from gatv2.options import Backend, Bias, Flow, check_dropout, check_sizes
 from gatv2.projection import reset_parameters
 
 
@@ -55,7 +55,8 @@ class GATv2(nn.Module):
         n_heads: heads of a hidden layer.
         out_heads: heads of the last layer.
         dropout: probability, in [0, 1), that a coefficient is dropped in training.
-        feature_dropout: probability that a feature is dropped in training, before each layer.
+        feature_dropout: probability, in [0, 1), that a feature is dropped in training, before each
+            layer.
         activation: :math:`\sigma`, between layers.
         layer: the class of the layers; :class:`gatv2.GraphAttentionLayer` for the static control.
         **options: options of every layer, such as `bias`, `residual` or `backend`.
@@ -94,8 +95,8 @@ class GATv2(nn.Module):
         **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
-        if n_layers < 1:
-            raise ValueError(f"`n_layers` must be positive; got {n_layers}")
+        check_sizes(n_layers=n_layers)
+        check_dropout(feature_dropout, "feature_dropout")
         self.feature_dropout = feature_dropout
         self.activation = activation
         sizes = [in_features] + [hidden_features] * (n_layers - 1)
@@ -236,8 +237,21 @@ class GATv2(nn.Module):
         first = self._layers()[0]
         if not isinstance(h, Tensor):
             raise TypeError(f"`h` must be a torch.Tensor; got {type(h).__name__}")
+        if is_mask(adj_mat):
+            self._check_heads(cast(Tensor, adj_mat))
         if isinstance(adj_mat, Part) or is_mask(adj_mat) or h.ndim < 2:
             return adj_mat  # the first layer says what is wrong with `h`
         n_nodes = h.shape[-2]
         sizes = Sizes(n_nodes, n_nodes, first.n_heads, h.shape[:-2], h.device)
         return as_adjacency(adj_mat, sizes, flow=first.flow, backend="sparse")
+
+    def _check_heads(self, mask: Tensor) -> None:
+        """Raise a ValueError for a mask of heads that not all layers have."""
+        heads = [layer.n_heads for layer in self._layers()]
+        n_heads = mask.shape[-1]
+        if mask.ndim > 2 and n_heads in heads and n_heads != 1 and len(set(heads)) > 1:
+            raise ValueError(
+                f"a mask for {n_heads} heads came to layers with {heads} heads: pass a mask of shape "
+                "(*batch, n, n, 1), which is for all heads, or make the model with equal `n_heads` and "
+                "`out_heads`"
+            )

@@ -1,7 +1,13 @@
 """What a user may pass as an option, in PyTorch and JAX alike. Imports nothing of gatv2."""
 
+import functools
+import inspect
 import math
-from typing import Any, Literal, get_args
+import operator
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast, get_args
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = get_args(Flow)
@@ -10,6 +16,42 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Bias = bool | Literal["projections"]
 Reduction = Literal["mean", "sum", "add", "min", "max", "mul"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+
+
+_OUR_NAMES = {
+    "in_channels": "in_features",
+    "out_channels": "out_features, which is heads * out_channels where heads are concatenated",
+    "heads": "n_heads",
+    "concat": "is_concat",
+    "negative_slope": "leaky_relu_negative_slope",
+    "in_feats": "in_features",
+    "out_feats": "out_features, which is num_heads * out_feats",
+    "num_heads": "n_heads",
+    "attn_drop": "dropout",
+    "x": "h",
+    "feat": "h",
+    "edge_index": "adj_mat",
+    "graph": "adj_mat",
+    "edge_attr": "edge_features",
+    "return_attention_weights": "return_attention",
+    "get_attention": "return_attention",
+}
+"""By the names of PyTorch Geometric and of DGL."""
+
+
+def tells_our_names(function: Method) -> Method:
+    """A method whose TypeError for an unknown keyword says how we call what it is elsewhere."""
+    names = tuple(inspect.signature(function).parameters)[1:]
+
+    @functools.wraps(function)
+    def checked(self: object, *args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in names:
+                ours = f"here it is {_OUR_NAMES[name]}" if name in _OUR_NAMES else f"it has {names}"
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}: {ours}")
+        return function(self, *args, **kwargs)
+
+    return cast(Method, checked)
 
 
 def check_flow(flow: str) -> None:
@@ -24,6 +66,12 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"`backend` must be one of {BACKENDS}; got {backend!r}")
 
 
+def check_bias(bias: object) -> None:
+    """Raise a ValueError unless `bias` is False, True or "projections": 1 equals True and is not it."""
+    if not isinstance(bias, bool) and bias != "projections":
+        raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
+
+
 def check_reduction(fill_value: str) -> None:
     """Raise a ValueError unless `fill_value`, which is a string, names a reduction."""
     if fill_value not in REDUCTIONS:
@@ -33,30 +81,50 @@ def check_reduction(fill_value: str) -> None:
 
 
 def check_slope(negative_slope: float, name: str = "negative_slope") -> None:
-    """Raise a ValueError for a slope that is not finite."""
+    """Raise a ValueError for a slope that is not finite, a TypeError for what is no number."""
+    _check_is_number(negative_slope, name, "a finite number")
     # a comparison, which torch.compile can trace with a symbolic slope; false for NaN
     if not -math.inf < negative_slope < math.inf:
         raise ValueError(f"`{name}` must be a finite number; got {negative_slope}")
 
 
-def check_dropout(dropout: float) -> None:
-    """Raise a ValueError for a probability outside [0, 1)."""
+def check_dropout(dropout: float, name: str = "dropout") -> None:
+    """Raise a ValueError for a probability outside [0, 1), a TypeError for what is no number."""
+    _check_is_number(dropout, name, "a number in [0, 1), 0 for none")
     if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must lie in [0, 1); got {dropout}")
+        raise ValueError(f"`{name}` must lie in [0, 1); got {dropout}")
+
+
+def _check_is_number(value: object, name: str, expected: str) -> None:
+    # by what is none, as torch.compile has numbers of its own
+    if value is None or isinstance(value, (str, bytes, complex, list, tuple, dict)):
+        raise TypeError(f"`{name}` must be {expected}; got {value!r}")
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Raise unless each size is a positive int.
+    """Raise unless each size is a positive integer, Python's or NumPy's.
 
     Raises:
-        TypeError: a size is not an int.
+        TypeError: a size is not an integer.
         ValueError: a size is not positive.
     """
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"`{name}` must be an int; got {type(size).__name__}")
-        if size < 1:
+        if as_int(size, name) < 1:
             raise ValueError(f"`{name}` must be positive; got {size}")
+
+
+def as_int(value: Any, name: str) -> int:
+    """An integer, Python's or NumPy's, as an int.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"`{name}` must be an int; got {type(value).__name__}")
 
 
 def hidden_of(out_features: int, n_heads: int, is_concat: bool) -> int:

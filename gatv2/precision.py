@@ -1,6 +1,10 @@
 """Which dtypes are computed in. Imports nothing of gatv2."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
+from torch import Tensor
 
 FLOATING_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """The dtypes that every kernel takes."""
@@ -9,3 +13,19 @@ FLOATING_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 def computed_in(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a kernel computes in: half precision is brought to float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def summed_in(tensor: Tensor) -> torch.dtype:
+    """The dtype in which values like those of `tensor` are summed over the edges of a row.
+
+    A row may have a million edges. One after another in float32, their sum is off by a percent; in
+    float64 it is not, and is rounded once. A device without float64 sums in what it computes in.
+    """
+    return computed_in(tensor.dtype) if tensor.device.type == "mps" else torch.float64
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which autocast lowers nothing to half precision."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,28 +1,85 @@
 """A linear projection, whose first input may tell its size."""
 
-from typing import Any
+from typing import TypedDict, Unpack
 
+import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedTensorMixin
 
 
-def linear(n_inputs: int, n_outputs: int, **options: Any) -> nn.Linear:
+class Where(TypedDict):
+    """Where a projection is made, and in which dtype."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+def linear(n_inputs: int, n_outputs: int, *, bias: bool, **where: Unpack[Where]) -> nn.Linear:
     """A projection, not yet drawn; with `n_inputs` -1 one that its first input gives its size."""
     if n_inputs == -1:
-        return _LazyLinear(n_outputs, **options)
-    return nn.Linear(n_inputs, n_outputs, **options)
+        return _LazyLinear(n_outputs, bias=bias, **where)
+    return nn.Linear(n_inputs, n_outputs, bias=bias, **where)
 
 
-def n_inputs_of(projection: nn.Linear) -> int:
-    """Features of an input; -1 if they are not known yet."""
-    weight = projection.weight
-    return -1 if isinstance(weight, UninitializedParameter) else weight.shape[1]
+def n_inputs_of(projection: nn.Module) -> int:
+    """Features of an input; -1 if they are not known yet, or a module of the user's does not tell."""
+    weight = getattr(projection, "weight", None)
+    if isinstance(weight, UninitializedTensorMixin):
+        return -1
+    if isinstance(weight, Tensor):
+        return weight.shape[1]
+    n_inputs = getattr(projection, "in_features", -1)
+    return n_inputs if isinstance(n_inputs, int) else -1
+
+
+def weight_of(projection: nn.Module) -> Tensor | None:
+    """The matrix of a projection; None if a module of the user's has none, as a quantized one has."""
+    weight = getattr(projection, "weight", None)
+    return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
+
+
+def has_bias(projection: nn.Module) -> bool:
+    """Whether a projection has a bias; of a quantized one it is a method."""
+    bias = getattr(projection, "bias", None)
+    return (bias() if callable(bias) and not isinstance(bias, Tensor) else bias) is not None
+
+
+def edge_projection(
+    projection: nn.Module, edge_features: Tensor, n_heads: int, plain: type[nn.Module] = nn.Linear
+) -> tuple[Tensor, Tensor]:
+    """Features of edges, and the matrix `[n_heads, n_hidden, D]` by which a kernel projects them.
+
+    The weight of a plain projection goes to the kernel, which makes nothing of size edges x heads x
+    features. A projection that a hook or a wrapper changes is called, and the kernel projects what came
+    of it by the identity.
+    """
+    weight = weight_of(projection)
+    if weight is not None and _is_plain(projection, plain):
+        return edge_features, weight.unflatten(0, (n_heads, -1))
+    projected = projection(edge_features)
+    identity = torch.eye(projected.shape[-1], dtype=projected.dtype, device=projected.device)
+    return projected, identity.unflatten(0, (n_heads, -1))
+
+
+def _is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
+    """Whether a call is a product with `projection.weight`, and nothing else."""
+    hooks = (
+        getattr(projection, f"_{name}_hooks")
+        for name in ("forward", "forward_pre", "backward", "backward_pre")
+    )
+    return (
+        isinstance(projection, plain)
+        and type(projection).forward is plain.forward
+        and "forward" not in vars(projection)  # some libraries put theirs there
+        and projection.bias is None
+        and not any(hooks)
+    )
 
 
 def reset_parameters(module: nn.Module) -> None:
     """Draw all parameters that have a size: Glorot uniform; biases are zero."""
     for parameter in module.parameters():
-        if not isinstance(parameter, UninitializedParameter):
+        if not isinstance(parameter, UninitializedTensorMixin):
             _reset(parameter)
 
 

@@ -6,25 +6,31 @@ from gatv2.pyg import GATv2Conv  # was: from torch_geometric.nn import GATv2Conv
 from typing import Any
 
 import torch
-import torch_geometric.nn
+import torch_geometric.utils
 from torch import Tensor
+from torch_geometric.nn.conv import gatv2_conv
+from torch_geometric.nn.dense import Linear
+from torch_geometric.typing import SparseTensor, torch_sparse
 
-from gatv2.convert.pyg import check_flow
-from gatv2.functional import gatv2_attention
+from gatv2.convert.pyg import check_flow, overridden
+from gatv2.functional import attend
+from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepared_once
+from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.self_loops import add_self_loops
+from gatv2.projection import edge_projection
 
 
-class GATv2Conv(torch_geometric.nn.GATv2Conv):  # type: ignore[misc]
+class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
     """`torch_geometric.nn.GATv2Conv`, computed by :func:`gatv2.functional.gatv2_attention`.
 
     Arguments, parameters, state dict and results are those of the base class, so that it stands wherever
     that one does: in `HeteroConv`, `to_hetero`, models and checkpoints. An `edge_index` that is used
-    again is prepared once. What works on the messages themselves, explainers and message hooks, gets
-    them from the base class.
+    again is prepared once. What works on the messages themselves, explainers, message hooks, another
+    `aggr` and subclasses with a `message` of their own, gets them from the base class.
 
-    Three things differ. Added self-loops on a bipartite graph of unequal sides are an error; the
-    attention that is returned is that before dropout; in training other edges are dropped for a seed.
+    Two things differ. The attention that is returned is that before dropout; in training other edges are
+    dropped for a seed.
 
     Raises:
         ValueError: as :func:`gatv2.convert.from_pyg` has it for flow="target_to_source".
@@ -51,35 +57,37 @@ class GATv2Conv(torch_geometric.nn.GATv2Conv):  # type: ignore[misc]
         return_attention_weights: bool | None = None,
     ) -> Any:
         """As `torch_geometric.nn.GATv2Conv.forward`."""
-        is_list = isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
-        if self._shows_messages() or (return_attention_weights and not is_list):
+        is_list = isinstance(edge_index, Graph) or (
+            isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
+        )
+        if self._needs_messages() or not (
+            is_list or self._reads_matrix(edge_index, edge_attr, return_attention_weights)
+        ):
             return super().forward(x, edge_index, edge_attr, return_attention_weights)
         x_key, x_query = (x, x) if isinstance(x, Tensor) else x
+        _check_features(x_key, x_query)
         heads = (self.heads, self.out_channels)
         key = self.lin_l(x_key).unflatten(-1, heads)
         is_same = self.share_weights and x_query is x_key
         query = key if is_same else self.lin_r(x_query).unflatten(-1, heads)
-        sizes = Sizes(len(query), len(key), self.heads, torch.Size(()), query.device)
         if is_list:
-            graph: Any = prepared_once(edge_index, sizes, self.flow)
-        else:  # a sparse matrix is `adj_t`, whose rows are queries
-            graph = as_adjacency(edge_index, sizes, flow="target_to_source", backend="sparse")
-        if edge_attr is not None and edge_attr.ndim == 1:
-            edge_attr = edge_attr.unsqueeze(1)
-        if self.add_self_loops:
-            graph, edge_attr = add_self_loops(graph, edge_attr, self.fill_value)
-        result: Any = gatv2_attention(
+            graph, edge_attr = self._read_list(edge_index, edge_attr, query, key)
+        else:
+            graph, edge_attr = self._read_matrix(edge_index, edge_attr, query, key)
+        out, alpha, _ = attend(
             query,
             key,
             self.att[0].to(query.dtype),
             graph,
-            edge_features=None if edge_attr is None else edge_attr.to(query.dtype),
-            edge_projection=self._edge_projection(edge_attr, query.dtype),
+            edges=self._edge_inputs(edge_attr, query.dtype),
             negative_slope=self.negative_slope,
             dropout=self.dropout if self.training else 0.0,
+            seed=None,
+            flow="target_to_source",
+            backend="auto",
+            kernel="auto",
             return_attention=bool(return_attention_weights),
         )
-        out, alpha = result if return_attention_weights else (result, None)
         out = out.flatten(-2) if self.concat else out.mean(-2)
         if self.res is not None:
             out = out + self.res(x_query)
@@ -90,19 +98,85 @@ class GATv2Conv(torch_geometric.nn.GATv2Conv):  # type: ignore[misc]
         rows = graph.edge_index
         return out, (rows.flip(0) if self.flow == "source_to_target" else rows, alpha)
 
-    def _edge_projection(self, edge_attr: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def _read_list(
+        self, edge_index: Tensor | Graph, edge_attr: Tensor | None, query: Tensor, key: Tensor
+    ) -> tuple[Graph, Tensor | None]:
+        """The graph of an `edge_index`, which may be prepared, with self-loops, and features that fit it."""
+        if edge_attr is not None and edge_attr.ndim == 1:
+            edge_attr = edge_attr.unsqueeze(1)
+        n_queries, n_keys = query.shape[0], key.shape[0]
+        sizes = Sizes(n_queries, n_keys, self.heads, torch.Size(()), query.device)
+        graph: Any
+        if isinstance(edge_index, Graph):
+            graph = as_adjacency(edge_index, sizes, flow=self.flow, backend="sparse")
+        else:
+            graph = prepared_once(edge_index, sizes, self.flow)
+        if self.add_self_loops:
+            fill_value = 1.0 if self.fill_value is None else self.fill_value
+            if isinstance(fill_value, Tensor):
+                fill_value = fill_value.squeeze(0) if fill_value.ndim == 2 else fill_value
+            is_block = n_queries != n_keys and not isinstance(edge_index, Graph)
+            graph, edge_attr = add_self_loops(graph, edge_attr, fill_value, is_block=is_block)
+        return graph, edge_attr
+
+    def _read_matrix(
+        self, adj_t: Any, edge_attr: Tensor | None, query: Tensor, key: Tensor
+    ) -> tuple[Graph, Tensor | None]:
+        """The graph of a sparse matrix, whose rows are queries: every entry that it holds is an edge."""
+        sides, shape = (query.shape[0], key.shape[0]), (adj_t.size(0), adj_t.size(1))
+        if shape != sides:
+            raise ValueError(f"`adj_t` must have shape (targets, sources)={sides}; got {shape}")
+        if isinstance(adj_t, SparseTensor):
+            adj_t = torch_sparse.set_diag(adj_t) if self.add_self_loops else adj_t
+            row, column, values = adj_t.coo()
+            rows = torch.stack((row, column))
+        else:
+            if self.add_self_loops:
+                adj_t, _ = torch_geometric.utils.remove_self_loops(adj_t)
+                adj_t, _ = torch_geometric.utils.add_self_loops(adj_t, None, self.fill_value)
+            rows, values = torch_geometric.utils.to_edge_index(adj_t)
+            values = None if values.ndim == 1 else values
+        edge_attr = values if edge_attr is None else edge_attr
+        if edge_attr is not None and edge_attr.ndim == 1:
+            edge_attr = edge_attr.unsqueeze(1)
+        return Graph.from_edge_index(rows, sides), edge_attr
+
+    def _edge_inputs(self, edge_attr: Tensor | None, dtype: torch.dtype) -> EdgeInputs | None:
+        """Features of edges and their projection, which the kernel applies."""
         if edge_attr is None:
             return None
         if self.lin_edge is None:
             raise ValueError("`edge_attr` came to a layer without `edge_dim`")
-        weight: Tensor = self.lin_edge.weight.unflatten(0, (self.heads, self.out_channels))
-        return weight.to(dtype)
+        features, projection = edge_projection(self.lin_edge, edge_attr, self.heads, Linear)
+        return EdgeInputs(features.to(dtype), projection.to(dtype))
 
-    def _shows_messages(self) -> bool:
-        """Whether an explainer or a hook waits for messages, which our kernels do not make."""
+    def _reads_matrix(self, adj_t: Any, edge_attr: Tensor | None, returns_attention: Any) -> bool:
+        """Whether a sparse matrix is one that we read; the base class has the rest, and its errors."""
+        if returns_attention or self.flow == "target_to_source":
+            return False
+        if isinstance(adj_t, SparseTensor):
+            return not (self.add_self_loops and self.edge_dim is not None)
+        if not isinstance(adj_t, Tensor) or (self.add_self_loops and edge_attr is not None):
+            return False
+        is_coo = adj_t.layout == torch.sparse_coo and adj_t.is_coalesced()
+        return is_coo or adj_t.layout == torch.sparse_csr
+
+    def _needs_messages(self) -> bool:
+        """Whether anything works on messages, which our kernels do not make."""
         hooks = (
             getattr(self, f"_{name}_forward{kind}_hooks")
             for name in ("propagate", "message", "aggregate", "edge_update")
             for kind in ("", "_pre")
         )
-        return bool(self.explain) or any(hooks)
+        is_sum = self.aggr in ("add", "sum")
+        return bool(self.explain) or not is_sum or any(hooks) or bool(overridden(self))
+
+
+def _check_features(x_source: Any, x_target: Any) -> None:
+    for x, name in ((x_source, "sources"), (x_target, "targets")):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"features of {name} must be a torch.Tensor; got {type(x).__name__}")
+        if x.ndim != 2:
+            raise ValueError(
+                f"features of {name} must have shape (n_nodes, n_features); got {tuple(x.shape)}"
+            )

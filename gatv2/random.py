@@ -7,6 +7,8 @@ order of edges and on any number of threads, and nothing is stored for the backw
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 """
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,12 @@ def as_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
             raise ValueError(f"`seed` must lie in [-2**63, 2**63); got {seed}")
         return torch.tensor(seed, dtype=torch.int64, device=device)
     if not isinstance(seed, Tensor):
-        raise TypeError(f"`seed` must be an int or a 0-d int64 tensor; got {type(seed).__name__}")
+        try:
+            return as_seed(operator.index(seed), device)  # NumPy's integers
+        except TypeError:
+            raise TypeError(
+                f"`seed` must be an int or a 0-d int64 tensor; got {type(seed).__name__}"
+            ) from None
     if seed.dtype != torch.int64 or seed.ndim != 0:
         raise ValueError(
             f"`seed` must be an int or a 0-d int64 tensor; got {seed.dtype} with shape "

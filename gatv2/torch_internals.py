@@ -91,12 +91,27 @@ else:
         return property(read)
 
 
+def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and values of a matrix in COO, in the order in which it has them.
+
+    Private because `indices()` is of a coalesced matrix alone; without it, entries are brought to the
+    order of a coalesced one.
+    """
+    try:
+        return matrix._indices(), matrix._values()
+    except AttributeError:
+        matrix = matrix.coalesce()
+        return matrix.indices(), matrix.values()
+
+
 def fits_int32(count: int) -> bool:
     """Whether a count fits; under the compiler, False for one that depends on values.
 
     Private because only the compiler's own function answers without fixing the count; without it, the
     count is fixed.
     """
+    if torch.onnx.is_in_onnx_export():
+        return False  # ONNX scatters by int64 alone
     if not torch.compiler.is_compiling():
         return count < 2**31
     try:
@@ -121,10 +136,24 @@ def _has_jvp() -> bool:
     """Private because a level of vmap hides the tangents below it; without it, those stay unseen."""
     try:
         functorch = torch._C._functorch
-        levels = functorch.get_interpreter_stack() or ()
-        return any(level.key() == functorch.TransformType.Jvp for level in levels)
+        levels = functorch.get_interpreter_stack()
+        return levels is not None and any(
+            level.key() == functorch.TransformType.Jvp for level in levels
+        )
     except AttributeError:
         return False
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is active.
+
+    Private because no public function tells; without it, one may always be.
+    """
+    try:
+        is_active: bool = torch._C._functorch.get_interpreter_stack() is not None
+    except AttributeError:
+        return True
+    return is_active
 
 
 def forward_mode_level() -> int:

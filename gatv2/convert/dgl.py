@@ -3,7 +3,16 @@
 import torch
 from torch import Tensor
 
-from gatv2.convert.state import State, check_ours, known_state, layer_of, part_of
+from gatv2.convert.state import (
+    Shapes,
+    State,
+    check_ours,
+    check_together,
+    is_same,
+    known_state,
+    layer_of,
+    read_state,
+)
 from gatv2.layer import GraphAttentionV2Layer
 
 _DGL_NAMES = {
@@ -14,6 +23,15 @@ _DGL_NAMES = {
     "fc_dst.bias": "linear_l.bias",
     "res_fc.weight": "linear_residual.weight",
     "res_fc.bias": "bias",
+}
+_SHAPES: Shapes = {
+    "attn": (1, "H", "F"),
+    "fc_src.weight": ("H * F", "sources"),
+    "fc_src.bias": ("H * F",),
+    "fc_dst.weight": ("H * F", "destinations"),
+    "fc_dst.bias": ("H * F",),
+    "res_fc.weight": ("H * F", "destinations"),
+    "res_fc.bias": ("H * F",),
 }
 
 
@@ -32,20 +50,24 @@ def from_dgl(
     is bipartite. Its result is DGL's with the heads concatenated, `[N, H * F]` for `[N, H, F]`. What
     DGL's layer does around attention, `feat_drop` and `activation`, stays with the caller.
 
-    A DGL layer with `residual=True` whose input has the size of a head adds the input to each head. It
-    becomes a `linear_residual` of identity matrices without gradients.
+    A DGL layer with `residual=True` and without `res_fc.weight` adds its input as it is, which becomes a
+    `linear_residual` without gradients. Where the input has the size of the result it is the
+    identity, as in DGL since 0.8; where it has the size of a head it is one identity a head, as in the
+    file that came with the paper.
 
     Args:
         state_dict: of the layer, or of a model that holds it.
         residual: as DGL's layer was made.
-        share_weights: as DGL's layer was made.
+        share_weights: as DGL's layer was made; False if its `in_feats` is a pair, as DGL shares nothing
+            there.
         attn_drop: as DGL's layer was made.
         negative_slope: as DGL's layer was made.
         prefix: what the names of the layer begin with, such as "layers.0.".
 
     Raises:
+        TypeError: `state_dict` holds something else than tensors of one floating-point dtype.
         KeyError: a parameter is missing.
-        ValueError: the state dict contradicts the arguments.
+        ValueError: the state dict contradicts the arguments, or its shapes one another.
 
     Example:
         >>> state_dict = {
@@ -58,12 +80,26 @@ def from_dgl(
 
     Source: python/dgl/nn/pytorch/conv/gatv2conv.py of DGL.
     """
-    given = part_of(state_dict, prefix, ("attn", "fc_src.weight", "fc_dst.weight"))
-    renamed = {_DGL_NAMES[name]: x for name, x in given.items() if name in _DGL_NAMES}
-    renamed["attn"] = given["attn"].squeeze(0)
-    is_identity = residual and "res_fc.weight" not in given
-    if "res_fc.weight" in given and not residual:
+    given = read_state(state_dict, prefix, _SHAPES, ("attn", "fc_src.weight", "fc_dst.weight"))
+    has_residual = "res_fc.weight" in given
+    biases = ("fc_src.bias", "fc_dst.bias", *(("res_fc.bias",) if has_residual else ()))
+    check_together(given, prefix, biases)
+    if has_residual and not residual:
         raise ValueError("the state dict has 'res_fc.weight': pass residual=True")
+    if "res_fc.bias" in given and not has_residual:
+        raise ValueError("the state dict has 'res_fc.bias' without 'res_fc.weight'")
+    renamed = {_DGL_NAMES[name]: x for name, x in given.items()}
+    renamed["attn"] = given["attn"][0]
+    if share_weights and not all(
+        is_same(given[f"fc_src.{kind}"], given[f"fc_dst.{kind}"])
+        for kind in ("weight", "bias")
+        if f"fc_src.{kind}" in given
+    ):
+        raise ValueError(
+            "share_weights=True, but the two matrices differ: pass share_weights=False, as for each DGL "
+            "layer whose `in_feats` is a pair, of which DGL shares nothing"
+        )
+    is_identity = residual and not has_residual
     if is_identity:
         renamed["linear_residual.weight"] = _identity_residual(renamed)
     layer = layer_of(
@@ -82,7 +118,8 @@ def to_dgl(layer: GraphAttentionV2Layer) -> dict[str, Tensor]:
     """The state dict of DGL's `GATv2Conv` that computes what `layer` does.
 
     For `GATv2Conv(in_feats, layer.n_hidden, layer.n_heads, bias=..., residual=..., share_weights=...)`
-    with the layer's options. DGL's edges go from the node attended to, to the one that attends.
+    of DGL 0.8 or newer, with the layer's options. DGL's edges go from the node attended to, to the one
+    that attends, and `in_feats` of a bipartite graph are (sources, destinations), in this order.
 
     Raises:
         TypeError: `layer` is not a :class:`gatv2.GraphAttentionV2Layer`.
@@ -111,10 +148,10 @@ def to_dgl(layer: GraphAttentionV2Layer) -> dict[str, Tensor]:
     bias = state.pop("bias", None)
     theirs = {name: state[ours] for name, ours in _DGL_NAMES.items() if ours in state}
     theirs["attn"] = state["attn"].unsqueeze(0)
-    is_identity = residual is not None and residual.shape[1] == layer.n_hidden
+    is_identity = residual is not None and residual.shape[0] == residual.shape[1]
     if residual is not None and is_identity and not residual.equal(_identity_residual(state)):
         raise ValueError(
-            f"where the input has the size of a head, {layer.n_hidden}, DGL's residual is the "
+            f"where the input has the size of the result, {layer.out_features}, DGL's residual is the "
             "identity: the layer's `linear_residual` is not"
         )
     if residual is not None and not is_identity:
@@ -130,11 +167,14 @@ def to_dgl(layer: GraphAttentionV2Layer) -> dict[str, Tensor]:
 
 
 def _identity_residual(state: State) -> Tensor:
-    """An input of the size of a head, for each head: `[n_heads * n_hidden, n_hidden]`."""
-    (n_heads, n_hidden), n_query = state["attn"].shape, state["linear_l.weight"].shape[1]
-    if n_query != n_hidden:
+    """An input added as it is: to the result if it has the size of that, else to each head."""
+    attn = state["attn"]
+    (n_heads, n_hidden), n_query = attn.shape, state["linear_l.weight"].shape[1]
+    width = n_heads * n_hidden
+    if n_query not in (width, n_hidden):
         raise ValueError(
-            f"residual=True without 'res_fc.weight' adds the input to each head, but the input has "
-            f"{n_query} features and a head {n_hidden}"
+            "residual=True without 'res_fc.weight' adds the input as it is, but the input has "
+            f"{n_query} features, a head {n_hidden} and the result {width}"
         )
-    return torch.eye(n_hidden).to(state["attn"]).repeat(n_heads, 1)
+    identity = torch.eye(n_query, dtype=attn.dtype, device=attn.device)
+    return identity.repeat(width // n_query, 1)

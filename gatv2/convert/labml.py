@@ -2,10 +2,14 @@
 
 from typing import Literal
 
-import torch
-
-from gatv2.convert.state import State, layer_of, part_of
+from gatv2.convert.state import Shapes, State, is_same, layer_of, read_state
 from gatv2.layer import GraphAttentionV2Layer
+
+_SHAPES: Shapes = {
+    "attn.weight": (1, "F"),
+    "linear_l.weight": ("H * F", "inputs"),
+    "linear_r.weight": ("H * F", "inputs"),
+}
 
 
 def from_labml(
@@ -35,10 +39,12 @@ def from_labml(
         prefix: what the names of the layer begin with, such as "layer1.".
 
     Raises:
+        TypeError: `state_dict` holds something else than tensors of one floating-point dtype.
         KeyError: a parameter is missing.
         ValueError: the matrices differ, and `scores` is None or "swapped"; or a shape does not fit.
 
     Example:
+        >>> import torch
         >>> weight = torch.randn(32, 16)
         >>> state_dict = {
         ...     "linear_l.weight": weight, "linear_r.weight": weight, "attn.weight": torch.randn(1, 8)
@@ -50,9 +56,15 @@ def from_labml(
     """
     if scores not in (None, "formula", "swapped"):
         raise ValueError(f"`scores` must be 'formula', 'swapped' or None; got {scores!r}")
-    given = part_of(state_dict, prefix, ("linear_l.weight", "linear_r.weight", "attn.weight"))
+    given = read_state(state_dict, prefix, _SHAPES, tuple(_SHAPES))
     query, key, attn = (given[f"{name}.weight"] for name in ("linear_l", "linear_r", "attn"))
-    is_shared = torch.equal(query, key)
+    is_shared = is_same(query, key)
+    n_heads, rest = divmod(len(query), attn.shape[1])
+    if rest:
+        raise ValueError(
+            f"`{prefix}attn.weight` has the {attn.shape[1]} features of a head, which do not divide the "
+            f"{len(query)} rows of `{prefix}linear_l.weight`"
+        )
     if not is_shared and scores is None:
         raise ValueError(
             "`linear_l` and `linear_r` differ: the tutorial announces g_l[i] + g_r[j] and computes "
@@ -65,7 +77,6 @@ def from_labml(
             "with W_r; the formula has one matrix for both, so no layer of these sizes computes it. "
             'The documentation, "Coming from PyG, DGL or the tutorial", has a wider one that does'
         )
-    n_heads = len(query) // attn.shape[1]
     return layer_of(
         {"linear_l.weight": query, "linear_r.weight": key, "attn": attn.expand(n_heads, -1)},
         is_concat=is_concat,

@@ -1,9 +1,7 @@
 """`GAT2Conv` of the paper's code, by its state dict."""
 
-import torch
-
-from gatv2.convert.pyg import our_name
-from gatv2.convert.state import State, layer_of, part_of
+from gatv2.convert.pyg import our_name, shapes_of
+from gatv2.convert.state import State, check_together, is_same, layer_of, read_state
 from gatv2.layer import GraphAttentionV2Layer
 
 
@@ -34,10 +32,12 @@ def from_official(
         prefix: what the names of the layer begin with, such as "layers.0.".
 
     Raises:
+        TypeError: `state_dict` holds something else than tensors of one floating-point dtype.
         KeyError: a parameter is missing.
-        ValueError: the matrices differ and `share_weights` is None.
+        ValueError: the matrices differ and `share_weights` is None, or shapes contradict one another.
 
     Example:
+        >>> import torch
         >>> weight = torch.randn(128, 128)
         >>> state_dict = {"layers.0.att": torch.randn(1, 1, 128)}
         >>> state_dict |= {f"layers.0.lin_{side}.weight": weight for side in "lr"}
@@ -46,11 +46,14 @@ def from_official(
 
     Source: dictionary_lookup/gnns/gat2.py of https://github.com/tech-srl/how_attentive_are_gats.
     """
-    given = part_of(state_dict, prefix, ("att", "lin_l.weight", "lin_r.weight"))
+    given = read_state(
+        state_dict, prefix, shapes_of(concat), ("att", "lin_l.weight", "lin_r.weight")
+    )
+    check_together(given, prefix, ("lin_l.bias", "lin_r.bias", "bias"))
     renamed = {our_name(name): x for name, x in given.items()}
-    renamed["attn"] = given["att"].squeeze(0)
+    renamed["attn"] = given["att"][0]
     is_shared = all(
-        torch.equal(given[name], given[name.replace("lin_l", "lin_r")])
+        is_same(given[name], given[name.replace("lin_l", "lin_r")])
         for name in given
         if name.startswith("lin_l")
     )

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from gatv2.convert.state import check_ours, known_state, layer_of
+from gatv2.convert.state import Shapes, check_ours, known_state, layer_of
 from gatv2.layer import GraphAttentionV2Layer
+
+_MESSAGES = ("edge_update", "message", "aggregate", "update", "message_and_aggregate")
 
 
 def from_pyg(conv: Any) -> GraphAttentionV2Layer:
@@ -17,9 +19,10 @@ def from_pyg(conv: Any) -> GraphAttentionV2Layer:
 
     Raises:
         TypeError: `conv` is something else.
-        ValueError: `conv` aggregates by something else than the sum, its sizes are not known yet, or it
-            has flow="target_to_source" where that is not ours: on a bipartite graph, and where features
-            of self-loops are reduced from those of other edges.
+        ValueError: `conv` aggregates by something else than the sum, its class has messages of its own,
+            something wraps or quantizes its projections, its sizes are not known yet, or it has
+            flow="target_to_source" where that is not ours: on a bipartite graph, and where features of
+            self-loops are reduced from those of other edges.
 
     Example:
         >>> import torch
@@ -38,8 +41,13 @@ def from_pyg(conv: Any) -> GraphAttentionV2Layer:
         raise TypeError(f"`conv` must be a torch_geometric.nn.GATv2Conv; got {type(conv).__name__}")
     if conv.aggr not in ("add", "sum"):
         raise ValueError(f"our layer sums over the keys; `conv` has aggr={conv.aggr!r}")
+    if others := overridden(conv):
+        raise ValueError(
+            f"{type(conv).__name__} has {others} of its own, of which our layer knows nothing: convert "
+            "a GATv2Conv with its parameters"
+        )
     check_flow(conv)
-    state = {our_name(name): x for name, x in known_state(conv).items()}
+    state = {our_name(name): x for name, x in known_state(conv, shapes_of(conv.concat)).items()}
     layer = layer_of(
         state | {"attn": conv.att[0]},
         is_concat=conv.concat,
@@ -72,13 +80,13 @@ def to_pyg(layer: GraphAttentionV2Layer) -> Any:
     from torch_geometric.nn import GATv2Conv
 
     check_ours(layer)
+    state = known_state(layer)
     has_bias = layer.bias is not None
     if has_bias != (layer.linear_l.bias is not None):
         raise ValueError(
             "`GATv2Conv` has a bias of the projections and of the output, or none: the layer has "
             "bias='projections'"
         )
-    state = known_state(layer)
     conv = GATv2Conv(
         layer.in_features,
         layer.n_hidden,
@@ -100,6 +108,21 @@ def to_pyg(layer: GraphAttentionV2Layer) -> Any:
     return conv.train(layer.training)
 
 
+def shapes_of(concat: bool) -> Shapes:
+    """The shapes of the parameters of `GATv2Conv`."""
+    width = "H * F" if concat else "F"
+    return {
+        "att": (1, "H", "F"),
+        "lin_l.weight": ("H * F", "sources"),
+        "lin_l.bias": ("H * F",),
+        "lin_r.weight": ("H * F", "targets"),
+        "lin_r.bias": ("H * F",),
+        "lin_edge.weight": ("H * F", "edge_dim"),
+        "res.weight": (width, "targets"),
+        "bias": (width,),
+    }
+
+
 def our_name(name: str) -> str:
     """Our name for a parameter of `GATv2Conv`, whose `lin_l` is of the keys with either flow."""
     ours = {
@@ -111,6 +134,14 @@ def our_name(name: str) -> str:
     }
     module, _, rest = name.partition(".")
     return ".".join(filter(None, (ours.get(module, module), rest)))
+
+
+def overridden(conv: Any) -> list[str]:
+    """The methods by which a subclass of `GATv2Conv` makes other messages, or joins them otherwise."""
+    from torch_geometric.nn.conv.gatv2_conv import GATv2Conv
+
+    theirs = {name: getattr(GATv2Conv, name) for name in _MESSAGES}
+    return [name for name, method in theirs.items() if getattr(type(conv), name) is not method]
 
 
 def check_flow(conv: Any) -> None:

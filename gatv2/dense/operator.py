@@ -59,8 +59,9 @@ def gatv2_attention(
 
 def _numba() -> Launcher:
     from gatv2.dense import numba_kernel
+    from gatv2.operator.on_arrays import OnArrays
 
-    return numba_kernel
+    return OnArrays(numba_kernel)
 
 
 def _triton() -> Launcher:

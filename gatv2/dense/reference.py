@@ -4,17 +4,21 @@ e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])
 alpha_ij = softmax over the keys j of query i of e_ij
 out_i = sum over j of dropout(alpha_ij) g_r[j]
 
-With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
+With edge features: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
+
+Half precision is computed in float32 and rounded once. What a head does not use is replaced by zero
+before anything is computed of it, so that NaN stays where it is used.
+A pair whose score is -inf has no weight.
 """
 
 import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu, pad
 
 from gatv2.graph.edge_inputs import EdgeInputs
-from gatv2.precision import computed_in
+from gatv2.precision import computed_in, without_autocast
 from gatv2.random import keep_mask
 
 
@@ -44,19 +48,9 @@ def gatv2_attention(
         dropout: probability that a coefficient is dropped.
         seed: 0-d int64, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha.
-        edges: x `[*B, N, M, D]` and W_e `[H, F, D]`; or None.
+        edges: features x `[*B, N, M, D]` and W_e `[H, F, D]`; or None.
     """
-    query, key = _without_padding(query, key, mask)
-    if edges is not None:
-        x = edges.features.masked_fill(~mask.any(-1, keepdim=True), 0.0)
-        edges = edges._replace(features=x)
-    scores = gatv2_scores(
-        query,
-        key,
-        attn,
-        negative_slope=negative_slope,
-        edges=edges,
-    )
+    scores = gatv2_scores(query, key, attn, mask, negative_slope=negative_slope, edges=edges)
     out, lse, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
     return out, lse, alpha if return_attention else None
 
@@ -65,41 +59,79 @@ def gatv2_scores(
     query: Tensor,
     key: Tensor,
     attn: Tensor,
+    mask: Tensor,
     *,
     negative_slope: float,
     edges: EdgeInputs | None = None,
 ) -> Tensor:
-    """e_ij of GATv2 for every pair: `[*B, N, M, H]`."""
-    pair = query.unsqueeze(-3) + key.unsqueeze(-4)  # [*B, N, M, H, F]
+    """e_ij of GATv2 for every pair of the mask: `[*B, N, M, H]`.
+
+    In the dtype that is computed in.
+    """
+    dtype = computed_in(query.dtype)
+    pair = query.to(dtype).unsqueeze(-3) + key.to(dtype).unsqueeze(-4)  # [*B, N, M, H, F]
+    pair = _where_used(pair, mask)
     if edges is not None:
-        pair = pair + torch.einsum("...d,hfd->...hf", *edges)
+        features = _where_used(edges.features.to(dtype).unsqueeze(-2), mask)
+        with without_autocast(features.device):
+            pair = pair + torch.einsum("...hd,hfd->...hf", features, edges.projection.to(dtype))
     return (leaky_relu(pair, negative_slope) * attn).sum(-1)
 
 
 def gat_scores(
-    query: Tensor, key: Tensor, attn_query: Tensor, attn_key: Tensor, *, negative_slope: float
+    query: Tensor,
+    key: Tensor,
+    attn_query: Tensor,
+    attn_key: Tensor,
+    mask: Tensor,
+    *,
+    negative_slope: float,
 ) -> Tensor:
-    """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, N, M, H]`."""
-    of_query, of_key = (query * attn_query).sum(-1), (key * attn_key).sum(-1)
-    return leaky_relu(of_query.unsqueeze(-2) + of_key.unsqueeze(-3), negative_slope)
+    """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, N, M, H]`.
+
+    In the dtype that is computed in.
+    """
+    query_term = (_used_rows(query, mask.any(-2)) * attn_query).sum(-1)
+    key_term = (_used_rows(key, mask.any(-3)) * attn_key).sum(-1)
+    return leaky_relu(query_term.unsqueeze(-2) + key_term.unsqueeze(-3), negative_slope)
 
 
 def attend(
     scores: Tensor, value: Tensor, mask: Tensor, *, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax over the keys of the mask, dropout, weighted sum of `value`: `(out, lse, alpha)`."""
-    # finfo.min, not -inf: a row without keys stays finite, and the second fill makes it exactly zero
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    alpha = scores.softmax(dim=-2).masked_fill(~mask, 0.0)  # [*B, N, M, H]
+    """Softmax over the keys of the mask, dropout, weighted sum of `value`: `(out, lse, alpha)`.
+
+    The scores are in the dtype that is computed in; out and alpha are in that of `value`.
+    """
+    lse, alpha = _masked_softmax(scores, mask)  # [*B, N, M, H]
     weight = alpha
     if seed is not None:
         weight = alpha * _keep(seed, dropout, scores) / (1 - dropout)
-    lse = scores.logsumexp(dim=-2).masked_fill(~mask.any(-2), -math.inf)
-    return (
-        torch.einsum("...ijh,...jhf->...ihf", weight, value),
-        lse.to(computed_in(lse.dtype)),
-        alpha,
-    )
+    values = _where_used(value.to(scores.dtype).unsqueeze(-4), mask)  # [*B, N, M, H, F]
+    out = (weight.unsqueeze(-1) * values).sum(-3)
+    return out.to(value.dtype), lse, alpha.to(value.dtype)
+
+
+def _where_used(values: Tensor, mask: Tensor) -> Tensor:
+    """Values of pairs `[*B, N, M, H, F]`, zero where a head does not use the pair."""
+    return torch.where(mask.unsqueeze(-1), values, 0.0)
+
+
+def _used_rows(rows: Tensor, is_used: Tensor) -> Tensor:
+    """Rows in the dtype that is computed in, zero where no pair uses them."""
+    return torch.where(is_used.unsqueeze(-1), rows.to(computed_in(rows.dtype)), 0.0)
+
+
+def _masked_softmax(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    scores = torch.where(mask, scores, -math.inf)
+    # one more of -inf, as a maximum over nothing is an error
+    largest = pad(scores.detach(), (0, 0, 0, 1), value=-math.inf).amax(-2, keepdim=True)
+    is_empty = largest == -math.inf
+    largest = largest.masked_fill(is_empty, 0.0)  # -inf - -inf would be NaN
+    numerator = (scores - largest).exp()
+    total = numerator.sum(-2, keepdim=True).masked_fill(is_empty, 1.0)
+    lse = (largest + total.log()).masked_fill(is_empty, -math.inf)
+    return lse.squeeze(-2), numerator / total
 
 
 def _keep(seed: Tensor, dropout: float, scores: Tensor) -> Tensor:
@@ -115,9 +147,3 @@ def _keep(seed: Tensor, dropout: float, scores: Tensor) -> Tensor:
         multiplicity=torch.zeros((), dtype=torch.int64, device=device),
         batch=torch.arange(n_batches, device=device).view(*batch_shape, 1, 1),
     )
-
-
-def _without_padding(query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero the queries and keys without an edge: padding may hold NaN, and 0 * NaN is NaN."""
-    has_key, is_key = mask.any(-2).unsqueeze(-1), mask.any(-3).unsqueeze(-1)
-    return query.masked_fill(~has_key, 0.0), key.masked_fill(~is_key, 0.0)

@@ -22,7 +22,7 @@ from gatv2.torch_internals import is_inspectable
 
 
 class Options(TypedDict, total=False):
-    """Options of :func:`gatv2_attention`, as it has them."""
+    """Options of :func:`gatv2.distributed.gatv2_attention`."""
 
     edge_features: Tensor | None
     edge_projection: Tensor | None

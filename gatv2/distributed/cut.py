@@ -15,16 +15,17 @@ from gatv2.distributed.agreement import gather_from_ranks, place_in
 from gatv2.distributed.halo import Exchange
 from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
+from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import read_edge_index
-from gatv2.options import Flow
+from gatv2.graph.edges import changed
+from gatv2.options import Flow, check_sizes
 
 Data = TypeVar("Data", bound=PartData)
 
 
 def split(graph: Graph, n_parts: int, build: type[Data]) -> list[Data]:
     """See `Partition.split`."""
-    if n_parts < 1:
-        raise ValueError(f"`n_parts` must be positive; got {n_parts}")
+    check_sizes(n_parts=n_parts)
     bounds = _equal_edges(graph, n_parts)
     parts = [_part_of(graph, bounds, rank, build) for rank in range(n_parts)]
     requests = [part.halo.split(part.halo_counts) for part in parts]
@@ -62,7 +63,7 @@ def from_edge_index(
         start, end = limits[rank : rank + 2]
         _check_own(query, start, end, rank)
         edge_id = torch.arange(len(query), device=query.device)
-        return _part(_Edges(query, key, edge_id), limits, rank, build)
+        return _part(_Edges(query, key, edge_id, flow=flow), limits, rank, build)
 
     return _agreed(part, lambda: "", group)
 
@@ -72,11 +73,12 @@ def _equal_edges(graph: Graph, n_parts: int) -> tuple[int, ...]:
 
     Where nodes without edges leave a choice, it is the one nearest to equal numbers of nodes.
     """
-    if graph.n_queries != graph.n_keys or graph.n_blocks != 1:
+    check_once(graph)
+    if graph.n_queries != graph.n_keys or graph.n_blocks != 1 or graph.is_bipartite:
         raise ValueError(
             "only one graph of nodes that attend to one another is split over processes: its queries "
-            f"are its keys, and n_blocks=1; got {graph.n_queries} queries, {graph.n_keys} keys and "
-            f"n_blocks={graph.n_blocks}"
+            f"are its keys, and n_blocks=1; got {graph.n_queries} queries, {graph.n_keys} keys, "
+            f"n_blocks={graph.n_blocks} and is_bipartite={graph.is_bipartite}"
         )
     ptr = graph.query_ptr
     part = torch.arange(n_parts + 1, device=ptr.device)
@@ -92,7 +94,7 @@ def _part_of(graph: Graph, bounds: tuple[int, ...], rank: int, build: type[Data]
     edge_id, order = graph.edge_id[own].sort()
     head_mask = None if graph.head_mask is None else graph.head_mask[own][order]
     query, key = (x[own][order] for x in (graph.query_index, graph.key_index))
-    edges = _Edges(query, key, edge_id, head_mask, graph.query_id, graph.key_id)
+    edges = _Edges(query, key, edge_id, head_mask, graph.query_id, graph.key_id, graph.flow)
     return _part(edges, bounds, rank, build)
 
 
@@ -105,11 +107,12 @@ class _Edges(NamedTuple):
     head_mask: Tensor | None = None
     query_id: Tensor | None = None
     key_id: Tensor | None = None
+    flow: Flow = "target_to_source"
 
 
 def _part(edges: _Edges, bounds: tuple[int, ...], rank: int, build: type[Data]) -> Data:
     """A rank's part; what others fetch of it is still to come."""
-    query, key, edge_id, head_mask, query_id, key_id = edges
+    query, key, edge_id, head_mask, query_id, key_id, flow = edges
     (start, end), n_nodes = bounds[rank : rank + 2], bounds[-1]
     is_local = (key >= start) & (key < end)
     halo, place = _numbered(key[~is_local], n_nodes)
@@ -121,11 +124,12 @@ def _part(edges: _Edges, bounds: tuple[int, ...], rank: int, build: type[Data]) 
     def graph(chosen: Tensor, key: Tensor, keys: Tensor) -> Graph:
         edge_index = torch.stack((query[chosen] - start, key))
         graph = Graph.from_edge_index(edge_index, (end - start, len(keys)))
-        return replace(
+        return changed(
             graph,
             head_mask=None if head_mask is None else head_mask[chosen][graph.edge_id],
             query_id=names(query_id, own),
             key_id=names(key_id, keys),
+            flow=flow,
         )
 
     return build(

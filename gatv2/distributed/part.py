@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gatv2.graph import Graph
 from gatv2.graph.part import Loops
+from gatv2.options import Flow
 from gatv2.torch_internals import made_once
 
 Data = TypeVar("Data", bound="PartData")
@@ -72,6 +73,11 @@ class PartData:
         """Number of edges of the part, which are those of own queries."""
         return self.edge_id.shape[0]
 
+    @property
+    def flow(self) -> Flow:
+        """How rows of the edge index were read that the part was made of."""
+        return self.local.flow
+
     @made_once
     def self_loops(self) -> Loops[Self]:
         """The part with self-loops, and which edges it has of this one; made when first asked for."""
@@ -95,11 +101,11 @@ class PartData:
 
 
 def _add_self_loops(part: Data) -> Loops[Data]:
-    of_local, of_remote = part.local.edge_index, part.remote.edge_index
-    query = of_local.new_empty(part.n_edges)
-    query[part.is_local], query[~part.is_local] = of_local[0], of_remote[0]
+    local_edges, remote_edges = part.local.edge_index, part.remote.edge_index
+    query = local_edges.new_empty(part.n_edges)
+    query[part.is_local], query[~part.is_local] = local_edges[0], remote_edges[0]
     is_loop = torch.zeros_like(part.is_local)
-    is_loop[part.is_local] = of_local[0] == of_local[1]
+    is_loop[part.is_local] = local_edges[0] == local_edges[1]
     kept = (~is_loop).nonzero().squeeze(1)
     added = part.edge_id.new_full((part.n_own,), -1)
     looped = replace(

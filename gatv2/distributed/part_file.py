@@ -13,7 +13,6 @@ from gatv2.distributed.agreement import gather_from_ranks, place_in
 from gatv2.distributed.cut import halo_counts_of
 from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
-from gatv2.graph.check import check_graph
 from gatv2.tensor_file import PathLike, load_tensors, save_tensors
 
 Data = TypeVar("Data", bound=PartData)
@@ -39,6 +38,7 @@ def save(partition: PartData, directory: PathLike) -> None:
         "bounds": json.dumps(partition.bounds),
         "sent_counts": json.dumps(partition.sent_counts),
         "split_id": partition.split_id,
+        "flow": partition.flow,
     }
     save_tensors(path, tensors, metadata)
 
@@ -46,11 +46,11 @@ def save(partition: PartData, directory: PathLike) -> None:
 def load(directory: PathLike, group: "dist.ProcessGroup | None", build: type[Data]) -> Data:
     """Read this rank's part; see :meth:`gatv2.distributed.Partition.load`."""
     rank, n_parts = place_in(group)
-    part: Any = None
+    loaded: list[Data] = []
 
-    def read() -> tuple[Any, ...]:
-        nonlocal part
+    def read() -> tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         part = _read(_path(directory, rank, n_parts), rank, n_parts, group, build)
+        loaded.append(part)
         return part.split_id, part.bounds, part.sent_counts, part.halo_counts
 
     split_ids, bounds, sent, fetched = zip(*gather_from_ranks(read, group), strict=True)
@@ -61,8 +61,8 @@ def load(directory: PathLike, group: "dist.ProcessGroup | None", build: type[Dat
             "the parts that the processes have loaded do not fit one another; their splits are "
             f"{of_ranks}: load parts that were saved of one split"
         )
-    loaded: Data = part
-    return loaded
+    (part,) = loaded
+    return part
 
 
 def _path(directory: PathLike, rank: int, n_parts: int) -> Path:
@@ -112,6 +112,7 @@ def _part(
             "query_id" in graph and "key_id" in graph,
             f"{name!r} must have the nodes' numbers for dropout; it has not",
         )
+        graph["flow"] = metadata.get("flow", "target_to_source")  # older files have none
     return build(
         rank=int(metadata["rank"]),
         bounds=bounds,
@@ -135,7 +136,7 @@ def _check(part: PartData, rank: int, n_parts: int) -> None:
     _require(bounds[0] == 0 and sorted(bounds) == list(bounds), f"{bounds} are no bounds")
     start, end = bounds[rank : rank + 2]
     for graph, n_keys in ((part.local, end - start), (part.remote, part.halo.numel())):
-        check_graph(graph)
+        graph.check()
         _require(
             (graph.n_queries, graph.n_keys) == (end - start, n_keys),
             f"it must have {end - start} queries and {n_keys} keys; it has {graph.n_queries} and "

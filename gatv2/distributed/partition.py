@@ -54,6 +54,7 @@ class Partition(PartData, Part):
     Example:
         A ring of six nodes, each of which attends to the next one:
 
+        >>> import torch
         >>> node = torch.arange(6)
         >>> graph = Graph.from_edge_index(torch.stack((node, (node + 1) % 6)), n_nodes=6)
         >>> first, second = Partition.split(graph, n_parts=2)

@@ -3,29 +3,36 @@
 The sparse backend reads a `Graph`, the dense backend a bool mask `[*batch, n_queries, n_keys, 1 or
 n_heads]`. In every form, `adj_mat[i][j]` means that query i attends to key j, and an edge index is
 that matrix in coordinates: row 0 holds i and row 1 holds j. Whatever is a matrix is read as one: its
-edges are the non-zero entries, numbered by (query, key), and duplicate entries are summed first, as the
-matrix itself would sum them. Only an edge index (and a `Graph`) can hold parallel edges.
+edges are the non-zero entries. Those of a mask are numbered by (query, key), those of a sparse matrix
+in the order in which it has them, with either flow; entries of one place are summed first, as the matrix
+itself would sum them, and the order is that of the summed matrix then. Only an edge index (and a
+`Graph`) can hold parallel edges.
 """
 
-import sys
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gatv2.graph.check import check_once
+from gatv2.graph.edge_index import remedy_for_edge_index
+from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph
-from gatv2.graph.part import Part
+from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.options import Backend, Flow, check_backend, check_flow
 from gatv2.torch_internals import is_inspectable, made_to_last
+
+_ADDED = -1e4  # what is added to a score to have no edge is this or less
 
 Adjacency = Graph | Tensor
 """A prepared graph, or a bool mask `[*batch, n_queries, n_keys, 1 or n_heads]`."""
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """What a graph has to fit; `batch_shape` is the result's."""
 
     n_queries: int
@@ -41,6 +48,8 @@ def common_batch_shape(adj_mat: object, batch_shape: torch.Size) -> torch.Size:
     Raises:
         ValueError: the two do not broadcast.
     """
+    if isinstance(adj_mat, Graph):
+        check_once(adj_mat)
     if isinstance(adj_mat, Graph) and adj_mat.n_blocks > 1 and not batch_shape:
         return torch.Size((adj_mat.n_blocks,))
     if not isinstance(adj_mat, Tensor) or adj_mat.ndim <= 3:
@@ -59,16 +68,19 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
 
     Args:
         adj_mat: a mask `[*batch, n_queries, n_keys, 1 or n_heads]` of any number type (non-zero is an
-            edge), a bool mask `[n_queries, n_keys]`, an integer edge index `[2, n_edges]`, a `Graph`,
-            a `torch.sparse` or `scipy.sparse` matrix, a `torch_sparse.SparseTensor`.
+            edge), a bool mask `[n_queries, n_keys]`, an integer edge index `[2, n_edges]`, of PyTorch or
+            of NumPy, a `Graph`, a `torch.sparse` or `scipy.sparse` matrix, a
+            `torch_sparse.SparseTensor`. A 2-D tensor of integers is an edge index, always.
         sizes: the sizes that the graph has to fit.
         flow: "target_to_source" as in the module's text; "source_to_target" turns every form but
-            `Graph` round, whose direction was settled when it was prepared.
+            `Graph` round, whose direction was settled when it was prepared: it must have been with this
+            flow.
         backend: "dense" or "sparse"; "auto" takes dense for a mask and sparse for the rest.
 
     Raises:
         TypeError: `adj_mat` is of an unknown type, or of a dtype that its shape does not allow.
-        ValueError: shapes, sizes or devices do not fit, or `adj_mat` could be two things.
+        ValueError: shapes, sizes or devices do not fit, or a `Graph` was made with another flow or is
+            none.
         IndexError: an index of an edge is out of range.
     """
     check_flow(flow)
@@ -87,18 +99,46 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
 
 def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Adjacency:
     if isinstance(adj_mat, Graph):
-        return _checked_graph(adj_mat, sizes)
+        return _checked_graph(adj_mat, sizes, flow)
     if isinstance(adj_mat, Tensor) and adj_mat.layout == torch.strided:
-        if _is_edge_index(adj_mat, sizes, flow):
+        if adj_mat.ndim == 2 and adj_mat.dtype != torch.bool:
+            _check_is_edge_index(adj_mat, _matrix_shape(sizes, flow))
             return prepared_once(adj_mat, sizes, flow)
         mask = _as_mask(adj_mat, sizes, flow)
         if not wants_graph:
             return mask
-        return Graph.from_mask(mask)
-    return _from_matrix(adj_mat, sizes, flow)
+        return changed(Graph.from_mask(mask), flow=flow)  # it has been turned
+    if isinstance(adj_mat, np.ndarray):
+        return _of_array(adj_mat, sizes, flow)
+    return graph_of_matrix(adj_mat, (sizes.n_queries, sizes.n_keys), flow)
 
 
-def _checked_graph(graph: Graph, sizes: Sizes) -> Graph:
+def _of_array(array: NDArray[Any], sizes: Sizes, flow: Flow) -> Graph:
+    if array.ndim != 2 or array.dtype == np.bool_:
+        raise TypeError(
+            "`adj_mat` may be a NumPy array if it is an edge index, [2, n_edges] of integers; got "
+            f"{array.dtype} with shape {array.shape}: convert a mask with `torch.from_numpy(adj_mat)`"
+        )
+    return Graph.from_edge_index(array, (sizes.n_queries, sizes.n_keys), flow=flow)
+
+
+def check_flow_of_graph(made_with: Flow, flow: Flow) -> None:
+    """Raise a ValueError if a graph's edges would be read the wrong way round.
+
+    In a call of the default flow a graph that was made with the other one is what it says.
+    """
+    if flow == "source_to_target" and made_with != flow:
+        raise ValueError(
+            f"a call with flow='source_to_target' got a graph that was made with flow={made_with!r}, "
+            "whose edges would be read backwards: make it with flow='source_to_target', as in "
+            "`Graph.from_edge_index(edge_index, n_nodes, flow='source_to_target')`, or pass the edge "
+            "index or mask itself"
+        )
+
+
+def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
+    check_once(graph)
+    check_flow_of_graph(graph.flow, flow)
     has, wants = graph.block_shape, (sizes.n_queries, sizes.n_keys)
     if has != wants:
         raise ValueError(
@@ -112,28 +152,27 @@ def _checked_graph(graph: Graph, sizes: Sizes) -> Graph:
         )
     if graph.head_mask is not None and graph.head_mask.shape[1] != sizes.n_heads:
         raise ValueError(
-            f"the graph's mask is for {graph.head_mask.shape[1]} heads, "
-            f"but there are {sizes.n_heads} heads"
+            f"`head_mask` must have {sizes.n_heads} heads, as the features do; got "
+            f"{graph.head_mask.shape[1]}: make the mask for {sizes.n_heads} heads"
         )
     return graph
 
 
-def _is_edge_index(tensor: Tensor, sizes: Sizes, flow: Flow) -> bool:
-    """Whether a tensor is an edge index, and not a mask; what could be both is an error."""
-    if tensor.ndim != 2 or tensor.dtype == torch.bool:
-        return False
-    pair = _matrix_shape(sizes, flow)
-    looks_like_edges = tensor.shape[0] == 2 and not tensor.dtype.is_floating_point
-    if tensor.shape == pair or not looks_like_edges:
-        is_both = looks_like_edges and tensor.shape == pair
-        problem = "could be an edge index or a mask" if is_both else "is neither"
-        raise ValueError(
-            f"a 2-D `adj_mat` must be an integer edge index of shape (2, n_edges) or a bool mask of "
-            f"shape {pair}; got {tensor.dtype} with shape {tuple(tensor.shape)}, which {problem}: "
-            "pass `Graph.from_edge_index(adj_mat, n_nodes)` for an edge index, "
-            "`(adj_mat != 0).unsqueeze(-1)` for a mask"
-        )
-    return True
+def _check_is_edge_index(tensor: Tensor, matrix_shape: tuple[int, int]) -> None:
+    """Raise unless a 2-D tensor of numbers is an edge index, which it is whatever its second size."""
+    is_whole = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
+    if is_whole and tensor.shape[0] == 2:
+        return
+    remedies = []
+    if 2 in tensor.shape:
+        remedies.append(f"`adj_mat{remedy_for_edge_index(tensor)}` for an edge index")
+    if tensor.shape == matrix_shape:
+        remedies.append("`adj_mat != 0` for a mask")
+    raise ValueError(
+        "a 2-D `adj_mat` must be an integer edge index of shape (2, n_edges) or a bool mask of shape "
+        f"{matrix_shape}; got {tensor.dtype} with shape {tuple(tensor.shape)}: "
+        f"pass {', '.join(remedies) or 'one of these'}"
+    )
 
 
 def _matrix_shape(sizes: Sizes, flow: Flow) -> tuple[int, int]:
@@ -145,26 +184,51 @@ def _matrix_shape(sizes: Sizes, flow: Flow) -> tuple[int, int]:
 def _as_mask(tensor: Tensor, sizes: Sizes, flow: Flow) -> Tensor:
     """A bool mask `[*batch, n_queries, n_keys, 1 or n_heads]`, in our direction."""
     mask = tensor.unsqueeze(-1) if tensor.ndim == 2 else tensor
-    if mask.dtype.is_floating_point and is_inspectable(mask) and not bool(mask.isfinite().all()):
-        raise ValueError(
-            "`adj_mat` has entries that are not finite. Non-zero entries are edges: "
-            "for an additive mask of 0 and -inf pass `adj_mat == 0`"
-        )
     if mask.dtype != torch.bool:
+        _check_numbers(mask)
         mask = mask != 0
     if flow == "source_to_target" and mask.ndim >= 3:
         mask = mask.transpose(-3, -2)
     sides, heads = (sizes.n_queries, sizes.n_keys), sizes.n_heads
     if mask.ndim < 3 or mask.shape[-3:] not in ((*sides, 1), (*sides, heads)):
         n, m = _matrix_shape(sizes, flow)
+        is_short = tensor.ndim > 2 and tuple(tensor.shape[-2:]) == (n, m)
+        remedy = (
+            ": the last dimension is of heads, add it with `.unsqueeze(-1)`" if is_short else ""
+        )
         names = f"n={n}" if n == m else f"{sides[0]} queries and {sides[1]} keys"
         raise ValueError(
             f"`adj_mat` must have shape ({n}, {m}, 1) or ({n}, {m}, {heads}) with {names} and "
             f"{heads} heads, batch dimensions in front, or be a bool mask of shape ({n}, {m}) or an "
             f"integer edge index of shape (2, n_edges); got {tensor.dtype} with shape "
-            f"{tuple(tensor.shape)}"
+            f"{tuple(tensor.shape)}{remedy}"
         )
     return mask if mask.ndim == 3 else mask.expand(*sizes.batch_shape, *mask.shape[-3:])
+
+
+def _check_numbers(mask: Tensor) -> None:
+    """Raise a ValueError for a mask of numbers that is no mask of edges, but something that is added."""
+    check_wants_no_gradient(mask.requires_grad)
+    if not is_inspectable(mask):
+        return
+    if not bool(mask.isfinite().all()):
+        raise ValueError(
+            "`adj_mat` has entries that are not finite. Non-zero entries are edges: "
+            "for an additive mask of 0 and -inf pass `adj_mat == 0`"
+        )
+    if not mask.numel() or mask.dtype.is_complex or not mask.dtype.is_signed:
+        return
+    smallest = mask.min()
+    if mask.dtype.is_floating_point:  # as the dtype has the number: in bfloat16 it is -9984
+        is_added = bool(smallest <= smallest.new_tensor(_ADDED))
+    else:
+        is_added = int(smallest) <= _ADDED
+    if is_added:
+        raise ValueError(
+            f"`adj_mat` has entries of {_ADDED:g} and less, as an additive mask has where there is no "
+            f"edge (the smallest is {smallest.item():g}). Non-zero entries are edges: pass "
+            "`adj_mat == 0` for an additive mask, `adj_mat != 0` for a mask of edges"
+        )
 
 
 @dataclass(frozen=True)
@@ -202,62 +266,3 @@ def prepared_once(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
         graph = Graph.from_edge_index(edge_index, n_nodes, flow=flow)
         _prepared[edge_index] = _Prepared(edge_index.detach().clone(), n_nodes, flow, graph)
         return graph
-
-
-def _from_matrix(matrix: Any, sizes: Sizes, flow: Flow) -> Graph:
-    """Prepare a sparse matrix; its edges are its non-zero entries, numbered by (query, key)."""
-    if isinstance(matrix, Tensor):
-        entries = _torch_entries
-    elif _is_from("scipy.sparse", "issparse", matrix):
-        entries = _scipy_entries
-    elif _is_from("torch_sparse", "SparseTensor", matrix):
-        entries = _torch_sparse_entries
-    elif isinstance(matrix, Part):
-        raise TypeError(
-            "a Partition is read by GraphAttentionV2Layer and gatv2.distributed.gatv2_attention, which "
-            "exchange rows with the other processes, and by nothing else: pass a Graph"
-        )
-    else:
-        raise TypeError(
-            "`adj_mat` must be a torch.Tensor (mask or edge index), a gatv2.Graph, a torch.sparse or "
-            f"scipy.sparse matrix, or a torch_sparse.SparseTensor; got {type(matrix).__name__}"
-        )
-    shape = tuple(matrix.sizes() if entries is _torch_sparse_entries else matrix.shape)
-    pair, expected = (sizes.n_queries, sizes.n_keys), _matrix_shape(sizes, flow)
-    if shape != expected:
-        raise ValueError(f"a sparse `adj_mat` must have shape {expected}; got {shape}")
-    rows, columns = entries(matrix)
-    edge_index = torch.stack((rows.long(), columns.long()))
-    graph = Graph.from_edge_index(edge_index, pair, flow=flow)
-    return replace(
-        graph, edge_id=torch.arange(graph.n_edges, device=graph.device).to(graph.edge_id)
-    )
-
-
-def _torch_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    coo = matrix.detach().to_sparse_coo().coalesce()
-    rows, columns = coo.indices()[:, coo.values() != 0]
-    return rows, columns
-
-
-def _scipy_entries(matrix: Any) -> tuple[Tensor, Tensor]:
-    csr = matrix.tocsr(copy=True)
-    csr.sum_duplicates()
-    rows, columns = csr.nonzero()
-    return torch.from_numpy(rows), torch.from_numpy(columns)
-
-
-def _torch_sparse_entries(matrix: Any) -> tuple[Tensor, Tensor]:
-    rows, columns, values = matrix.coalesce().coo()
-    if values is None:
-        return rows, columns
-    is_edge = values.flatten(1).any(1) if values.ndim > 1 else values != 0
-    return rows[is_edge], columns[is_edge]
-
-
-def _is_from(module_name: str, name: str, candidate: object) -> bool:
-    """Whether a module that the user has imported recognises an object; imports nothing."""
-    recognise = getattr(sys.modules.get(module_name), name, None)
-    if isinstance(recognise, type):
-        return isinstance(candidate, recognise)
-    return recognise is not None and recognise(candidate)

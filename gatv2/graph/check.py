@@ -6,7 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gatv2.graph.edges import SortedEdges
+from gatv2.graph.edges import SortedEdges, is_trusted, trusted
+from gatv2.options import FLOWS
+from gatv2.torch_internals import is_inspectable
 
 _CHUNK = 1 << 22  # edges that are looked at in one go
 _INDICES = ("query_ptr", "key_index", "query_index", "edge_id")
@@ -46,8 +48,24 @@ def check_graph(graph: SortedEdges) -> None:
     _require(bool(is_numbered.all()), "`edge_id` must have each number of an edge once; it has not")
 
 
+def check_once(graph: SortedEdges) -> None:
+    """Check a graph that was made by hand, unless it has been checked; those that we make are not.
+
+    Where values can't be looked at, under torch.compile and the transforms, there is no check.
+    """
+    if torch.compiler.is_compiling() or is_trusted(graph):
+        return
+    _check_layout(graph)
+    if is_inspectable(graph.key_index):
+        check_graph(graph)
+        trusted(graph)
+
+
 def _check_layout(graph: SortedEdges) -> None:
     for field in fields(graph):
+        if field.name == "flow":
+            _require(graph.flow in FLOWS, f"`flow` must be one of {FLOWS}; it is {graph.flow!r}")
+            continue
         value, expected = getattr(graph, field.name), cast(type, field.type)
         _require(
             isinstance(value, expected),
@@ -56,6 +74,11 @@ def _check_layout(graph: SortedEdges) -> None:
     dtype, n_edges = graph.key_index.dtype, graph.key_index.numel()
     _require(
         dtype in (torch.int32, torch.int64), f"indices must be int32 or int64; they are {dtype}"
+    )
+    tensors = {name: x for name, x in vars(graph).items() if isinstance(x, Tensor)}
+    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
+    _require(
+        len(set(devices.values())) == 1, f"its tensors must be on one device; they are on {devices}"
     )
     for name in _INDICES:
         n = max(graph.query_ptr.numel(), 1) if name == "query_ptr" else n_edges

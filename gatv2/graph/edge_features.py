@@ -65,11 +65,11 @@ def as_backend_reads(
         ValueError: the layout is another one.
     """
     if isinstance(graph, Graph):
-        return _of_list(edge_features, graph, adjacency, sizes)
-    return _of_mask(edge_features, adjacency, sizes, flow)
+        return _from_list(edge_features, graph, adjacency, sizes)
+    return _from_mask(edge_features, adjacency, sizes, flow)
 
 
-def _of_list(values: Tensor, graph: Graph, adjacency: Adjacency, sizes: Sizes) -> Tensor:
+def _from_list(values: Tensor, graph: Graph, adjacency: Adjacency, sizes: Sizes) -> Tensor:
     n_features = values.shape[-1]
     if values.shape[-2] != graph.n_edges:
         raise ValueError(
@@ -88,7 +88,7 @@ def _of_list(values: Tensor, graph: Graph, adjacency: Adjacency, sizes: Sizes) -
     return pairs.reshape(*sizes.batch_shape, sizes.n_queries, n_keys, n_features)
 
 
-def _of_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow) -> Tensor:
+def _from_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow) -> Tensor:
     pair, n_features = (sizes.n_queries, sizes.n_keys), values.shape[-1]
     expected = pair if flow == "target_to_source" else pair[::-1]
     if values.ndim < 3 or values.shape[-3:-1] != expected:

@@ -40,15 +40,44 @@ def read_edge_index(
 
 def check_edge_index(edge_index: Tensor) -> None:
     """Raise a TypeError or ValueError unless a tensor has an edge index's dtype and shape."""
-    dtype = edge_index.dtype
-    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+    remedy = f"edge_index{remedy_for_edge_index(edge_index)}"
+    if not _is_whole(edge_index):
         raise TypeError(
-            f"an edge index must hold integers; got {dtype}: convert it with `edge_index.long()`"
+            f"an edge index must hold integers; got {edge_index.dtype}: convert it with `{remedy}`"
         )
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        advice = f": pass `{remedy}`" if remedy != "edge_index" else ""
         raise ValueError(
-            f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}"
+            f"an edge index must have shape (2, n_edges); got {tuple(edge_index.shape)}{advice}"
         )
+
+
+def remedy_for_edge_index(tensor: Tensor) -> str:
+    """What is to be written behind a tensor so that it becomes an edge index, as far as that will do."""
+    is_turned = tensor.ndim == 2 and tensor.shape[0] != 2 and tensor.shape[1] == 2
+    return (".T" if is_turned else "") + ("" if _is_whole(tensor) else ".long()")
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    dtype = tensor.dtype
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def how_to_convert(graph: object, name: str) -> str:
+    """What makes an edge index of an object that is none, in words: one call, wherever there is one."""
+    module = type(graph).__module__.partition(".")[0]
+    if module == "networkx":
+        return (
+            f"pass `networkx.to_scipy_sparse_array({name}, weight=None)` with flow='source_to_target'; "
+            "its node i is the i-th of `nodes`"
+        )
+    if module == "dgl":
+        return f"pass `torch.stack({name}.edges())` with flow='source_to_target'"
+    if hasattr(graph, "edge_index"):  # torch_geometric.data.Data, and what is like it
+        return f"pass `{name}.edge_index` with flow='source_to_target'"
+    if isinstance(graph, (list, tuple)):
+        return f"convert it with `torch.as_tensor({name})`"
+    return "convert it to `[2, n_edges]` with `torch.as_tensor`"
 
 
 def _read_sizes(
@@ -93,12 +122,13 @@ def _as_tensor(array: NDArray[Any]) -> Tensor:
     if not isinstance(array, np.ndarray):
         raise TypeError(
             "an edge index must be a torch.Tensor or a numpy.ndarray; "
-            f"got {type(array).__name__}: convert it with `torch.as_tensor(edge_index)`"
+            f"got {type(array).__name__}: {how_to_convert(array, 'edge_index')}"
         )
     if array.dtype.kind not in "iu":
+        turned = ".T" if array.ndim == 2 and array.shape[0] != 2 == array.shape[1] else ""
         raise TypeError(
             f"an edge index must hold integers; got {array.dtype}: "
-            "convert it with `edge_index.astype(numpy.int64)`"
+            f"convert it with `edge_index{turned}.astype(numpy.int64)`"
         )
     is_readable = (
         array.dtype.isnative

@@ -1,13 +1,16 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from gatv2.graph.sort import sort_by_key
+from gatv2.options import Flow
 from gatv2.torch_internals import made_once
+
+Edges = TypeVar("Edges", bound="SortedEdges")
 
 
 class KeyOrder(NamedTuple):
@@ -38,6 +41,10 @@ class SortedEdges:
         query_id: `[n_queries]`, int64, the numbers by which dropout knows the queries: those of a whole
             graph that this one is a part of, so that both drop the same. None: their positions.
         key_id: `[n_keys]`, int64, the same of the keys.
+        flow: how rows of the edge index were read that the graph was made of; a layer of
+            flow="source_to_target" takes no graph that was made otherwise.
+        is_bipartite: whether queries and keys are other nodes even if there are as many of them: those
+            of a batch of bipartite graphs. Where their numbers differ, they are anyway.
     """
 
     query_ptr: Tensor
@@ -49,6 +56,8 @@ class SortedEdges:
     n_blocks: int = 1
     query_id: Tensor | None = None
     key_id: Tensor | None = None
+    flow: Flow = "target_to_source"
+    is_bipartite: bool = False
 
     @property
     def n_queries(self) -> int:
@@ -101,3 +110,23 @@ class SortedEdges:
             self.n_edges, dtype=position.dtype, device=self.device
         )
         return values.index_select(dim, position)
+
+
+def trusted(graph: Edges) -> Edges:
+    """A graph that kernels can run on, because it was made to be one or has been checked, marked so."""
+    if not torch.compiler.is_compiling():
+        graph.__dict__["_is_trusted"] = True
+    return graph
+
+
+def is_trusted(graph: SortedEdges) -> bool:
+    """Whether kernels can run on a graph, or nobody knows."""
+    return "_is_trusted" in graph.__dict__
+
+
+def changed(graph: Edges, **changes: Any) -> Edges:
+    """`dataclasses.replace`, for changes by which a graph stays one: no check if it needed none."""
+    result = replace(graph, **changes)
+    if torch.compiler.is_compiling() or not is_trusted(graph):
+        return result
+    return trusted(result)

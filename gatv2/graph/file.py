@@ -5,33 +5,35 @@ What the backward pass reads, `Graph.by_key`, is not saved: checking it would ta
 
 from dataclasses import fields
 from os import fspath
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from gatv2.graph.check import check_graph
-from gatv2.graph.edges import SortedEdges
+from gatv2.graph.edges import Edges, SortedEdges, trusted
 from gatv2.tensor_file import PathLike, load_tensors, save_tensors
 
 _KIND = "graph"
-Edges = TypeVar("Edges", bound=SortedEdges)
 
 
 def save_graph(graph: SortedEdges, path: PathLike) -> None:
     """See `Graph.save`."""
     values = {field.name: getattr(graph, field.name) for field in fields(graph)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    numbers = {name: str(value) for name, value in values.items() if isinstance(value, int)}
-    save_tensors(path, tensors, {"kind": _KIND, **numbers})
+    numbers = {name: str(int(value)) for name, value in values.items() if isinstance(value, int)}
+    save_tensors(path, tensors, {"kind": _KIND, "flow": graph.flow, **numbers})
 
 
 def load_graph(path: PathLike, build: type[Edges]) -> Edges:
     """Load a file of `save_graph` as an object of the class `build`; see `Graph.load`."""
     tensors, metadata = load_tensors(path, _KIND)
-    numbers = {name: text for name, text in metadata.items() if name != "kind"}
     values: dict[str, Any] = dict(tensors)
     try:
-        values |= {name: int(text) for name, text in numbers.items()}
+        for name, text in metadata.items():
+            if name == "flow":  # older files have none
+                values[name] = text
+            elif name != "kind":
+                values[name] = bool(int(text)) if name == "is_bipartite" else int(text)
         graph = build(**values)
         check_graph(graph)
     except (TypeError, ValueError) as error:
@@ -39,4 +41,4 @@ def load_graph(path: PathLike, build: type[Edges]) -> Edges:
             f"{fspath(path)!r} holds no graph that kernels can run on ({error}), and yet its digest is "
             "right: save the graph again"
         ) from error
-    return graph
+    return trusted(graph)

@@ -9,31 +9,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gatv2.graph.check import check_graph
 from gatv2.graph.edge_index import read_edge_index
-from gatv2.graph.edges import SortedEdges
+from gatv2.graph.edges import SortedEdges, changed, is_trusted, trusted
 from gatv2.graph.file import load_graph, save_graph
 from gatv2.graph.sort import sort_edges
-from gatv2.options import Flow
+from gatv2.options import Flow, check_flow
 from gatv2.torch_internals import made_once
-
-
-class SelfLoops(NamedTuple):
-    """A graph with one self-loop at each node, and what it has of the graph it was made of."""
-
-    graph: "Graph"
-    kept: Tensor
-    """The caller's numbers of the edges that are no self-loops, ascending."""
-    query: Tensor
-    """Queries of those edges."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph(SortedEdges):
     """A graph's edges, sorted by query: query i attends to the keys of its edges.
 
-    Build it with `from_edge_index` or `from_mask`. Preparation takes O(edges), once; a layer that is
-    given a raw edge index prepares a `Graph` for itself. Edges are sorted by (query, key), so the
-    order in which they came does not change the result, but what belongs to an edge (attention
+    Build it with `from_edge_index` or `from_mask`. One that is made otherwise, by the class itself or by
+    `dataclasses.replace`, is checked when it is first used. Preparation takes O(edges), once; a layer
+    that is given a raw edge index prepares a `Graph` for itself. Edges are sorted by (query, key), so
+    the order in which they came does not change the result, but what belongs to an edge (attention
     weights) still comes out in the caller's order. Parallel edges are kept and count separately.
 
     All index tensors have one dtype: int32 where every index and count fits, else int64.
@@ -49,6 +41,10 @@ class Graph(SortedEdges):
         query_id: `[n_queries]`, int64, the numbers by which dropout knows the queries: those of a whole
             graph that this one is a part of, so that both drop the same. None: their positions.
         key_id: `[n_keys]`, int64, the same of the keys.
+        flow: how rows of the edge index were read that the graph was made of; a layer of
+            flow="source_to_target" takes no graph that was made otherwise.
+        is_bipartite: whether queries and keys are other nodes even if there are as many of them: those
+            of a batch of bipartite graphs. Where their numbers differ, they are anyway.
 
     Example:
         Query 0 attends to keys 2 and 1, and query 2 to key 0; query 1 has no keys.
@@ -87,34 +83,42 @@ class Graph(SortedEdges):
             IndexError: an index is negative or past the end.
         """
         query, key, n_queries, n_keys = read_edge_index(edge_index, n_nodes, flow)
-        return cls(*sort_edges(query, key, n_queries, n_keys), n_keys=n_keys)
+        return trusted(cls(*sort_edges(query, key, n_queries, n_keys), n_keys=n_keys, flow=flow))
 
     @classmethod
-    def from_mask(cls, mask: Tensor) -> "Graph":
+    def from_mask(cls, mask: Tensor, *, flow: Flow = "target_to_source") -> "Graph":
         """Prepare a mask; edges are numbered as in `mask.any(-1).nonzero()`.
 
         Args:
             mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool. Batches become one
                 block-diagonal graph.
+            flow: with "source_to_target", `mask` is `[*batch, n_keys, n_queries, 1 or n_heads]`.
 
         Raises:
-            ValueError: `mask` is not bool or has fewer than three dimensions.
+            ValueError: `mask` is not bool or has fewer than three dimensions, or `flow` is unknown.
         """
+        check_flow(flow)
         if mask.dtype != torch.bool or mask.ndim < 3:
             raise ValueError(
                 "`mask` must be bool with shape (*batch, n_queries, n_keys, 1 or n_heads); "
                 f"got {mask.dtype} with shape {tuple(mask.shape)}"
             )
-        batch_shape, (n_queries, n_keys, n_heads) = mask.shape[:-3], mask.shape[-3:]
+        batch_shape, (n_rows, n_columns, n_heads) = mask.shape[:-3], mask.shape[-3:]
         n_blocks = batch_shape.numel()
-        blocks = mask.reshape(n_blocks, n_queries, n_keys, n_heads)
-        block, query, key = blocks.any(-1).nonzero().unbind(1)
+        blocks = mask.reshape(n_blocks, n_rows, n_columns, n_heads)
+        block, row, column = blocks.any(-1).nonzero().unbind(1)
+        sizes = n_blocks * n_rows, n_blocks * n_columns
         graph = cls.from_edge_index(
-            torch.stack((query + block * n_queries, key + block * n_keys)),
-            (n_blocks * n_queries, n_blocks * n_keys),
+            torch.stack((row + block * n_rows, column + block * n_columns)),
+            sizes if flow == "target_to_source" else sizes[::-1],
+            flow=flow,
         )
-        head_mask = blocks[block, query, key] if n_heads > 1 else None
-        return replace(graph, head_mask=head_mask, n_blocks=n_blocks)
+        head_mask = None
+        if n_heads > 1:
+            head_mask = blocks[block, row, column]
+            if flow == "source_to_target":  # else edges are numbered as they are sorted
+                head_mask = head_mask[graph.edge_id.long()]
+        return changed(graph, head_mask=head_mask, n_blocks=n_blocks)
 
     @classmethod
     def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
@@ -122,10 +126,12 @@ class Graph(SortedEdges):
 
         Features are concatenated alike, `torch.cat(features)`, and results come apart by
         `out.split([graph.n_queries for graph in graphs])`. PyTorch Geometric's `Batch` numbers nodes and
-        edges the same way: its `edge_index` is that of the batch. Nothing is sorted again.
+        edges the same way: its `edge_index` is that of the batch. Nothing is sorted again. A batch with
+        bipartite graphs is bipartite, though it may have as many queries as keys.
 
         Raises:
-            ValueError: there are no graphs, or their masks are for different numbers of heads.
+            ValueError: there are no graphs, their masks are for different numbers of heads, or they were
+                made with different flows.
 
         Example:
             >>> one = Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), n_nodes=2)
@@ -136,7 +142,10 @@ class Graph(SortedEdges):
         """
         if not graphs:
             raise ValueError("a batch needs at least one graph; got none")
-        counts = torch.tensor([(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs])
+        flow = _common_flow(graphs)
+        counts = torch.tensor(
+            [(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs], device="cpu"
+        )
         offsets = torch.nn.functional.pad(counts.cumsum(0), (0, 0, 1, 0))
         n_queries, n_keys, n_edges = offsets[-1].tolist()
         dtype = torch.int32 if max(n_queries, n_keys, n_edges) < 2**31 else torch.int64
@@ -149,7 +158,7 @@ class Graph(SortedEdges):
             ]
 
         starts = [ptr[:-1] for ptr in shifted("query_ptr", 2)]
-        return cls(
+        batch = cls(
             query_ptr=torch.cat((*starts, offsets[-1, 2:])),
             key_index=torch.cat(shifted("key_index", 1)),
             query_index=torch.cat(shifted("query_index", 0)),
@@ -158,7 +167,10 @@ class Graph(SortedEdges):
             head_mask=_join_head_masks(graphs),
             query_id=_join_ids([graph.query_id for graph in graphs], offsets[:, 0]),
             key_id=_join_ids([graph.key_id for graph in graphs], offsets[:, 1]),
+            flow=flow,
+            is_bipartite=any(g.is_bipartite or g.n_queries != g.n_keys for g in graphs),
         )
+        return trusted(batch) if all(map(is_trusted, graphs)) else batch
 
     def coalesce(self) -> "Graph":
         """The graph with each set of parallel edges replaced by one edge, numbered by (query, key)."""
@@ -166,7 +178,7 @@ class Graph(SortedEdges):
         head_mask = None if self.head_mask is None else self.head_mask[is_first]
         edge_index = torch.stack((self.query_index[is_first], self.key_index[is_first]))
         graph = Graph.from_edge_index(edge_index, (self.n_queries, self.n_keys))
-        return _with_nodes_of(self, replace(graph, head_mask=head_mask))
+        return _with_nodes_of(self, changed(graph, head_mask=head_mask))
 
     def add_self_loops(self) -> "Graph":
         """The graph with one self-loop at each node; those that there are give way to it.
@@ -176,7 +188,7 @@ class Graph(SortedEdges):
         with the graph.
 
         Raises:
-            ValueError: there are not as many queries as keys.
+            ValueError: queries and keys are not the same nodes.
 
         Example:
             >>> graph = Graph.from_edge_index(torch.tensor([[0, 1, 1], [1, 1, 0]]), n_nodes=2)
@@ -187,7 +199,7 @@ class Graph(SortedEdges):
         return self.self_loops.graph
 
     @made_once
-    def self_loops(self) -> SelfLoops:
+    def self_loops(self) -> "SelfLoops":
         """The graph with self-loops, and which edges it has of this one; made when first asked for."""
         return _add_self_loops(self)
 
@@ -227,7 +239,25 @@ class Graph(SortedEdges):
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **tensors)
+        return changed(self, **tensors)
+
+    def check(self) -> None:
+        """Raise a ValueError unless this is a graph that kernels can run on.
+
+        A graph that was made by hand, by the class itself or by `dataclasses.replace`, is checked when
+        it is first used. One whose tensors have been written to since is checked only here.
+
+        Example:
+            >>> from dataclasses import replace
+            >>> graph = Graph.from_edge_index(torch.tensor([[0, 0], [0, 1]]), n_nodes=2)
+            >>> graph.check()
+            >>> replace(graph, n_keys=1).check()
+            Traceback (most recent call last):
+            ...
+            ValueError: not a graph: `key_index` must lie in [0, 1); edge 1 has 1
+        """
+        check_graph(self)
+        trusted(self)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Save the graph to a file, in the safetensors format; one of that name is replaced.
@@ -263,10 +293,32 @@ class Graph(SortedEdges):
 
     def __repr__(self) -> str:
         blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""
+        blocks += ", is_bipartite=True" if self.is_bipartite else ""
+        blocks += f", flow={self.flow!r}" if self.flow != "target_to_source" else ""
         return (
             f"Graph(n_queries={self.n_queries}, n_keys={self.n_keys}, n_edges={self.n_edges}{blocks}, "
             f"dtype={self.key_index.dtype}, device={self.device})"
         )
+
+
+class SelfLoops(NamedTuple):
+    """A graph with one self-loop at each node, and what it has of the graph it was made of."""
+
+    graph: Graph
+    kept: Tensor
+    """The caller's numbers of the edges that are no self-loops, ascending."""
+    query: Tensor
+    """Queries of those edges."""
+
+
+def _common_flow(graphs: Sequence[Graph]) -> Flow:
+    flows = {graph.flow for graph in graphs}
+    if len(flows) > 1:
+        raise ValueError(
+            f"graphs of a batch must be made with one flow; got {sorted(flows)}: make all of them with "
+            "the `flow` of the layer"
+        )
+    return flows.pop()
 
 
 def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
@@ -300,6 +352,11 @@ def _join_ids(ids: list[Tensor | None], offsets: Tensor) -> Tensor | None:
 
 def _add_self_loops(graph: Graph) -> SelfLoops:
     check_has_self_loops(*graph.block_shape)
+    if graph.is_bipartite:
+        raise ValueError(
+            "a batch of bipartite graphs has no self-loops to add, though it has as many queries as "
+            f"keys, {graph.n_queries}: with add_self_loops=False pass the edges that you want"
+        )
     edge_index, n_nodes = graph.edge_index, graph.n_queries
     kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
     edge_index = edge_index[:, kept]
@@ -307,16 +364,18 @@ def _add_self_loops(graph: Graph) -> SelfLoops:
     result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), (n_nodes, n_nodes))
     head_mask = graph.head_mask
     if head_mask is not None:
-        of_loops = head_mask.new_ones(n_nodes, head_mask.shape[1])
-        of_kept = graph.in_callers_order(head_mask, dim=0)[kept]
-        head_mask = torch.cat((of_kept, of_loops))[result.edge_id.long()]
-    result = _with_nodes_of(graph, replace(result, head_mask=head_mask))
+        kept_mask = graph.in_callers_order(head_mask, dim=0)[kept]
+        loop_mask = head_mask.new_ones(n_nodes, head_mask.shape[1])
+        head_mask = torch.cat((kept_mask, loop_mask))[result.edge_id.long()]
+    result = _with_nodes_of(graph, changed(result, head_mask=head_mask))
     return SelfLoops(result, kept, edge_index[0])
 
 
 def _with_nodes_of(graph: Graph, other: Graph) -> Graph:
-    """`other`, with the blocks and the numbers of nodes of `graph`."""
-    return replace(other, n_blocks=graph.n_blocks, query_id=graph.query_id, key_id=graph.key_id)
+    """`other`, with what `graph` has beside its edges."""
+    names = ("n_blocks", "query_id", "key_id", "flow", "is_bipartite")
+    result = replace(other, **{name: getattr(graph, name) for name in names})
+    return trusted(result) if is_trusted(graph) else result
 
 
 def check_has_self_loops(n_queries: int, n_keys: int) -> None:

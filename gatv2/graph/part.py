@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple, Self, TypedDict, TypeVar, Unpack
 from torch import Tensor
 
 from gatv2.graph.edge_inputs import EdgeInputs
-from gatv2.options import Backend
+from gatv2.options import Backend, Flow
 
 P = TypeVar("P")
 
@@ -38,8 +38,18 @@ class Part(ABC):
 
     @property
     @abstractmethod
+    def n_own(self) -> int:
+        """Number of the part's own nodes."""
+
+    @property
+    @abstractmethod
     def n_edges(self) -> int:
         """Number of edges of the part."""
+
+    @property
+    @abstractmethod
+    def flow(self) -> Flow:
+        """How rows of the edge index were read that the part was made of."""
 
     @property
     @abstractmethod

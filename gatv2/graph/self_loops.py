@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gatv2.graph.adjacency import Adjacency
-from gatv2.graph.graph import SelfLoops, check_has_self_loops
+from gatv2.graph.graph import Graph, SelfLoops, check_has_self_loops
 from gatv2.graph.part import Loops, Part
 from gatv2.options import Reduction, check_reduction
+from gatv2.precision import summed_in
 
 FillValue = float | Tensor | Reduction
 """Features of a self-loop: a number, `[D]`, or how those of the node's other edges are reduced."""
@@ -33,6 +34,8 @@ def add_self_loops(
     adjacency: Adjacency | Part,
     edge_features: Tensor | None = None,
     fill_value: FillValue = "mean",
+    *,
+    is_block: bool = False,
 ) -> tuple[Adjacency | Part, Tensor | None]:
     """A graph or mask with one self-loop at each node, and features of edges that fit it.
 
@@ -44,6 +47,8 @@ def add_self_loops(
         fill_value: features of the self-loops: a number, `[D]`, or a reduction of the features of the
             edges by which a node attends to others: "mean", "sum" ("add"), "min", "max" or "mul". For a
             node without any they are zero, with "mul" one.
+        is_block: whether `adjacency`, the `Graph` of a sampled block, has its queries as the first of
+            its keys (or the other way about): these have the self-loops then.
 
     Returns:
         The graph, as `Graph.add_self_loops` numbers its edges (a part has its own nodes' self-loops,
@@ -65,7 +70,11 @@ def add_self_loops(
     Source: torch_geometric.utils.add_self_loops, after remove_self_loops.
     """
     if not isinstance(adjacency, Tensor):
-        loops = adjacency.self_loops
+        loops: SelfLoops | Loops[Part]
+        if is_block and isinstance(adjacency, Graph):
+            loops = _loops_of_block(adjacency)
+        else:
+            loops = adjacency.self_loops
         if edge_features is None:
             return loops.graph, None
         _check_rows(edge_features, -2, adjacency.n_edges)
@@ -85,19 +94,37 @@ def add_self_loops(
     return adjacency | loop, torch.where(loop, filled, edge_features)
 
 
+def _loops_of_block(graph: Graph) -> SelfLoops:
+    """As `Graph.self_loops`, for those nodes that are queries and keys."""
+    edge_index = graph.edge_index
+    kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
+    edge_index = edge_index[:, kept]
+    n_nodes = graph.n_queries, graph.n_keys
+    loop = torch.arange(min(n_nodes), device=graph.device).expand(2, -1)
+    result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), n_nodes)
+    return SelfLoops(result, kept, edge_index[0])
+
+
 def _with_filled(loops: SelfLoops | Loops[Part], values: Tensor, fill_value: FillValue) -> Tensor:
     kept = values.index_select(-2, loops.kept)
-    n_nodes = loops.graph.n_edges - len(loops.kept)
+    n_nodes = loops.graph.n_edges - loops.kept.shape[0]  # len() would be a constant in an export
     shape = *kept.shape[:-2], n_nodes, kept.shape[-1]
     if isinstance(fill_value, str):
-        filled = _reduce_by_query(kept, loops.query, shape, fill_value)
+        n_rows, graph = n_nodes, loops.graph
+        if isinstance(graph, Graph) and graph.n_queries > graph.n_keys:
+            n_rows = graph.n_queries  # of a block, of which not every query has a loop
+        rows = *shape[:-2], n_rows, shape[-1]
+        filled = _reduce_by_query(kept, loops.query, rows, fill_value).narrow(-2, 0, n_nodes)
     else:
         filled = _as_features(fill_value, kept).expand(shape)
     return torch.cat((kept, filled), dim=-2)
 
 
 def _as_features(fill_value: float | Tensor, edge_features: Tensor) -> Tensor:
-    filled, n_features = torch.as_tensor(fill_value).to(edge_features), edge_features.shape[-1]
+    filled, n_features = (
+        torch.as_tensor(fill_value, device=edge_features.device).to(edge_features),
+        edge_features.shape[-1],
+    )
     if filled.shape not in ((), (1,), (n_features,)):
         raise ValueError(
             f"`fill_value` must be a number or have shape ({n_features},), as `edge_features` have "
@@ -107,31 +134,32 @@ def _as_features(fill_value: float | Tensor, edge_features: Tensor) -> Tensor:
 
 
 def _reduce_by_query(values: Tensor, query: Tensor, shape: tuple[int, ...], how: str) -> Tensor:
+    dtype, values = values.dtype, values.to(summed_in(values))
     if how in ("sum", "add", "mean"):
         total = values.new_zeros(shape).index_add(-2, query, values)
-        if how != "mean":
-            return total
-        count = values.new_zeros(shape[-2]).index_add(0, query, values.new_ones(len(query)))
-        return total / count.clamp(min=1).unsqueeze(-1)
+        if how == "mean":
+            count = values.new_zeros(shape[-2]).index_add(0, query, values.new_ones(query.shape[0]))
+            total = total / count.clamp(min=1).unsqueeze(-1)
+        return total.to(dtype)
     start = values.new_full(shape, 1.0 if how == "mul" else 0.0)
     name = {"min": "amin", "max": "amax", "mul": "prod"}[how]
     index = query.unsqueeze(-1).expand(values.shape)
-    return start.scatter_reduce(-2, index, values, name, include_self=how == "mul")
+    return start.scatter_reduce(-2, index, values, name, include_self=how == "mul").to(dtype)
 
 
 def _reduce_masked(values: Tensor, is_other: Tensor, how: str) -> Tensor:
     if not is_other.shape[-2]:
         return values.sum(-2)
-    count = is_other.sum(-2)
+    count, dtype = is_other.sum(-2), values.dtype
     neutral = {"mul": 1.0, "min": torch.inf, "max": -torch.inf}.get(how, 0.0)
-    others = torch.where(is_other, values, neutral)
+    others = torch.where(is_other, values.to(summed_in(values)), neutral)
     if how == "mul":
-        return others.prod(-2)
+        return others.prod(-2).to(dtype)
     if how in ("min", "max"):
         extreme = others.amin(-2) if how == "min" else others.amax(-2)
-        return torch.where(count > 0, extreme, 0.0)
+        return torch.where(count > 0, extreme, 0.0).to(dtype)
     total = others.sum(-2)
-    return total / count.clamp(min=1) if how == "mean" else total
+    return (total / count.clamp(min=1) if how == "mean" else total).to(dtype)
 
 
 def _check_rows(edge_features: Tensor, dim: int, expected: int) -> None:

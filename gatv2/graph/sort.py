@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gatv2.numba.support import import_failure
-from gatv2.torch_internals import fits_int32, is_inspectable
+from gatv2.torch_internals import fits_int32, is_inspectable, without_transforms
 
 
 def sort_edges(
@@ -14,7 +14,12 @@ def sort_edges(
     if _has_counting_sort(query):
         from gatv2.numba import counting_sort
 
-        return counting_sort.sort_edges(query, key, n_queries, n_keys)
+        with without_transforms():  # which would wrap every new tensor
+            arrays = counting_sort.sort_edges(
+                query.detach().numpy(), key.detach().numpy(), n_queries, n_keys
+            )
+            ptr, key_index, query_index, edge_id = map(torch.from_numpy, arrays)
+        return ptr, key_index, query_index, edge_id
     counts = query.shape[0], n_queries, n_keys
     dtype = torch.int32 if all(map(fits_int32, counts)) else torch.int64
     query, key = query.to(dtype), key.to(dtype)
@@ -31,7 +36,12 @@ def sort_by_key(
     if _has_counting_sort(key_index):
         from gatv2.numba import counting_sort
 
-        return counting_sort.transpose(query_ptr, key_index, n_keys)
+        with without_transforms():
+            order = counting_sort.transpose(
+                query_ptr.detach().numpy(), key_index.detach().numpy(), n_keys
+            )
+            ptr, edge, query = map(torch.from_numpy, order)
+        return ptr, edge, query
     sorted_keys, edge = _stable_sort(key_index)
     ptr = _pointers(sorted_keys, n_keys)
     return ptr, edge.to(ptr.dtype), query_index[edge]

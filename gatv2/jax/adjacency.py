@@ -1,24 +1,21 @@
 """Every form in which a user may hold a graph, brought to the two that kernels read.
 
 The forms and their meaning are those of :func:`gatv2.graph.as_adjacency`. Arrays of JAX and NumPy are
-read here, by shape and dtype alone, so that they may be traced; what only PyTorch or SciPy can hold is
-read there.
+read by shape and dtype alone, so that they may be traced. What only PyTorch can hold is read there.
 """
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
-from gatv2 import graph as torch_graph
-from gatv2.graph import adjacency as torch_adjacency
 from gatv2.jax.graph import ArrayLike, Graph, is_concrete
 from gatv2.jax.interop import as_jax
-from gatv2.options import BACKENDS, Backend, Flow, check_flow
+from gatv2.options import Backend, Flow, check_backend, check_flow
 
 Adjacency = Graph | jax.Array
 """A prepared graph, or a bool mask `[*batch, n_queries, n_keys, 1 or n_heads]`."""
@@ -34,21 +31,33 @@ class Sizes:
     batch_shape: tuple[int, ...]
 
 
+def is_mask(adj_mat: object) -> bool:
+    """Whether a form of a graph that :func:`as_adjacency` reads is a mask."""
+    array: Any = adj_mat
+    if _is_from("torch", "Tensor", array):
+        return str(array.layout) == "torch.strided" and (
+            array.ndim != 2 or str(array.dtype) == "torch.bool"
+        )
+    return isinstance(array, jax.Array | np.ndarray) and (array.ndim != 2 or array.dtype == bool)
+
+
 def common_batch_shape(adj_mat: object, batch_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The batch shape of the result, of a graph and of features that may both have batches.
 
     Raises:
         ValueError: the two do not broadcast.
     """
-    if isinstance(adj_mat, Graph | torch_graph.Graph) and adj_mat.n_blocks > 1 and not batch_shape:
-        return (adj_mat.n_blocks,)
-    if not isinstance(adj_mat, jax.Array | np.ndarray | torch.Tensor) or adj_mat.ndim <= 3:
+    n_blocks = adj_mat.n_blocks if _is_graph(adj_mat) else 1  # type: ignore[attr-defined]
+    if n_blocks > 1 and not batch_shape:
+        return (n_blocks,)
+    if not is_mask(adj_mat) or adj_mat.ndim <= 3:  # type: ignore[attr-defined]
         return batch_shape
+    own = tuple(adj_mat.shape[:-3])  # type: ignore[attr-defined]
     try:
-        return np.broadcast_shapes(tuple(adj_mat.shape[:-3]), batch_shape)
+        return jnp.broadcast_shapes(own, batch_shape)
     except ValueError:
         raise ValueError(
-            f"the batch dimensions of `adj_mat`, {tuple(adj_mat.shape[:-3])}, do not broadcast with "
+            f"the batch dimensions of `adj_mat`, {own}, do not broadcast with "
             f"those of the features, {batch_shape}"
         ) from None
 
@@ -59,7 +68,8 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
     Args:
         adj_mat: a :class:`gatv2.jax.Graph`, a mask `[*batch, n_queries, n_keys, 1 or n_heads]` of any
             number type (non-zero is an edge), a bool mask `[n_queries, n_keys]`, an integer edge index
-            `[2, n_edges]`; or any other form that :func:`gatv2.graph.as_adjacency` reads.
+            `[2, n_edges]`, a BCOO or BCSR matrix of JAX, a `scipy.sparse` matrix; or any other form that
+            :func:`gatv2.graph.as_adjacency` reads.
         sizes: the sizes that the graph has to fit.
         flow: "source_to_target" turns every form but a `Graph` round.
         backend: "dense" or "sparse"; "auto" takes dense for a mask and sparse for the rest.
@@ -68,19 +78,48 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         TypeError: `adj_mat` is of an unknown type, of a dtype that its shape does not allow, or traced
             where its values are needed.
         ValueError: shapes or sizes do not fit, or `adj_mat` could be two things.
-        IndexError: an index of an edge is out of range.
+        IndexError: an index of an edge is out of range, outside of `jit`.
+    """
+    check_backend(backend)
+    return to_backend(read_adjacency(adj_mat, sizes, flow=flow), sizes, backend)
+
+
+def read_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow) -> Graph | ArrayLike:
+    """A graph, or a mask `[*batch, n_queries, n_keys, 1 or n_heads]` in the caller's kind of array.
+
+    A mask of NumPy keeps its values under `jit`, where any operation of JAX would trace it.
     """
     check_flow(flow)
-    if backend not in BACKENDS:
-        raise ValueError(f"`backend` must be one of {BACKENDS}; got {backend!r}")
     if isinstance(adj_mat, Graph):
-        adjacency: Graph | ArrayLike = _checked_graph(adj_mat, sizes)
-    elif isinstance(adj_mat, jax.Array | np.ndarray):
-        adjacency = _read_array(adj_mat, sizes, flow)
-    else:
-        adjacency = _read_with_torch(adj_mat, sizes, flow)
+        return _checked_graph(adj_mat, sizes)
+    if isinstance(adj_mat, jax.Array | np.ndarray):
+        return _read_array(adj_mat, sizes, flow)
+    if _is_from("jax.experimental.sparse", "JAXSparse", adj_mat):
+        return _of_matrix(*_jax_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
+    if _is_from("scipy.sparse", "issparse", adj_mat):
+        return _of_matrix(*_scipy_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
+    if any(
+        _is_from(*known, adj_mat)
+        for known in (
+            ("torch", "Tensor"),
+            ("gatv2.graph", "Graph"),
+            ("torch_sparse", "SparseTensor"),
+        )
+    ):
+        return _read_with_torch(adj_mat, sizes, flow)
+    raise TypeError(
+        "`adj_mat` must be an array (mask or edge index), a gatv2.jax.Graph, a BCOO, BCSR or "
+        f"scipy.sparse matrix, or a graph of PyTorch; got {type(adj_mat).__name__}"
+    )
+
+
+def to_backend(adjacency: Graph | ArrayLike, sizes: Sizes, backend: Backend) -> Adjacency:
+    """What `read_adjacency` gives, in the form of a backend."""
     if isinstance(adjacency, Graph):
-        return _to_mask(adjacency) if backend == "dense" else adjacency
+        if backend != "dense":
+            return adjacency
+        mask = adjacency.to_mask()
+        return mask if mask.ndim == 3 else mask.reshape(*sizes.batch_shape, *mask.shape[1:])
     return Graph.from_mask(adjacency) if backend == "sparse" else jnp.asarray(adjacency)
 
 
@@ -107,18 +146,25 @@ def _checked_graph(graph: Graph, sizes: Sizes) -> Graph:
 def _read_array(array: ArrayLike, sizes: Sizes, flow: Flow) -> Graph | ArrayLike:
     pair = (sizes.n_queries, sizes.n_keys)
     if array.ndim == 2 and array.dtype != bool:
+        expected = _matrix_shape(sizes, flow)
         looks_like_edges = array.shape[0] == 2 and jnp.issubdtype(array.dtype, jnp.integer)
-        if array.shape == pair or not looks_like_edges:
-            is_both = looks_like_edges and array.shape == pair
+        if array.shape == expected or not looks_like_edges:
+            is_both = looks_like_edges and array.shape == expected
             problem = "could be an edge index or a mask" if is_both else "is neither"
             raise ValueError(
                 "a 2-D `adj_mat` must be an integer edge index of shape (2, n_edges) or a bool mask "
-                f"of shape {pair}; got {array.dtype} with shape {array.shape}, which {problem}: "
+                f"of shape {expected}; got {array.dtype} with shape {array.shape}, which {problem}: "
                 "pass `Graph.from_edge_index(adj_mat, n_nodes)` for an edge index, "
                 "`(adj_mat != 0)[..., None]` for a mask"
             )
         return Graph.from_edge_index(array, pair, flow=flow)
     return _as_mask(array, sizes, flow)
+
+
+def _matrix_shape(sizes: Sizes, flow: Flow) -> tuple[int, int]:
+    """The shape of the matrix `adj_mat`, as the caller has it."""
+    n, m = sizes.n_queries, sizes.n_keys
+    return (n, m) if flow == "target_to_source" else (m, n)
 
 
 def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
@@ -134,11 +180,12 @@ def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
         mask = mask != 0
     if flow == "source_to_target" and mask.ndim >= 3:
         mask = xp.swapaxes(mask, -3, -2)
-    n, m, heads = sizes.n_queries, sizes.n_keys, sizes.n_heads
-    if mask.ndim < 3 or mask.shape[-3:] not in ((n, m, 1), (n, m, heads)):
-        sides = f"n={n}" if n == m else f"{n} queries and {m} keys"
+    sides, heads = (sizes.n_queries, sizes.n_keys), sizes.n_heads
+    if mask.ndim < 3 or mask.shape[-3:] not in ((*sides, 1), (*sides, heads)):
+        n, m = _matrix_shape(sizes, flow)
+        names = f"n={n}" if n == m else f"{sides[0]} queries and {sides[1]} keys"
         raise ValueError(
-            f"`adj_mat` must have shape ({n}, {m}, 1) or ({n}, {m}, {heads}) with {sides} and "
+            f"`adj_mat` must have shape ({n}, {m}, 1) or ({n}, {m}, {heads}) with {names} and "
             f"{heads} heads, batch dimensions in front, or be a bool mask of shape ({n}, {m}) or an "
             f"integer edge index of shape (2, n_edges); got {array.dtype} with shape {array.shape}"
         )
@@ -147,7 +194,56 @@ def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
     return mask
 
 
+def _shape_of(matrix: Any, sizes: Sizes, flow: Flow) -> tuple[int, int]:
+    """Number of queries and keys; raises a ValueError if a matrix has others."""
+    expected = _matrix_shape(sizes, flow)
+    if tuple(matrix.shape) != expected:
+        raise ValueError(
+            f"a sparse `adj_mat` must have shape {expected}; got {tuple(matrix.shape)}"
+        )
+    return sizes.n_queries, sizes.n_keys
+
+
+def _of_matrix(rows: Any, columns: Any, pair: tuple[int, int], flow: Flow) -> Graph:
+    """A graph of a matrix's non-zero entries, numbered by (query, key)."""
+    graph = Graph.from_edge_index(np.stack((rows, columns)), pair, flow=flow)
+    return replace(graph, edge_id=jnp.arange(graph.n_edges, dtype=graph.edge_id.dtype))
+
+
+def _jax_entries(matrix: Any) -> tuple[Any, Any]:
+    """Rows and columns of the entries of a matrix that are not zero; duplicates are summed first."""
+    from jax.experimental.sparse import BCSR
+
+    coo = matrix.to_bcoo() if isinstance(matrix, BCSR) else matrix
+    if not hasattr(coo, "indices") or coo.n_batch or coo.n_dense:
+        raise TypeError(
+            "a sparse matrix of JAX must be a BCOO or BCSR without batch and dense dimensions; "
+            f"got {matrix}"
+        )
+    if not (is_concrete(coo.indices) and is_concrete(coo.data)):
+        raise TypeError(
+            "a sparse matrix becomes a Graph only outside of `jit`, where its non-zero entries are "
+            "known: prepare it there, or pass its edge index"
+        )
+    coo = coo.sum_duplicates()
+    indices, values = np.asarray(coo.indices), np.asarray(coo.data)
+    is_inside = (indices < np.array(coo.shape)).all(axis=1)  # how BCOO marks its padding
+    rows, columns = indices[is_inside & (values != 0)].T
+    return rows, columns
+
+
+def _scipy_entries(matrix: Any) -> tuple[Any, Any]:
+    csr = matrix.tocsr(copy=True)
+    csr.sum_duplicates()
+    rows, columns = csr.nonzero()
+    return rows, columns
+
+
 def _read_with_torch(adj_mat: object, sizes: Sizes, flow: Flow) -> Adjacency:
+    import torch
+
+    from gatv2.graph import adjacency as torch_adjacency
+
     torch_sizes = torch_adjacency.Sizes(
         sizes.n_queries,
         sizes.n_keys,
@@ -161,23 +257,13 @@ def _read_with_torch(adj_mat: object, sizes: Sizes, flow: Flow) -> Adjacency:
     return Graph.from_torch(adjacency)
 
 
-def _to_mask(graph: Graph) -> jax.Array:
-    if not is_concrete(graph.query_ptr):
-        raise TypeError(
-            "backend='dense' needs a mask where the graph is traced: parallel edges, which a mask "
-            "can't hold, are not seen there. Pass the mask, or use backend='sparse'"
-        )
-    if (graph.multiplicity() * (graph.query_index < graph.n_queries) > 0).any():
-        raise ValueError(
-            "the graph has parallel edges, which a dense mask cannot hold: use backend='sparse', "
-            "or merge them with `gatv2.Graph.coalesce()` before `Graph.from_torch`"
-        )
-    block_queries, block_keys = graph.block_shape
-    n_heads = 1 if graph.head_mask is None else graph.head_mask.shape[1]
-    cell = jnp.zeros((graph.n_blocks, block_queries, block_keys, n_heads), bool).at[
-        graph.query_index // max(block_queries, 1),
-        graph.query_index % max(block_queries, 1),
-        graph.key_index % max(block_keys, 1),
-    ]
-    mask = cell.set(True if graph.head_mask is None else graph.head_mask, mode="drop")
-    return mask if graph.n_blocks > 1 else mask[0]
+def _is_graph(candidate: object) -> bool:
+    return isinstance(candidate, Graph) or _is_from("gatv2.graph", "Graph", candidate)
+
+
+def _is_from(module_name: str, name: str, candidate: object) -> bool:
+    """Whether a module that the user has imported recognises an object; imports nothing."""
+    recognise = getattr(sys.modules.get(module_name), name, None)
+    if isinstance(recognise, type):
+        return isinstance(candidate, recognise)
+    return recognise is not None and bool(recognise(candidate))

@@ -1,25 +1,33 @@
 """Which kernel does the work: a tuple of kernels, each of which says why it can't.
 
-"auto" takes "jax", plain JAX operations, which serve every transformation, platform and dtype. "numba"
-is asked for by name, although it is many times faster on the CPU: it has no derivative in forward mode
-(`jvp`, `jacfwd`, `hessian`), and under `jit` a function does not know what will be done to it.
+"jax" is plain JAX, which serves every transformation, platform and dtype. "numba" is fused, for the CPU,
+under every transformation too. "auto" is both: one primitive of JAX, which is lowered to the fused
+kernel for the CPU and to plain JAX for anything else, when it is known for what a program is compiled.
+Where arrays are cut up over a mesh of devices, "auto" is "jax".
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import jax
 
 from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.dense import reference as dense
+from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
-from gatv2.jax.numba import kernel as numba_kernel
+from gatv2.jax.numba.kernel import unsupported
+from gatv2.jax.primitives import attend
 from gatv2.jax.sparse import reference as sparse
 
 
 class Attention(Protocol):
-    """The signature of every kernel; `adjacency` is a `Graph` or a mask, by the kernel's backend."""
+    """The signature of every kernel; `adjacency` is a `Graph` or a mask, by the kernel's backend.
+
+    Returns the result, the log-sum-exp, and, if asked for, the coefficients, those of a graph in its own
+    order of edges.
+    """
 
     def __call__(  # noqa: D102
         self,
@@ -27,13 +35,14 @@ class Attention(Protocol):
         key: jax.Array,
         attn: jax.Array,
         adjacency: Any,
+        edges: EdgeInputs | None,
         /,
         *,
         negative_slope: float,
         dropout: float,
         seed: jax.Array | None,
         return_attention: bool,
-    ) -> tuple[jax.Array, jax.Array | None]: ...
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]: ...
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,23 @@ class Kernel:
     unsupported: Callable[[jax.Array, jax.Array, jax.Array, Any], list[str]]
 
 
+def serves_every_call(*_inputs: Any) -> list[str]:
+    """No reason against any call."""
+    return []
+
+
+by_platform = partial(attend, must_fuse=False)
+fused = partial(attend, must_fuse=True)
+
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("jax", "sparse", sparse.gatv2_attention, lambda *_: []),
-    Kernel("jax", "dense", dense.gatv2_attention, lambda *_: []),
-    Kernel("numba", "sparse", numba_kernel.gatv2_attention, numba_kernel.unsupported),
-    Kernel("numba", "dense", numba_kernel.gatv2_attention, numba_kernel.unsupported),
+    Kernel("auto", "sparse", by_platform, unsupported),
+    Kernel("auto", "dense", by_platform, unsupported),
+    Kernel("jax", "sparse", sparse.gatv2_attention, serves_every_call),
+    Kernel("jax", "dense", dense.gatv2_attention, serves_every_call),
+    Kernel("numba", "sparse", fused, unsupported),
+    Kernel("numba", "dense", fused, unsupported),
 )
+"""For one that is not asked for by its name, the first that has no reason against a call is taken."""
 
 
 def select_kernel(
@@ -71,30 +91,33 @@ def select_kernel(
         key: `[*B, M, H, F]`.
         attn: `[H, F]`.
         adjacency: a `Graph` for the sparse backend, a bool mask for the dense one.
-        kernel: the name of a kernel, which is then taken or an error; "auto" for "jax".
+        kernel: the name of a kernel, which is then taken or an error; "auto" for the first that can.
 
     Raises:
         ValueError: no kernel of that name, or it can't serve these inputs.
 
     Example:
+        The fused kernel on the CPU, and plain JAX on other platforms:
+
         >>> import jax.numpy as jnp
         >>> query, attn, mask = jnp.ones((2, 4, 8)), jnp.ones((4, 8)), jnp.ones((2, 2, 1), bool)
         >>> select_kernel(query, query, attn, mask).name
-        'jax'
+        'auto'
     """
     backend = "sparse" if isinstance(adjacency, Graph) else "dense"
     candidates = {
         candidate.name: candidate for candidate in KERNELS if candidate.backend == backend
     }
-    if kernel != "auto" and kernel not in candidates:
+    if kernel not in candidates:
         raise ValueError(
-            f"`kernel` must be 'auto' or, for the {backend} backend, one of {tuple(candidates)}; "
-            f"got {kernel!r}"
+            f"`kernel` must, for the {backend} backend, be one of {tuple(candidates)}; got {kernel!r}"
         )
-    selected = candidates["jax" if kernel == "auto" else kernel]
+    selected = candidates[kernel]
     if reasons := selected.unsupported(query, key, attn, adjacency):
+        if kernel == "auto":
+            return candidates["jax"]
         raise ValueError(
             f"kernel={kernel!r} can't serve this call: {'; '.join(reasons)}. "
-            "kernel='jax' serves every call"
+            "kernel='jax' serves every call, and kernel='auto' takes what can"
         )
     return selected

@@ -6,36 +6,52 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from gatv2.jax.config import FillValue
+from gatv2.jax.graph import ArrayLike
 from gatv2.jax.interop import Params
-from gatv2.jax.layer import apply, init
-from gatv2.options import Bias
+from gatv2.jax.layer import Config, NodeFeatures, apply, init
+from gatv2.jax.random import Seed
+from gatv2.options import Backend, Bias, Flow
 
 
 class GraphAttentionV2Layer(eqx.Module):
-    """Graph Attention v2 for Equinox: options here, the rest in :func:`gatv2.jax.apply`.
+    """Graph Attention v2 for Equinox.
 
-    Arguments are those of :class:`gatv2.GraphAttentionV2Layer`; `key` is a JAX key. As in
-    `equinox.nn.Dropout`, `inference` turns dropout off, and `equinox.nn.inference_mode` sets it.
+    Arguments are those of :class:`gatv2.jax.Config`; `key` is a JAX key, and `dtype`, as Equinox has it,
+    that of the parameters. As in `equinox.nn.Dropout`, `inference` turns dropout off,
+    `equinox.nn.inference_mode` sets it, and `inference` at the call takes its place.
 
     Attributes:
-        params: as :func:`gatv2.jax.from_torch` gives them; replace them with `equinox.tree_at`.
+        linear_l: projects queries.
+        linear_r: projects keys and values; None with `share_weights`.
+        linear_e: projects features of edges; None without `edge_dim`.
+        linear_residual: projects queries to the result, or None.
+        attn: `[n_heads, n_hidden]`.
+        bias: `[out_features]`, or None.
+        inference: whether dropout is off.
+        config: all options.
 
     Example:
         >>> layer = GraphAttentionV2Layer(16, 8, n_heads=2, key=jax.random.key(0))
         >>> h, adj_mat = jnp.ones((4, 16)), jnp.eye(4, dtype=bool)[..., None]
         >>> layer(h, adj_mat, key=jax.random.key(1)).shape
         (4, 8)
-        >>> eqx.nn.inference_mode(layer)(h, adj_mat).shape
+        >>> layer(h, adj_mat, inference=True).shape
         (4, 8)
     """
 
-    params: Params
+    linear_l: eqx.nn.Linear
+    linear_r: eqx.nn.Linear | None
+    linear_e: eqx.nn.Linear | None
+    linear_residual: eqx.nn.Linear | None
+    attn: jax.Array
+    bias: jax.Array | None
     inference: bool
-    options: dict[str, Any] = eqx.field(static=True)
+    config: Config = eqx.field(static=True)
 
     def __init__(
         self,
-        in_features: int,
+        in_features: int | tuple[int, int],
         out_features: int,
         n_heads: int,
         is_concat: bool = True,
@@ -44,39 +60,119 @@ class GraphAttentionV2Layer(eqx.Module):
         share_weights: bool = False,
         *,
         key: jax.Array,
+        edge_dim: int | None = None,
         bias: Bias = False,
         residual: bool = False,
+        add_self_loops: bool = False,
+        fill_value: FillValue = "mean",
+        backend: Backend = "auto",
+        kernel: str = "auto",
+        flow: Flow = "target_to_source",
         inference: bool = False,
         dtype: Any = jnp.float32,
-        **options: Any,
+        compute_dtype: Any = None,
     ) -> None:
-        sizes = (in_features, out_features, n_heads)
-        kinds: Any = {"bias": bias, "residual": residual, "dtype": dtype}
-        self.params = init(key, *sizes, is_concat, share_weights, **kinds)
+        self.config = Config(
+            in_features,
+            out_features,
+            n_heads,
+            is_concat,
+            dropout,
+            leaky_relu_negative_slope,
+            share_weights,
+            edge_dim=edge_dim,
+            bias=bias,
+            residual=residual,
+            add_self_loops=add_self_loops,
+            fill_value=fill_value,
+            backend=backend,
+            kernel=kernel,
+            flow=flow,
+            dtype=compute_dtype,
+            param_dtype=dtype,
+        )
+        params = init(key, self.config)
+        self.linear_l, self.linear_r, self.linear_e, self.linear_residual = (
+            _linear(params, name)
+            for name in ("linear_l", "linear_r", "linear_e", "linear_residual")
+        )
+        self.attn, self.bias = params["attn"], params.get("bias")
         self.inference = inference
-        self.options = {
-            "is_concat": is_concat,
-            "dropout": dropout,
-            "leaky_relu_negative_slope": leaky_relu_negative_slope,
-            **options,
-        }
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads."""
+        return self.config.n_heads
+
+    @property
+    def params(self) -> Params:
+        """The parameters under the names of the PyTorch layer's state dict."""
+        params = {"attn": self.attn}
+        for name in ("linear_l", "linear_r", "linear_e", "linear_residual"):
+            linear = getattr(self, name)
+            if linear is not None:
+                params[f"{name}.weight"] = linear.weight
+                if linear.bias is not None:
+                    params[f"{name}.bias"] = linear.bias
+        return params if self.bias is None else params | {"bias": self.bias}
+
+    def with_params(self, params: Params) -> "GraphAttentionV2Layer":
+        """The layer with other parameters, such as :func:`gatv2.jax.from_torch` gives them.
+
+        Raises:
+            ValueError: names or shapes are not those of the layer's options.
+        """
+        own = self.params
+        if {n: a.shape for n, a in own.items()} != {n: a.shape for n, a in params.items()}:
+            raise ValueError(
+                f"`params` must have {sorted(own)} in the shapes of the layer; got {sorted(params)}"
+            )
+
+        def parts(layer: GraphAttentionV2Layer) -> list[Any]:
+            return list(layer.params.values())
+
+        layer: GraphAttentionV2Layer = eqx.tree_at(parts, self, [params[name] for name in own])
+        return layer
 
     def __call__(
         self,
-        h: jax.Array,
+        h: NodeFeatures,
         adj_mat: object,
         *,
+        edge_features: ArrayLike | None = None,
         key: jax.Array | None = None,
-        seed: int | jax.Array | None = None,
-        **options: Any,
+        seed: Seed = None,
+        inference: bool | None = None,
+        return_attention: bool = False,
     ) -> Any:
         """Attend over the graph, with dropout from `key` or `seed` unless `inference`.
 
         Raises:
-            ValueError: dropout has neither `key` nor `seed`.
+            ValueError: dropout has neither `key` nor `seed`; or what :func:`gatv2.jax.apply` raises.
         """
-        if self.inference or self.options["dropout"] == 0:
-            key = seed = None
-        elif key is None and seed is None:
+        is_off = self.inference if inference is None else inference
+        if not is_off and self.config.dropout > 0 and key is None and seed is None:
             raise ValueError("pass a `key` for dropout, or set `inference=True`")
-        return apply(self.params, h, adj_mat, rng=key, seed=seed, **(self.options | options))
+        return apply(
+            self.config,
+            self.params,
+            h,
+            adj_mat,
+            edge_features=edge_features,
+            rng=key,
+            seed=seed,
+            deterministic=is_off,
+            return_attention=return_attention,
+        )
+
+
+def _linear(params: Params, name: str) -> Any:
+    """The projection of that name, or None."""
+    weight, bias = params.get(f"{name}.weight"), params.get(f"{name}.bias")
+    if weight is None:
+        return None
+    n_out, n_in = weight.shape
+    linear = eqx.nn.Linear(n_in, n_out, use_bias=bias is not None, key=jax.random.key(0))
+    if bias is None:
+        return eqx.tree_at(lambda linear: linear.weight, linear, weight)
+    return eqx.tree_at(lambda linear: (linear.weight, linear.bias), linear, (weight, bias))

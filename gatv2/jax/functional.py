@@ -5,15 +5,27 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gatv2.jax.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape
+from gatv2.jax.adjacency import (
+    Adjacency,
+    Sizes,
+    common_batch_shape,
+    read_adjacency,
+    to_backend,
+)
+from gatv2.jax.checks import as_features, check_projections, check_static
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.dispatch import select_kernel
-from gatv2.jax.graph import Graph
-from gatv2.jax.random import as_seed
+from gatv2.jax.edge_features import (
+    EdgeInputs,
+    as_backend_reads,
+    broadcast_batch,
+    check_edge_features,
+)
+from gatv2.jax.graph import ArrayLike, Graph
+from gatv2.jax.random import Seed, as_seed
 from gatv2.jax.sparse import reference as sparse
-from gatv2.options import Backend, Flow, check_dropout, check_slope
+from gatv2.options import Backend, Flow, check_backend, check_dropout, check_slope
 
 
 class Options(TypedDict, total=False):
@@ -21,48 +33,58 @@ class Options(TypedDict, total=False):
 
     negative_slope: float
     dropout: float
-    seed: int | np.integer[Any] | jax.Array | None
+    seed: Seed
     flow: Flow
     backend: Backend
-    kernel: str
 
 
 @overload
 def gatv2_attention(
-    query: jax.Array,
-    key: jax.Array,
-    attn: jax.Array,
+    query: ArrayLike,
+    key: ArrayLike,
+    attn: ArrayLike,
     graph: object,
     *,
+    edge_features: ArrayLike | None = ...,
+    edge_projection: ArrayLike | None = ...,
+    kernel: str = ...,
     return_attention: Literal[False] = ...,
+    return_lse: Literal[False] = ...,
     **options: Unpack[Options],
 ) -> jax.Array: ...
 @overload
 def gatv2_attention(
-    query: jax.Array,
-    key: jax.Array,
-    attn: jax.Array,
+    query: ArrayLike,
+    key: ArrayLike,
+    attn: ArrayLike,
     graph: object,
     *,
-    return_attention: bool,
+    edge_features: ArrayLike | None = ...,
+    edge_projection: ArrayLike | None = ...,
+    kernel: str = ...,
+    return_attention: bool = ...,
+    return_lse: bool = ...,
     **options: Unpack[Options],
 ) -> Any: ...
 
 
 def gatv2_attention(
-    query: jax.Array,
-    key: jax.Array,
-    attn: jax.Array,
+    query: ArrayLike,
+    key: ArrayLike,
+    attn: ArrayLike,
     graph: object,
     *,
+    edge_features: ArrayLike | None = None,
+    edge_projection: ArrayLike | None = None,
     negative_slope: float = 0.2,
     dropout: float = 0.0,
-    seed: int | np.integer[Any] | jax.Array | None = None,
+    seed: Seed = None,
     flow: Flow = "target_to_source",
     backend: Backend = "auto",
     kernel: str = "auto",
     return_attention: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, ...]:
     r"""Graph Attention v2: each query attends to the keys of its edges.
 
     .. math::
@@ -71,8 +93,9 @@ def gatv2_attention(
         \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
         \mathrm{out}_i = \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
 
-    A query without keys gives zeros, with zero gradients. For bfloat16 and float16, scores and sums are
-    computed in float32.
+    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` the
+    score is :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij})`. For bfloat16 and
+    float16, scores and sums are computed in float32.
 
     Args:
         query: :math:`g^l`, `[*batch, n_queries, n_heads, n_hidden]`, floating point.
@@ -80,7 +103,13 @@ def gatv2_attention(
         attn: :math:`a`, one vector a head, `[n_heads, n_hidden]`.
         graph: who attends to whom, in any form that :func:`gatv2.jax.adjacency.as_adjacency` reads;
             `graph[i][j]` lets query i attend to key j. Prepare a :class:`gatv2.jax.Graph` once for
-            edges: a raw edge index is sorted in every call.
+            edges: a raw edge index is sorted in every call. Under `jit` an edge whose index is out of
+            range is dropped; outside it is an error.
+        edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
+            `[*batch, n_edges, D]` in its order, then padding (one list for a batch of graphs in one
+            `Graph`), with a mask `[*batch, n_queries, n_keys, D]`, entry for entry (what has no edge is
+            not read).
+        edge_projection: :math:`W_e`, `[n_heads, n_hidden, D]`; given if `edge_features` are.
         negative_slope: slope of LeakyReLU below zero; static.
         dropout: probability, in [0, 1), that a coefficient is dropped. It acts whenever it is not
             zero; static.
@@ -89,14 +118,18 @@ def gatv2_attention(
             every element of the batch has the mask of batch element 0, unless it has its own seed.
         flow: "source_to_target", PyTorch Geometric's default, turns `graph` round.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
-        kernel: "jax" (plain JAX: any platform, every transformation), "numba" (fused, CPU, no forward
-            mode), or "auto" for "jax"; see :mod:`gatv2.jax.dispatch` for why.
+        kernel: "jax" (plain JAX, for any platform), "numba" (fused, for the CPU), or "auto": the fused
+            one where a program is compiled for the CPU, plain JAX elsewhere; see
+            :mod:`gatv2.jax.dispatch`.
         return_attention: whether to return :math:`\alpha` too, before dropout.
+        return_lse: whether to return :math:`\log \sum_{j \in N_i} \exp e_{ij}` too, which joins
+            attention over parts of the keys; see :func:`gatv2.functional.gatv2_attention`.
 
     Returns:
-        `[*batch, n_queries, n_heads, n_hidden]`; with `return_attention` the pair of it and the
-        coefficients: `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
-        `[*batch, n_queries, n_keys, n_heads]` (dense).
+        `[*batch, n_queries, n_heads, n_hidden]`; with `return_attention` and `return_lse` a tuple of it,
+        the coefficients, `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse) or
+        `[*batch, n_queries, n_keys, n_heads]` (dense), and the log-sum-exp of the scores,
+        `[*batch, n_queries, n_heads]`, in float32 or float64, -inf for a query without keys.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -118,35 +151,37 @@ def gatv2_attention(
 
     Source: Brody, Alon, Yahav, "How Attentive are Graph Attention Networks?", ICLR 2022, equation 7.
     """
-    _check_projections(query, key, attn)
-    check_slope(negative_slope)
-    check_dropout(dropout)
-    if dropout > 0 and seed is None:
-        raise ValueError(
-            f"`dropout`={dropout} needs a `seed`: an int, or `gatv2.jax.seed_from_key(rng)` of a JAX key"
-        )
-    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
+    features = {"query": query, "key": key, "attn": attn}
+    query, key, attn = as_features(**features)
+    check_projections(query, key, attn=attn)
+    _check_options(negative_slope, dropout)
+    edges = (edge_features, edge_projection)
+    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
     selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel)
-    out, alpha = selected.attention(
+    out, lse, alpha = selected.attention(
         call.query,
         call.key,
         attn,
         call.adjacency,
+        call.edges,
         negative_slope=negative_slope,
         dropout=dropout,
-        seed=as_seed(seed) if dropout > 0 and seed is not None else None,
+        seed=_seed_of(dropout, seed),
         return_attention=return_attention,
     )
-    out = out.reshape(call.out_shape)
-    return out if alpha is None else (out, alpha)
+    results: jax.Array | tuple[jax.Array, ...]
+    results = call.results(out, lse if return_lse else None, alpha)
+    return results
 
 
 def gatv2_scores(
-    query: jax.Array,
-    key: jax.Array,
-    attn: jax.Array,
+    query: ArrayLike,
+    key: ArrayLike,
+    attn: ArrayLike,
     graph: object,
     *,
+    edge_features: ArrayLike | None = None,
+    edge_projection: ArrayLike | None = None,
     negative_slope: float = 0.2,
     flow: Flow = "target_to_source",
     backend: Backend = "auto",
@@ -163,20 +198,113 @@ def gatv2_scores(
         >>> gatv2_scores(query, key, jnp.ones((1, 1)), edge_index).squeeze()
         Array([ 3. , -0.2,  0. ], dtype=float32)
     """
-    _check_projections(query, key, attn)
-    check_slope(negative_slope)
-    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
+    query, key, attn = as_features(query=query, key=key, attn=attn)
+    check_projections(query, key, attn=attn)
+    _check_options(negative_slope)
+    edges = (edge_features, edge_projection)
+    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
     if isinstance(call.adjacency, Graph):
         scores = sparse.gatv2_scores(
-            call.query, call.key, attn, call.adjacency, negative_slope=negative_slope
+            call.query, call.key, attn, call.adjacency, call.edges, negative_slope=negative_slope
         )
-        if call.adjacency.head_mask is not None:
-            scores = jnp.where(call.adjacency.head_mask, scores, -math.inf)
-        scores = call.adjacency.in_callers_order(scores, axis=-2)
     else:
-        scores = dense.gatv2_scores(call.query, call.key, attn, negative_slope=negative_slope)
-        scores = jnp.where(call.adjacency, scores, -math.inf)
-    return scores.astype(query.dtype)
+        scores = dense.gatv2_scores(
+            call.query, call.key, attn, call.edges, negative_slope=negative_slope
+        )
+    return call.scores(scores)
+
+
+@overload
+def gat_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn_query: ArrayLike,
+    attn_key: ArrayLike,
+    graph: object,
+    *,
+    return_attention: Literal[False] = ...,
+    **options: Unpack[Options],
+) -> jax.Array: ...
+@overload
+def gat_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn_query: ArrayLike,
+    attn_key: ArrayLike,
+    graph: object,
+    *,
+    return_attention: bool,
+    **options: Unpack[Options],
+) -> Any: ...
+
+
+def gat_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn_query: ArrayLike,
+    attn_key: ArrayLike,
+    graph: object,
+    *,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    seed: Seed = None,
+    flow: Flow = "target_to_source",
+    backend: Backend = "auto",
+    return_attention: bool = False,
+) -> jax.Array | tuple[jax.Array, ...]:
+    r"""Static attention of the original GAT, the control of :func:`gatv2_attention`.
+
+    .. math:: e_{ij} = \mathrm{LeakyReLU}(a_1 \cdot g^l_i + a_2 \cdot g^r_j)
+
+    The rest, arguments and results alike, is as in :func:`gatv2_attention`; `attn_query` and
+    `attn_key` are :math:`a_1` and :math:`a_2`, each `[n_heads, n_hidden]`. Computed with plain JAX.
+
+    Example:
+        >>> features, a = jnp.ones((3, 2, 4)), jnp.ones((2, 4))
+        >>> gat_attention(features, features, a, a, jnp.array([[0, 0, 1], [1, 2, 2]])).shape
+        (3, 2, 4)
+
+    Source: Velickovic et al., "Graph Attention Networks", ICLR 2018, equations 1 to 6.
+    """
+    _check_options(negative_slope, dropout)
+    call, scores = _gat_scores(
+        query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
+    )
+    seed = _seed_of(dropout, seed)
+    if isinstance(call.adjacency, Graph):
+        out, _, alpha = sparse.attend(scores, call.key, call.adjacency, dropout=dropout, seed=seed)
+    else:
+        _, value, _ = dense.without_padding(call.query, call.key, None, call.adjacency)
+        out, _, alpha = dense.attend(scores, value, call.adjacency, dropout=dropout, seed=seed)
+    coefficients = alpha.astype(out.dtype) if return_attention else None
+    results: jax.Array | tuple[jax.Array, ...] = call.results(out, None, coefficients)
+    return results
+
+
+def gat_scores(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn_query: ArrayLike,
+    attn_key: ArrayLike,
+    graph: object,
+    *,
+    negative_slope: float = 0.2,
+    flow: Flow = "target_to_source",
+    backend: Backend = "auto",
+) -> jax.Array:
+    """The scores :math:`e_{ij}` of :func:`gat_attention`, as :func:`gatv2_scores` returns them.
+
+    Example:
+        >>> query, key = jnp.array([[[1.0]], [[-3.0]]]), jnp.array([[[2.0]], [[-1.0]]])
+        >>> one = jnp.ones((1, 1))
+        >>> gat_scores(query, key, one, one, jnp.array([[0, 1, 0], [0, 0, 1]])).squeeze()
+        Array([ 3. , -0.2,  0. ], dtype=float32)
+    """
+    _check_options(negative_slope)
+    call, scores = _gat_scores(
+        query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
+    )
+    return call.scores(scores)
 
 
 class _Call(NamedTuple):
@@ -185,16 +313,35 @@ class _Call(NamedTuple):
     query: jax.Array
     key: jax.Array
     adjacency: Adjacency
+    edges: EdgeInputs | None
     out_shape: tuple[int, ...]
 
     @classmethod
     def prepare(
-        cls, query: jax.Array, key: jax.Array, graph: object, *, flow: Flow, backend: Backend
+        cls,
+        query: jax.Array,
+        key: jax.Array,
+        graph: object,
+        edges: tuple[ArrayLike | None, ArrayLike | None] = (None, None),
+        *,
+        flow: Flow,
+        backend: Backend,
     ) -> "_Call":
+        features, projection = (None if x is None else jnp.asarray(x) for x in edges)
+        has_edges = check_edge_features(features, projection, query)
         batch_shape = common_batch_shape(graph, query.shape[:-3])
+        if has_edges and features is not None:
+            batch_shape = broadcast_batch(features, graph, batch_shape)
         n_queries, n_heads, n_hidden = query.shape[-3:]
         sizes = Sizes(n_queries, key.shape[-3], n_heads, batch_shape)
-        adjacency = as_adjacency(graph, sizes, flow=flow, backend=backend)
+        check_backend(backend)
+        read = read_adjacency(graph, sizes, flow=flow)
+        listed = read if isinstance(read, Graph) else graph
+        adjacency = to_backend(read, sizes, backend)
+        inputs = None
+        if features is not None and projection is not None:
+            rows = as_backend_reads(features, listed, adjacency, sizes, flow)
+            inputs = EdgeInputs(rows, projection)
         query = jnp.broadcast_to(query, (*batch_shape, *query.shape[-3:]))
         key = jnp.broadcast_to(key, (*batch_shape, *key.shape[-3:]))
         out_shape = query.shape
@@ -202,33 +349,65 @@ class _Call(NamedTuple):
             query, key = (
                 x.reshape(math.prod(x.shape[:-2]), n_heads, n_hidden) for x in (query, key)
             )
-        return cls(query, key, adjacency, out_shape)
+        return cls(query, key, adjacency, inputs, out_shape)
+
+    def results(self, out: jax.Array, lse: jax.Array | None, alpha: jax.Array | None) -> Any:
+        """What the caller asked for, as the caller sees it: (out, coefficients, log-sum-exp)."""
+        results = [out.reshape(self.out_shape)]
+        if alpha is not None:
+            if isinstance(self.adjacency, Graph):
+                alpha = self.adjacency.in_callers_order(alpha, axis=-2)
+            results.append(alpha)
+        if lse is not None:
+            results.append(lse.reshape(self.out_shape[:-1]))
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def scores(self, scores: jax.Array) -> jax.Array:
+        """Scores of edges or pairs as the caller sees them."""
+        dtype = self.query.dtype
+        if not isinstance(self.adjacency, Graph):
+            return jnp.where(self.adjacency, scores, -math.inf).astype(dtype)
+        if self.adjacency.head_mask is not None:
+            scores = jnp.where(self.adjacency.head_mask, scores, -math.inf)
+        return self.adjacency.in_callers_order(scores, axis=-2).astype(dtype)
 
 
-def _check_projections(query: jax.Array, key: jax.Array, attn: jax.Array) -> None:
-    arrays = {"query": query, "key": key, "attn": attn}
-    for name, array in arrays.items():
-        if not isinstance(array, jax.Array):
-            raise TypeError(
-                f"`{name}` must be a jax.Array; got {type(array).__name__}: "
-                "convert it with `jnp.asarray`, or `gatv2.jax.as_jax` if it is a torch.Tensor"
-            )
-        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype != query.dtype:
-            dtypes = ", ".join(f"{name}: {array.dtype}" for name, array in arrays.items())
-            raise TypeError(f"query, key, attn must have one floating-point dtype; got {dtypes}")
-    if query.ndim < 3:
+def _gat_scores(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn_query: ArrayLike,
+    attn_key: ArrayLike,
+    graph: object,
+    negative_slope: float,
+    *,
+    flow: Flow,
+    backend: Backend,
+) -> tuple[_Call, jax.Array]:
+    query, key, attn_query, attn_key = as_features(
+        query=query, key=key, attn_query=attn_query, attn_key=attn_key
+    )
+    check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
+    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
+    features = (call.query, call.key, attn_query, attn_key)
+    if isinstance(call.adjacency, Graph):
+        scores = sparse.gat_scores(*features, call.adjacency, negative_slope=negative_slope)
+    else:
+        scores = dense.gat_scores(*features, negative_slope=negative_slope)
+    return call, scores
+
+
+def _check_options(negative_slope: float, dropout: float = 0.0) -> None:
+    check_static(negative_slope=negative_slope, dropout=dropout)
+    check_slope(negative_slope)
+    check_dropout(dropout)
+
+
+def _seed_of(dropout: float, seed: Seed) -> jax.Array | None:
+    """The seed as words; None without dropout."""
+    if dropout == 0:
+        return None
+    if seed is None:
         raise ValueError(
-            f"`query` must have shape (*batch, n_queries, n_heads, n_hidden); got {query.shape}"
+            f"`dropout`={dropout} needs a `seed`: an int, or `gatv2.jax.seed_from_key(rng)` of a JAX key"
         )
-    if key.ndim != query.ndim or (key.shape[:-3], key.shape[-2:]) != (
-        query.shape[:-3],
-        query.shape[-2:],
-    ):
-        raise ValueError(
-            "`key` must have the shape of `query` but for the number of nodes; "
-            f"got {key.shape} and {query.shape}"
-        )
-    if attn.shape != query.shape[-2:]:
-        raise ValueError(
-            f"`attn` must have shape (n_heads, n_hidden)={query.shape[-2:]}; got {attn.shape}"
-        )
+    return as_seed(seed)

@@ -8,19 +8,43 @@ A checkpoint needs no conversion: parameters are a flat dict of arrays, so what
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import torch
-import torch.utils.dlpack
-from torch import Tensor, nn
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Params = dict[str, jax.Array]
 """Parameters under the names of a PyTorch state dict; what is tied is there once."""
 
 
-def as_jax(tensor: Tensor) -> jax.Array:
+def on_device(values: Any) -> jax.Array:
+    """An array of NumPy as a JAX array, which shares its memory where it can; a traced one as it is.
+
+    Raises:
+        TypeError: the dtype has 64 bits and JAX does not have them enabled.
+    """
+    if isinstance(values, jax.Array):
+        return values
+    _check_width(values.dtype.itemsize, values.dtype)
+    # unlike DLPack, this does not tie the array to a device: others may join it on theirs
+    array: jax.Array = jax.device_put(np.asarray(values, order="C"))
+    return array
+
+
+def _check_width(n_bytes: int, dtype: object) -> None:
+    if n_bytes == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise TypeError(
+            f"JAX would cut {dtype} to 32 bits: enable 64 bits with "
+            "`jax.config.update('jax_enable_x64', True)`, or convert the values, "
+            "`.float()` or `.int()`"
+        )
+
+
+def as_jax(tensor: "Tensor") -> jax.Array:
     """A PyTorch tensor as a JAX array, which shares its memory where it can: do not write to it then.
 
     Detached from autograd. A tensor on the CPU goes to JAX's default device. A copy is made of what JAX
@@ -30,41 +54,37 @@ def as_jax(tensor: Tensor) -> jax.Array:
         TypeError: the dtype has 64 bits and JAX does not have them enabled.
 
     Example:
+        >>> import torch
         >>> as_jax(torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T)
         Array([[1., 3.],
                [2., 4.]], dtype=float32)
     """
-    if tensor.element_size() == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise TypeError(
-            f"JAX would cut {tensor.dtype} to 32 bits: enable 64 bits with "
-            "`jax.config.update('jax_enable_x64', True)`, or convert the tensor, "
-            "`.float()` or `.int()`"
-        )
+    import torch
+
+    _check_width(tensor.element_size(), tensor.dtype)
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.device.type != "cpu":
         array: jax.Array = jax.dlpack.from_dlpack(tensor.contiguous())
         return array
     if tensor.dtype == torch.bfloat16:  # which NumPy itself does not know
-        values = tensor.view(torch.int16).numpy().view(jnp.bfloat16)
-    else:
-        values = tensor.numpy()
-    # unlike DLPack, this does not tie the array to a device: others may join it on theirs
-    shared: jax.Array = jax.device_put(values)
-    return shared
+        return on_device(tensor.view(torch.int16).numpy().view(jnp.bfloat16))
+    return on_device(tensor.numpy())
 
 
-def as_torch(array: jax.Array) -> Tensor:
+def as_torch(array: jax.Array) -> "Tensor":
     """A JAX array as a PyTorch tensor, which shares its memory where it can: do not write to it.
 
     Example:
         >>> as_torch(jnp.arange(3) > 0)
         tensor([False,  True,  True])
     """
+    import torch.utils.dlpack
+
     tensor: Tensor = torch.utils.dlpack.from_dlpack(array)
     return tensor
 
 
-def from_torch(module: nn.Module) -> Params:
+def from_torch(module: "nn.Module") -> Params:
     """The parameters and buffers of a PyTorch module, copied, under the names of its state dict.
 
     A tensor that has several names, as `linear_l.weight` and `linear_r.weight` of a layer with
@@ -83,7 +103,7 @@ def from_torch(module: nn.Module) -> Params:
     return {name: jnp.array(as_jax(tensor)) for name, tensor in _untied(module).items()}
 
 
-def to_torch(params: Mapping[str, jax.Array], module: nn.Module) -> None:
+def to_torch(params: Mapping[str, jax.Array], module: "nn.Module") -> None:
     """Copy parameters into a PyTorch module, in place, so that its optimizer keeps hold of them.
 
     Args:
@@ -99,9 +119,12 @@ def to_torch(params: Mapping[str, jax.Array], module: nn.Module) -> None:
         >>> import gatv2
         >>> one, other = (gatv2.GraphAttentionV2Layer(16, 8, n_heads=2) for _ in range(2))
         >>> to_torch(from_torch(one), other)
+        >>> import torch
         >>> torch.equal(one.attn, other.attn)
         True
     """
+    import torch
+
     own = _untied(module)
     if missing := own.keys() - params.keys():
         raise KeyError(f"`params` lacks {sorted(missing)}; it has {sorted(params)}")
@@ -120,7 +143,7 @@ def to_torch(params: Mapping[str, jax.Array], module: nn.Module) -> None:
             own[name].copy_(tensor)
 
 
-def _untied(module: nn.Module) -> dict[str, Tensor]:
+def _untied(module: "nn.Module") -> "dict[str, Tensor]":
     """The state dict of a module, each tensor once."""
     tensors: dict[str, Any] = module.state_dict(keep_vars=True)
     seen: set[int] = set()

@@ -6,33 +6,47 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gatv2.jax.layer import apply, init
-from gatv2.options import Bias
+from gatv2.jax.config import FillValue
+from gatv2.jax.graph import ArrayLike
+from gatv2.jax.interop import Params
+from gatv2.jax.layer import Config, NodeFeatures, apply
+from gatv2.jax.random import Seed
+from gatv2.options import Backend, Bias, Flow
+
+_PROJECTIONS = ("linear_l", "linear_r", "linear_e", "linear_residual")
 
 
 class GraphAttentionV2Layer(nnx.Module):
-    """Graph Attention v2 for Flax NNX: options here, the rest in :func:`gatv2.jax.apply`.
+    """Graph Attention v2 for Flax NNX.
 
-    Arguments are those of :class:`gatv2.GraphAttentionV2Layer`. `rngs` gives the parameters (stream
-    "params") and the dropout masks (stream "dropout"); `eval()` turns dropout off and `train()` on.
+    Arguments are those of :class:`gatv2.jax.Config`. `rngs` gives the parameters (stream "params") and
+    the dropout masks (stream "dropout"); `eval()` turns dropout off and `train()` on, and
+    `deterministic` and `rngs` at the call take their place. `kernel_init` draws the
+    projections and the attention vectors; `nnx.with_partitioning` gives the projections metadata of
+    sharding.
 
     Attributes:
-        params: `nnx.Param` under the names of the PyTorch layer's state dict; to take over
-            :func:`gatv2.jax.from_torch`, set `layer.params[name][...] = array`.
+        linear_l: projects queries.
+        linear_r: projects keys and values; None with `share_weights`.
+        linear_e: projects features of edges; None without `edge_dim`.
+        linear_residual: projects queries to the result, or None.
+        attn: `[n_heads, n_hidden]`.
+        bias: `[out_features]`, or None.
+        deterministic: whether dropout is off.
+        config: all options.
 
     Example:
         >>> layer = GraphAttentionV2Layer(16, 8, n_heads=2, rngs=nnx.Rngs(0))
         >>> h, adj_mat = jnp.ones((4, 16)), jnp.eye(4, dtype=bool)[..., None]
         >>> layer(h, adj_mat).shape
         (4, 8)
-        >>> layer.eval()
-        >>> layer(h, adj_mat).shape
+        >>> layer(h, adj_mat, deterministic=True).shape
         (4, 8)
     """
 
     def __init__(
         self,
-        in_features: int,
+        in_features: int | tuple[int, int],
         out_features: int,
         n_heads: int,
         is_concat: bool = True,
@@ -41,36 +55,129 @@ class GraphAttentionV2Layer(nnx.Module):
         share_weights: bool = False,
         *,
         rngs: nnx.Rngs,
+        edge_dim: int | None = None,
         bias: Bias = False,
         residual: bool = False,
+        add_self_loops: bool = False,
+        fill_value: FillValue = "mean",
+        backend: Backend = "auto",
+        kernel: str = "auto",
+        flow: Flow = "target_to_source",
         deterministic: bool = False,
+        dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        **options: Any,
+        kernel_init: Any = nnx.initializers.glorot_uniform(),  # noqa: B008
+        bias_init: Any = nnx.initializers.zeros_init(),  # noqa: B008
     ) -> None:
-        sizes = (in_features, out_features, n_heads)
-        kinds: Any = {"bias": bias, "residual": residual, "dtype": param_dtype}
-        params = init(rngs.params(), *sizes, is_concat, share_weights, **kinds)
-        self.params = nnx.Dict({name: nnx.Param(array) for name, array in params.items()})
+        self.config = Config(
+            in_features,
+            out_features,
+            n_heads,
+            is_concat,
+            dropout,
+            leaky_relu_negative_slope,
+            share_weights,
+            edge_dim=edge_dim,
+            bias=bias,
+            residual=residual,
+            add_self_loops=add_self_loops,
+            fill_value=fill_value,
+            backend=backend,
+            kernel=kernel,
+            flow=flow,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
+        shapes = self.config.shapes
+        for name in _PROJECTIONS:
+            linear = None
+            if f"{name}.weight" in shapes:
+                n_out, n_in = shapes[f"{name}.weight"]
+                linear = nnx.Linear(
+                    n_in,
+                    n_out,
+                    use_bias=f"{name}.bias" in shapes,
+                    param_dtype=param_dtype,
+                    kernel_init=kernel_init,
+                    bias_init=bias_init,
+                    rngs=rngs,
+                )
+            setattr(self, name, linear)
+        # as the projections: the last axis is what goes in
+        drawn = kernel_init(rngs.params(), shapes["attn"][::-1], param_dtype)
+        vectors = getattr(drawn, "raw_value", drawn)  # without metadata, which are of projections
+        self.attn = nnx.Param(jnp.swapaxes(vectors, 0, 1))
+        self.bias = (
+            nnx.Param(bias_init(rngs.params(), shapes["bias"], param_dtype))
+            if "bias" in shapes
+            else None
+        )
         self.rngs = rngs.dropout.fork() if dropout > 0 else None
         self.deterministic = deterministic
-        self.options = {
-            "is_concat": is_concat,
-            "dropout": dropout,
-            "leaky_relu_negative_slope": leaky_relu_negative_slope,
-            **options,
-        }
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads."""
+        return self.config.n_heads
+
+    @property
+    def params(self) -> Params:
+        """The parameters under the names of the PyTorch layer's state dict."""
+        params: Params = {"attn": self.attn[...]}
+        for name in _PROJECTIONS:
+            linear = getattr(self, name)
+            if linear is not None:
+                params[f"{name}.weight"] = linear.kernel[...].T
+                if linear.bias is not None:
+                    params[f"{name}.bias"] = linear.bias[...]
+        return params if self.bias is None else params | {"bias": self.bias[...]}
+
+    def load(self, params: Params) -> None:
+        """Take over parameters, such as :func:`gatv2.jax.from_torch` gives them.
+
+        Raises:
+            ValueError: names or shapes are not those of the layer's options.
+        """
+        expected = self.config.shapes
+        if {name: array.shape for name, array in params.items()} != expected:
+            raise ValueError(
+                f"`params` must have {sorted(expected)} in the shapes of the layer; "
+                f"got {sorted(params)}"
+            )
+        for name, array in params.items():
+            part, _, kind = name.rpartition(".")
+            owner = getattr(self, part) if part else self
+            variable = getattr(owner, "kernel" if kind == "weight" else kind)
+            variable[...] = array.T if kind == "weight" else array
 
     def __call__(
-        self, h: jax.Array, adj_mat: object, *, seed: int | jax.Array | None = None, **options: Any
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        *,
+        edge_features: ArrayLike | None = None,
+        rngs: nnx.Rngs | None = None,
+        seed: Seed = None,
+        deterministic: bool | None = None,
+        return_attention: bool = False,
     ) -> Any:
         """Attend over the graph, with dropout unless `deterministic`.
 
-        A `seed` takes the place of the "dropout" stream.
+        Randomness is that of `seed`, of the "dropout" stream of `rngs`, or of the layer's own.
         """
-        params = {name: param[...] for name, param in self.params.items()}
-        rng = None
-        if self.rngs is None or self.deterministic:
-            seed = None
-        elif seed is None:
-            rng = self.rngs()
-        return apply(params, h, adj_mat, rng=rng, seed=seed, **(self.options | options))
+        is_off = self.deterministic if deterministic is None else deterministic
+        rng: jax.Array | None = None
+        if not is_off and self.config.dropout > 0 and seed is None:
+            stream: Any = self.rngs if rngs is None else rngs.dropout
+            rng = stream()
+        return apply(
+            self.config,
+            self.params,
+            h,
+            adj_mat,
+            edge_features=edge_features,
+            rng=rng,
+            seed=seed,
+            deterministic=is_off,
+            return_attention=return_attention,
+        )

@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gatv2.jax.blocks import lead
 from gatv2.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1, WORDS_PER_COUNTER
 
+Seed = int | np.integer[Any] | np.ndarray[Any, Any] | jax.Array | None
+"""A seed of 64 bits; see :func:`as_seed`."""
 Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
@@ -75,37 +78,49 @@ def keep_mask(
         [[True, True], [False, True], [False, False]]
     """
     n_groups = -(-n_heads // WORDS_PER_COUNTER)
+    ndim = max(index.ndim for index in (query, key, multiplicity, batch))
     query, key, multiplicity, batch = (
-        index.astype(jnp.uint32)[..., None] for index in (query, key, multiplicity, batch)
+        lead(index.astype(jnp.uint32), ndim)[..., None]
+        for index in (query, key, multiplicity, batch)
     )
-    group = batch * np.uint32(n_groups) + jnp.arange(n_groups, dtype=jnp.uint32)
+    group = batch * np.uint32(n_groups) + lead(jnp.arange(n_groups, dtype=jnp.uint32), ndim + 1)
     words = philox_4x32_10((query, key, multiplicity, group), (seed[0], seed[1]))
     stacked = jnp.stack(jnp.broadcast_arrays(*words), axis=-1)
     flat = stacked.reshape(*stacked.shape[:-2], n_groups * WORDS_PER_COUNTER)
     return flat[..., :n_heads] >= np.uint32(int(dropout * 2**32))
 
 
-def as_seed(seed: int | np.integer[Any] | jax.Array) -> jax.Array:
+def as_seed(seed: Seed) -> jax.Array:
     """A seed as two uint32 words, low and high.
 
     Args:
         seed: an int of 64 bits, an integer scalar, or the words themselves, uint32 `[2]`.
 
     Raises:
-        ValueError: it is none of these.
+        TypeError: it is no integer.
+        ValueError: it is too large, or has another shape.
 
     Example:
         >>> as_seed(-1).tolist() == [2**32 - 1, 2**32 - 1]
         True
     """
-    if isinstance(seed, int | np.integer):
+    if isinstance(seed, np.ndarray) and seed.ndim == 0 and seed.dtype.kind in "iu":
+        seed = int(seed)
+    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
         seed = int(seed)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"`seed` must fit 64 bits, signed; got {seed}")
         return jnp.asarray(np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32))
+    if not isinstance(seed, jax.Array | np.ndarray) or not jnp.issubdtype(seed.dtype, jnp.integer):
+        got = getattr(seed, "dtype", type(seed).__name__)
+        hint = ": `gatv2.jax.seed_from_key(key)` draws one from a key" if "key" in str(got) else ""
+        raise TypeError(
+            f"`seed` must be an int, an integer scalar, or uint32 words (low, high); got {got}{hint}"
+        )
+    seed = jnp.asarray(seed)
     if seed.shape == (2,) and seed.dtype == jnp.uint32:
         return seed
-    if seed.ndim or not jnp.issubdtype(seed.dtype, jnp.integer):
+    if seed.ndim:
         raise ValueError(
             "`seed` must be an int, an integer scalar, or uint32 words (low, high); "
             f"got {seed.dtype} with shape {seed.shape}"

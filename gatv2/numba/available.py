@@ -1,4 +1,4 @@
-"""Whether Numba can be imported. Found out when this file is imported, which is done inside functions.
+"""Whether Numba can be used. Found out when this file is imported, which is done inside functions.
 
 The compiler runs an import for real and reads a module's constants, where it could not trace the
 question.
@@ -7,9 +7,10 @@ question.
 import importlib
 
 FAILURE: str | None = None
-"""Why Numba can't be imported; None if it can, and then it has been."""
+"""Why Numba can't be used; None if it can, and then it has been imported."""
 
 try:
-    importlib.import_module("numba")
+    if importlib.import_module("numba").config.DISABLE_JIT:
+        FAILURE = "NUMBA_DISABLE_JIT is set"
 except ImportError as error:
     FAILURE = str(error)

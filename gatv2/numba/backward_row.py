@@ -9,284 +9,408 @@ With x = query_i + key_j, and s_ij = 1 where x is positive, else the negative sl
 
 The pass over queries leaves keep * p, de and the sign of x, one bit a feature. So the pass over keys
 gathers only d_out: neither a query, nor the scores again.
-"""
 
-from typing import Any
+With s_ij = slope + (1 - slope) * (x > 0), the sum of de_ij s_ij is that of de over the positive x, times
+1 - slope, and that of all de, times slope: `_slopes`.
+"""
 
 import numpy as np
 
+from gatv2.numba.arguments import (
+    Block,
+    Buffers,
+    Bytes,
+    EdgeFeatures,
+    EdgeList,
+    Flags,
+    Floats,
+    Incoming,
+    Index,
+    Integers,
+    KeyGradients,
+    KeyOrder,
+    KeyPlace,
+    PerEdge,
+    Place,
+    Problem,
+    QueryGradients,
+    Vector,
+    VectorClass,
+    VectorClasses,
+)
 from gatv2.numba.compile import inline
-from gatv2.numba.edge_features import backward_edges
+from gatv2.numba.edge_features import AHEAD, backward_edges
 from gatv2.numba.exp import exp
-from gatv2.numba.philox import keep_factors
-from gatv2.numba.scores import AHEAD, BLOCK, column_of, score_block
-from gatv2.numba.simd import expand, fma, fold, load, load_bits, prefetch, select, splat, store
-from gatv2.numba.simd import tile as repeat
+from gatv2.numba.rows import column_of, heads_at, signs_at, weights_at
+from gatv2.numba.scores import BLOCK, apply_dropout, score_block
+from gatv2.numba.simd import (
+    expand,
+    fma,
+    fold,
+    load,
+    load_bits,
+    prefetch,
+    repeat,
+    select,
+    splat,
+    store,
+)
 
 
 @inline
 def backward_query_row(
-    vectors: Any,
-    shape: Any,
-    features: Any,
-    edges: Any,
-    slope: Any,
-    dropout: Any,
-    place: Any,
-    key_index: Any,
-    edge_id: Any,
-    head_mask: Any,
-    start: Any,
-    stop: Any,
-    buffers: Any,
-    lse: Any,
-    d_out: Any,
-    d_alpha: Any,
-    weights: Any,
-    signs: Any,
-    d_query: Any,
-    d_attn: Any,
-    d_edges: Any,
-    chunk: Any,
+    vectors: VectorClasses,
+    problem: Problem,
+    edges: EdgeFeatures | None,
+    key_id: Integers | None,
+    place: Place,
+    edge_list: EdgeList,
+    head_mask: Flags | None,
+    buffers: Buffers,
+    incoming: Incoming,
+    per_edge: PerEdge,
+    gradients: QueryGradients,
 ) -> None:
-    """Backward of one query: its row of `d_query`, its share of `d_attn`; `weights` and `signs`.
-
-    Args beyond those of `forward_row`:
-        lse: log-sum-exp of the scores, [queries, heads], and its cotangent, or empty.
-        d_out: cotangent of `out`.
-        d_alpha: cotangent of `alpha`, or empty.
-        weights: (keep * p, de) of each edge, [edges, groups, 2, G].
-        signs: whether query + key is positive, in bits, [edges, heads, features].
-        d_query: gradient of `query`.
-        d_attn: [chunks, heads, features], summed into.
-        d_edges: see `gatv2.numba.edge_features.backward_edges`; None if edges have no features.
-        chunk: where in `d_attn`.
-    """
-    tile, heads, flat = vectors.tile, vectors.heads, vectors.flat
-    n_groups, span = shape
-    row, _, drop_query, drop_key, drop_word, first_edge, first_row, key_id = place
-    scores, d_scores, keep, counters = buffers
-    query, _, attn = features
-    n_lanes, n_tiles = heads.lanes, n_groups * span
-    zero, nothing = splat(heads, 0.0), splat(tile, 0.0)
-    slopes, rest = splat(tile, slope), splat(tile, 1.0 - slope)
-    for group in range(n_groups):
-        lse_row = load(heads, lse[0], (row * n_groups + group) * n_lanes)
-        lse_flat = repeat(flat, lse_row)
-        delta, sum_p, sum_de = zero, zero, zero
-        n_blocks = (stop - start + BLOCK - 1) // BLOCK
-        # the first sweep sums p dp; a single block is still in the buffers when the second one starts
+    """Backward of one query: its row of d_query, its share of d_attn, and `per_edge`."""
+    heads = vectors.heads
+    zero = splat(heads, 0.0)
+    n_blocks = (place.stop - place.start + BLOCK - 1) // BLOCK
+    for group in range(problem.n_groups):
+        sum_p, sum_p_dp, sum_de = zero, zero, zero
+        scale, delta = zero, zero
+        # the first sweep sums; a single block is still in the buffers when the second one starts
         for sweep in range(2):
-            for block in range(n_blocks):
-                begin = start + block * BLOCK
-                end = min(begin + BLOCK, stop)
-                n = (end - begin) * n_lanes
+            for i in range(n_blocks):
+                block = _block_of(place, group, i)
                 if sweep == 0 or n_blocks > 1:
-                    score_block(
+                    p, p_dp = _coefficients(
                         vectors,
-                        shape,
-                        features,
+                        problem,
                         edges,
-                        slope,
+                        key_id,
                         place,
-                        key_index,
-                        edge_id,
+                        edge_list,
                         head_mask,
-                        group,
-                        begin,
-                        end,
-                        d_out,
-                        signs,
-                        scores,
-                        d_scores,
-                        zero,
+                        block,
+                        buffers,
+                        incoming,
+                        per_edge,
                     )
-                    store(scores, n, splat(flat, -np.inf))
-                    store(d_scores, n, splat(flat, 0.0))
-                    if dropout[0] > 0:
-                        keep_factors(
-                            vectors.words,
-                            dropout,
-                            drop_query,
-                            drop_word,
-                            group * n_lanes,
-                            n_lanes,
-                            key_index,
-                            drop_key,
-                            key_id,
-                            start,
-                            begin,
-                            end,
-                            counters,
-                            keep,
-                        )
-                        for at in range(0, n, n_lanes):
-                            d = load(heads, d_scores, at) * load(heads, keep, at)
-                            store(d_scores, at, d)
-                    if d_alpha.size > 0:
-                        for e in range(begin, end):
-                            at = (e - begin) * n_lanes
-                            outer = ((first_edge + e) * n_groups + group) * n_lanes
-                            d = load(heads, d_scores, at) + load(heads, d_alpha, outer)
-                            store(d_scores, at, d)
-                    delta_flat, p_flat = splat(flat, 0.0), splat(flat, 0.0)
-                    for at in range(0, n, flat.lanes):
-                        s = load(flat, scores, at)
-                        p = exp(s - lse_flat)
-                        d = load(flat, d_scores, at)
-                        if head_mask is not None:  # of a head without edges lse is -inf
-                            used = s > splat(flat, -np.inf)
-                            p = select(used, p, splat(flat, 0.0))
-                            d = select(used, d, splat(flat, 0.0))
-                            store(d_scores, at, d)
-                        store(scores, at, p)
-                        p_flat = p_flat + p
-                        delta_flat = fma(p, d, delta_flat)
-                    if sweep == 0:
-                        sum_p = sum_p + fold(heads, p_flat)
-                        delta = delta + fold(heads, delta_flat)
-                if sweep == 1:
-                    if block == 0:
-                        inverse = select(sum_p > zero, splat(heads, 1.0) / sum_p, sum_p)
-                        delta = delta * inverse
-                        if lse[1].size > 0:
-                            delta = delta - load(heads, lse[1], (row * n_groups + group) * n_lanes)
-                    for e in range(begin, end):
-                        at = (e - begin) * n_lanes
-                        p = load(heads, scores, at) * inverse
-                        de = p * (load(heads, d_scores, at) - delta)
-                        if dropout[0] > 0:
-                            p = p * load(heads, keep, at)
-                        outer = ((first_edge + e) * n_groups + group) * 2 * n_lanes
-                        store(weights, outer, p)
-                        store(weights, outer + n_lanes, de)
-                        sum_de = sum_de + de
-                    for part in range(span):
-                        at_out = column_of(tile, shape, row, group, part)
-                        acc = nothing
-                        if block > 0:
-                            acc = load(tile, d_query, at_out)
-                        for e in range(begin, end):
-                            edge = first_edge + e
-                            de = load(
-                                heads, weights, (edge * n_groups + group) * 2 * n_lanes + n_lanes
-                            )
-                            bits = load_bits(
-                                tile, signs, (edge * n_tiles + group * span + part) * tile.bytes
-                            )
-                            acc = acc + select(bits, expand(tile, de), nothing)
-                        store(d_query, at_out, acc)
-                        if edges is not None:
-                            backward_edges(
-                                vectors,
-                                shape,
-                                edges,
-                                slope,
-                                first_row,
-                                edge_id,
-                                first_edge,
-                                group,
-                                part,
-                                begin,
-                                end,
-                                (d_scores, scores),  # not needed any more
-                                weights,
-                                signs,
-                                d_edges,
-                                chunk,
-                            )
-        for part in range(span):
-            at_out = column_of(tile, shape, row, group, part)
-            if start == stop:
-                store(d_query, at_out, nothing)
-                continue
-            total = fma(load(tile, d_query, at_out), rest, expand(tile, sum_de) * slopes)
-            at = column_of(tile, shape, 0, group, part)
-            store(d_query, at_out, total * load(tile, attn, at))
-            at_chunk = column_of(tile, shape, chunk, group, part)
-            share = total * load(tile, query, at_out)
-            if head_mask is not None:  # a head without edges may hold NaN
-                share = select(total == nothing, nothing, share)
-            store(d_attn, at_chunk, load(tile, d_attn, at_chunk) + share)
+                if sweep == 0:
+                    sum_p, sum_p_dp = sum_p + p, sum_p_dp + p_dp
+                    continue
+                sum_de = sum_de + _write_weights(
+                    vectors, problem, place, block, scale, delta, buffers, per_edge.weights
+                )
+                for part in range(problem.span):
+                    _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
+                    backward_edges(
+                        vectors,
+                        problem,
+                        edges,
+                        place,
+                        edge_list,
+                        block,
+                        part,
+                        buffers,
+                        per_edge,
+                        gradients,
+                        head_mask,
+                    )
+            if sweep == 0:
+                scale = select(sum_p > zero, splat(heads, 1.0) / sum_p, sum_p)
+                delta = sum_p_dp * scale
+                delta = _minus_d_lse(vectors, problem, place, group, incoming.d_lse, delta)
+        _finish_query(vectors, problem, place, head_mask, group, sum_de, gradients)
+
+
+@inline
+def _block_of(place: Place, group: Index, i: Index) -> Block:
+    begin = place.start + i * BLOCK
+    return Block(group, begin, min(begin + BLOCK, place.stop))
+
+
+@inline
+def _coefficients(
+    vectors: VectorClasses,
+    problem: Problem,
+    edges: EdgeFeatures | None,
+    key_id: Integers | None,
+    place: Place,
+    edge_list: EdgeList,
+    head_mask: Flags | None,
+    block: Block,
+    buffers: Buffers,
+    incoming: Incoming,
+    per_edge: PerEdge,
+) -> tuple[Vector, Vector]:
+    """Write p of a block's edges to `buffers.scores` and dp to `buffers.d_scores`; sum p and p * dp."""
+    flat, heads = vectors.flat, vectors.heads
+    scores, d_scores = buffers.scores, buffers.d_scores
+    score_block(
+        vectors,
+        problem,
+        edges,
+        place,
+        edge_list,
+        head_mask,
+        block,
+        splat(heads, 0.0),
+        buffers,
+        incoming.d_out,
+        per_edge.signs,
+    )
+    apply_dropout(vectors, problem, place, edge_list, key_id, block, buffers, d_scores)
+    n = (block.end - block.begin) * heads.lanes
+    store(scores, n, splat(flat, -np.inf))
+    store(d_scores, n, splat(flat, 0.0))
+    _add_d_alpha(vectors, problem, place, block, incoming.d_alpha, d_scores)
+    at_lse = heads_at(vectors, problem, place.row, block.group)
+    lse = repeat(flat, load(heads, incoming.lse, at_lse))
+    sum_p, sum_p_dp = splat(flat, 0.0), splat(flat, 0.0)
+    for at in range(0, n, flat.lanes):
+        s, dp = load(flat, scores, at), load(flat, d_scores, at)
+        p = exp(s - lse)
+        # an edge without weight, whose lse may be -inf too; NaN stays
+        is_unused = s == splat(flat, -np.inf)
+        p = select(is_unused, splat(flat, 0.0), p)
+        dp = select(is_unused, splat(flat, 0.0), dp)
+        store(d_scores, at, dp)
+        store(scores, at, p)
+        sum_p = sum_p + p
+        sum_p_dp = fma(p, dp, sum_p_dp)
+    return fold(heads, sum_p), fold(heads, sum_p_dp)
+
+
+@inline
+def _add_d_alpha(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    block: Block,
+    d_alpha: Floats,
+    d_scores: Floats,
+) -> None:
+    """Add the cotangent of alpha, if there is one."""
+    if d_alpha.size > 0:
+        for e in range(block.begin, block.end):
+            at = (e - block.begin) * vectors.heads.lanes
+            at_edge = heads_at(vectors, problem, place.first_edge + e, block.group)
+            d = load(vectors.heads, d_scores, at) + load(vectors.heads, d_alpha, at_edge)
+            store(d_scores, at, d)
+
+
+@inline
+def _minus_d_lse(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    group: Index,
+    d_lse: Floats,
+    delta: Vector,
+) -> Vector:
+    """Delta less the cotangent of the log-sum-exp, if there is one."""
+    if d_lse.size > 0:
+        at = heads_at(vectors, problem, place.row, group)
+        delta = delta - load(vectors.heads, d_lse, at)
+    return delta
+
+
+@inline
+def _write_weights(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    block: Block,
+    scale: Vector,
+    delta: Vector,
+    buffers: Buffers,
+    weights: Floats,
+) -> Vector:
+    """Write keep * p and de of a block's edges to `weights`; return the sum of de."""
+    heads, sum_de = vectors.heads, splat(vectors.heads, 0.0)
+    for e in range(block.begin, block.end):
+        at = (e - block.begin) * heads.lanes
+        p = load(heads, buffers.scores, at) * scale
+        de = p * (load(heads, buffers.d_scores, at) - delta)
+        if problem.dropout.least_word > 0:
+            p = p * load(heads, buffers.keep, at)
+        at_edge = weights_at(vectors, problem, place.first_edge + e, block.group)
+        store(weights, at_edge, p)
+        store(weights, at_edge + heads.lanes, de)
+        sum_de = sum_de + de
+    return sum_de
+
+
+@inline
+def _add_positive(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    block: Block,
+    part: Index,
+    per_edge: PerEdge,
+    d_query: Floats,
+) -> None:
+    """Add de of the edges with positive x to the query's row; the first block writes it."""
+    tile = vectors.tile
+    at_query = column_of(vectors, problem, place.row, block.group, part)
+    total = splat(tile, 0.0)
+    for e in range(block.begin, block.end):
+        edge = place.first_edge + e
+        at = weights_at(vectors, problem, edge, block.group) + vectors.heads.lanes
+        de = load(vectors.heads, per_edge.weights, at)
+        at = signs_at(vectors, problem, edge, block.group, part)
+        total = total + _where_positive(tile, per_edge.signs, at, de)
+    if block.begin > place.start:
+        total = total + load(tile, d_query, at_query)
+    store(d_query, at_query, total)
+
+
+@inline
+def _finish_query(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    head_mask: Flags | None,
+    group: Index,
+    sum_de: Vector,
+    gradients: QueryGradients,
+) -> None:
+    """Make the gradient of the query of its sums, and add its share to d_attn."""
+    tile = vectors.tile
+    for part in range(problem.span):
+        at_query = column_of(vectors, problem, place.row, group, part)
+        if place.start == place.stop:
+            store(gradients.d_query, at_query, splat(tile, 0.0))
+        else:
+            positive = load(tile, gradients.d_query, at_query)
+            total = _slopes(tile, problem, positive, sum_de)
+            a = load(tile, problem.attn, column_of(vectors, problem, 0, group, part))
+            store(gradients.d_query, at_query, total * a)
+            q = load(tile, problem.query, at_query)
+            at = column_of(vectors, problem, gradients.chunk, group, part)
+            _add_share(tile, head_mask, total, q, gradients.d_attn, at)
 
 
 @inline
 def backward_key_row(
-    vectors: Any,
-    shape: Any,
-    features: Any,
-    slope: Any,
-    row: Any,
-    first_query: Any,
-    first_edge: Any,
-    edges: Any,
-    queries: Any,
-    head_mask: Any,
-    start: Any,
-    stop: Any,
-    d_out: Any,
-    weights: Any,
-    signs: Any,
-    d_key: Any,
-    adds: Any,
-    d_attn: Any,
-    chunk: Any,
+    vectors: VectorClasses,
+    problem: Problem,
+    place: KeyPlace,
+    key_order: KeyOrder,
+    head_mask: Flags | None,
+    d_out: Floats,
+    per_edge: PerEdge,
+    gradients: KeyGradients,
 ) -> None:
-    """Backward of one key: its row of `d_key`, and its share of `d_attn`.
+    """Backward of one key: its row of d_key, and its share of d_attn."""
+    tile = vectors.tile
+    for group in range(problem.n_groups):
+        for part in range(problem.span):
+            values, positive, sum_de = _sum_over_queries(
+                vectors, problem, place, key_order, head_mask, group, part, d_out, per_edge
+            )
+            total = _slopes(tile, problem, positive, sum_de)
+            at_key = column_of(vectors, problem, place.row, group, part)
+            a = load(tile, problem.attn, column_of(vectors, problem, 0, group, part))
+            d_key = fma(a, total, values)
+            if gradients.adds:
+                d_key = d_key + load(tile, gradients.d_key, at_key)
+            store(gradients.d_key, at_key, d_key)
+            if place.start < place.stop:
+                k = load(tile, problem.key, at_key)
+                at = column_of(vectors, problem, gradients.chunk, group, part)
+                _add_share(tile, head_mask, total, k, gradients.d_attn, at)
 
-    Args beyond those of `backward_query_row`:
-        row: row of the key.
-        first_query: row of query 0.
-        edges: where the key's edges stand in `weights` and `signs`.
-        queries: the queries of its edges.
-        start: its first edge, in `edges` and `queries`.
-        stop: end of its edges.
-        d_key: gradient of `key`.
-        adds: whether to add to it.
-    """
-    tile, heads = vectors.tile, vectors.heads
-    n_groups, span = shape
-    _, key, attn = features
-    n_lanes, n_tiles = heads.lanes, n_groups * span
-    nothing = splat(tile, 0.0)
-    last = queries.size - 1
-    for group in range(n_groups):
-        for part in range(span):
-            values, slopes, sum_de = nothing, nothing, splat(heads, 0.0)
-            for at in range(start, stop):
-                ahead = min(at + AHEAD, last)
-                edge = first_edge + edges[ahead]
-                prefetch(
-                    tile,
-                    d_out,
-                    column_of(tile, shape, first_query + queries[ahead], group, part),
-                )
-                prefetch(heads, weights, (edge * n_groups + group) * 2 * n_lanes)
-                prefetch(heads, signs, (edge * n_tiles + group * span + part) * tile.bytes)
-                edge = first_edge + edges[at]
-                outer = (edge * n_groups + group) * 2 * n_lanes
-                p, de = load(heads, weights, outer), load(heads, weights, outer + n_lanes)
-                d = load(
-                    tile, d_out, column_of(tile, shape, first_query + queries[at], group, part)
-                )
-                p_tile = expand(tile, p)
-                if head_mask is not None:
-                    d = select(p_tile > nothing, d, nothing)
-                values = fma(p_tile, d, values)
-                bits = load_bits(tile, signs, (edge * n_tiles + group * span + part) * tile.bytes)
-                slopes = slopes + select(bits, expand(tile, de), nothing)
-                sum_de = sum_de + de
-            total = fma(slopes, splat(tile, 1.0 - slope), expand(tile, sum_de) * splat(tile, slope))
-            at_key = column_of(tile, shape, row, group, part)
-            a = load(tile, attn, column_of(tile, shape, 0, group, part))
-            total_key = fma(a, total, values)
-            if adds:
-                total_key = total_key + load(tile, d_key, at_key)
-            store(d_key, at_key, total_key)
-            if start == stop:
-                continue
-            share = total * load(tile, key, at_key)
-            if head_mask is not None:
-                share = select(total == nothing, nothing, share)
-            at_chunk = column_of(tile, shape, chunk, group, part)
-            store(d_attn, at_chunk, load(tile, d_attn, at_chunk) + share)
+
+@inline
+def _sum_over_queries(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: KeyPlace,
+    key_order: KeyOrder,
+    head_mask: Flags | None,
+    group: Index,
+    part: Index,
+    d_out: Floats,
+    per_edge: PerEdge,
+) -> tuple[Vector, Vector, Vector]:
+    """Sums over the queries of a key: of keep * p * d_out, of de where x is positive, and of all de."""
+    values, positive = splat(vectors.tile, 0.0), splat(vectors.tile, 0.0)
+    sum_de = splat(vectors.heads, 0.0)
+    for begin in range(place.start, place.stop, BLOCK):  # summed by itself: rounded less often
+        block = Block(group, begin, min(begin + BLOCK, place.stop))
+        v, x, de = _sum_over_block(
+            vectors, problem, place, key_order, head_mask, block, part, d_out, per_edge
+        )
+        values, positive, sum_de = values + v, positive + x, sum_de + de
+    return values, positive, sum_de
+
+
+@inline
+def _sum_over_block(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: KeyPlace,
+    key_order: KeyOrder,
+    head_mask: Flags | None,
+    block: Block,
+    part: Index,
+    d_out: Floats,
+    per_edge: PerEdge,
+) -> tuple[Vector, Vector, Vector]:
+    """The sums over some of the queries."""
+    tile, heads, group = vectors.tile, vectors.heads, block.group
+    nothing, last = splat(tile, 0.0), key_order.query.size - 1
+    values, positive, sum_de = nothing, nothing, splat(heads, 0.0)
+    for i in range(block.begin, block.end):
+        ahead = min(i + AHEAD, last)
+        edge = place.first_edge + key_order.edge[ahead]
+        row = place.first_query + key_order.query[ahead]
+        prefetch(tile, d_out, column_of(vectors, problem, row, group, part))
+        prefetch(heads, per_edge.weights, weights_at(vectors, problem, edge, group))
+        prefetch(heads, per_edge.signs, signs_at(vectors, problem, edge, group, part))
+        edge = place.first_edge + key_order.edge[i]
+        row = place.first_query + key_order.query[i]
+        at = weights_at(vectors, problem, edge, group)
+        p = expand(tile, load(heads, per_edge.weights, at))
+        de = load(heads, per_edge.weights, at + heads.lanes)
+        d = load(tile, d_out, column_of(vectors, problem, row, group, part))
+        if head_mask is not None:
+            d = select(p > nothing, d, nothing)
+        values = fma(p, d, values)
+        at = signs_at(vectors, problem, edge, group, part)
+        positive = positive + _where_positive(tile, per_edge.signs, at, de)
+        sum_de = sum_de + de
+    return values, positive, sum_de
+
+
+@inline
+def _where_positive(tile: VectorClass, signs: Bytes, at: Index, de: Vector) -> Vector:
+    """De in the features where x is positive."""
+    return select(load_bits(tile, signs, at), expand(tile, de), splat(tile, 0.0))
+
+
+@inline
+def _slopes(tile: VectorClass, problem: Problem, positive: Vector, sum_de: Vector) -> Vector:
+    """The sum of de_ij s_ij: of its sum where x is positive, and of all de."""
+    everywhere = expand(tile, sum_de) * splat(tile, problem.slope)
+    return fma(positive, splat(tile, 1.0 - problem.slope), everywhere)
+
+
+@inline
+def _add_share(
+    tile: VectorClass,
+    head_mask: Flags | None,
+    total: Vector,
+    features: Vector,
+    d_attn: Floats,
+    at: Index,
+) -> None:
+    """Add a row's share to d_attn."""
+    share = total * features
+    if head_mask is not None:  # a head without edges may hold NaN
+        nothing = splat(tile, 0.0)
+        share = select(total == nothing, nothing, share)
+    store(d_attn, at, load(tile, d_attn, at) + share)

@@ -10,124 +10,201 @@ With de_ij and s_ij as in `gatv2.numba.backward_row`, feature by feature of the 
     d_W_e[d] = a * G_d,     and d_attn gets sum_d W_e[d] * G_d
 """
 
-from typing import Any
-
-from gatv2.numba.compile import inline
-from gatv2.numba.simd import (
-    broadcast,
-    expand,
-    fma,
-    load,
-    load_bits,
-    prefetch,
-    select,
-    splat,
-    store,
+from gatv2.numba.arguments import (
+    Block,
+    Buffers,
+    EdgeFeatures,
+    EdgeGradients,
+    EdgeList,
+    Flags,
+    Floats,
+    Index,
+    PerEdge,
+    Place,
+    Problem,
+    QueryGradients,
+    Vector,
+    VectorClasses,
 )
+from gatv2.numba.compile import inline
+from gatv2.numba.rows import column_of, length_of, signs_at, weights_at
+from gatv2.numba.simd import broadcast, expand, fma, load, load_bits, prefetch, select, splat, store
 
+AHEAD = 24  # edges between the prefetch of a row and its use
 BATCH = 16  # edges whose de_ij s_ij are held at once
 
 
 @inline
-def add_projection(vectors: Any, edges: Any, at: Any, column: Any, stride: Any, total: Any) -> Any:
-    """`total` and a tile of W_e x of one edge.
+def first_x_of(edges: EdgeFeatures | None, place: Place) -> Index:
+    """The row of edge 0 in x, which feature sets may share."""
+    if edges is None:
+        return 0
+    return place.first_x % edges.n_rows
 
-    Args:
-        vectors: see `gatv2.numba.tiles.Tiles.vectors`.
-        edges: (x, W_e, D, rows of x).
-        at: where the edge's features start.
-        column: where the tile stands in a row of W_e.
-        stride: length of a row of W_e.
-        total: a tile.
+
+@inline
+def add_projection(
+    vectors: VectorClasses,
+    problem: Problem,
+    edges: EdgeFeatures | None,
+    edge_list: EdgeList,
+    first_x: Index,
+    e: Index,
+    column: Index,
+    total: Vector,
+) -> Vector:
+    """`total`, a tile, and the tile of W_e x of edge `e` that starts at `column` of a row.
+
+    The features of an edge further on are asked for, ahead of their use.
     """
-    x, weight, n_features, _ = edges
+    if edges is None:
+        return total
+    n_features = edges.n_features
+    ahead = (first_x + edge_list.x_row[min(e + AHEAD, edge_list.x_row.size - 1)]) * n_features
+    for d in range(0, n_features, vectors.flat.lanes):
+        prefetch(vectors.flat, edges.x, ahead + d)
+    at, stride = (first_x + edge_list.x_row[e]) * n_features, length_of(vectors, problem)
     for d in range(n_features):
-        w = load(vectors.tile, weight, column + d * stride)
-        total = fma(w, broadcast(vectors.tile, x, at + d), total)
+        w = load(vectors.tile, edges.projection, column + d * stride)
+        total = fma(w, broadcast(vectors.tile, edges.x, at + d), total)
     return total
 
 
 @inline
-def prefetch_edge(vectors: Any, edges: Any, at: Any) -> None:
-    """Ask for the features of an edge, which start at `at`, ahead of their use."""
-    for d in range(0, edges[2], vectors.flat.lanes):
-        prefetch(vectors.flat, edges[0], at + d)
+def backward_edges(
+    vectors: VectorClasses,
+    problem: Problem,
+    edges: EdgeFeatures | None,
+    place: Place,
+    edge_list: EdgeList,
+    block: Block,
+    part: Index,
+    buffers: Buffers,
+    per_edge: PerEdge,
+    gradients: QueryGradients,
+    head_mask: Flags | None,
+) -> None:
+    """Backward of the features of a block's edges, through one tile; `buffers` are overwritten."""
+    if edges is not None:
+        d_edges = EdgeGradients(*gradients.edges)
+        column = column_of(vectors, problem, 0, block.group, part)
+        for begin in range(block.begin, block.end, BATCH):
+            batch = Block(block.group, begin, min(begin + BATCH, block.end))
+            slopes_de = buffers.d_scores
+            _write_slopes_de(vectors, problem, place, batch, part, per_edge, slopes_de)
+            _add_to_projection(
+                vectors,
+                problem,
+                edges,
+                place,
+                edge_list,
+                head_mask,
+                batch,
+                column,
+                slopes_de,
+                gradients,
+            )
+            if d_edges.d_x.size > 0:
+                _add_to_features(
+                    vectors,
+                    edges,
+                    place,
+                    edge_list,
+                    batch,
+                    column,
+                    slopes_de,
+                    buffers.scores,
+                    d_edges,
+                )
 
 
 @inline
-def backward_edges(
-    vectors: Any,
-    shape: Any,
-    edges: Any,
-    slope: Any,
-    first_row: Any,
-    edge_id: Any,
-    first_edge: Any,
-    group: Any,
-    part: Any,
-    begin: Any,
-    end: Any,
-    buffers: Any,
-    weights: Any,
-    signs: Any,
-    d_edges: Any,
-    chunk: Any,
+def _write_slopes_de(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    batch: Block,
+    part: Index,
+    per_edge: PerEdge,
+    slopes_de: Floats,
 ) -> None:
-    """Backward of the features of the edges from `begin` to `end`, through one tile.
-
-    Args beyond those of `gatv2.numba.backward_row.backward_query_row`:
-        edges: (x, W_e, D, rows of x).
-        first_row: row of edge 0 in the gradient of x; in x it is taken modulo the rows of x, which
-            feature sets may share.
-        buffers: two scratch arrays, as `gatv2.numba.scores.scratch` makes them.
-        d_edges: (d_x, or empty if nobody wants it; G of each chunk, `[chunks, D, heads, features]`,
-            summed into; a * W_e, transposed to `[heads, features, D]`, D padded to whole lines).
-    """
+    """Write a tile of de_ij s_ij for each edge."""
     tile, heads = vectors.tile, vectors.heads
-    n_groups, span = shape
-    x, _, n_features, n_rows = edges
-    d_x, d_weight, transposed = d_edges
-    column, stride = (group * span + part) * tile.lanes, n_groups * span * tile.lanes
-    first_x, slopes = first_row % n_rows, splat(tile, slope)
-    slopes_de, total = buffers
-    for first in range(begin, end, BATCH):
-        n = min(BATCH, end - first)
-        for i in range(n):
-            edge = first_edge + first + i
-            de = load(heads, weights, (edge * n_groups + group) * 2 * heads.lanes + heads.lanes)
-            bits = load_bits(tile, signs, (edge * stride + column) // tile.lanes * tile.bytes)
-            de_tile = expand(tile, de)
-            store(slopes_de, i * tile.lanes, select(bits, de_tile, de_tile * slopes))
-        for d in range(n_features):
-            at = (chunk * n_features + d) * stride + column
-            share = load(tile, d_weight, at)
-            for i in range(n):
-                of_edge = (first_x + edge_id[first + i]) * n_features + d
-                share = fma(
-                    load(tile, slopes_de, i * tile.lanes), broadcast(tile, x, of_edge), share
-                )
-            store(d_weight, at, share)
-        if d_x.size > 0:
-            for i in range(0, n, 4):
-                for d in range(0, n_features, vectors.line.lanes):
-                    _four_rows(vectors, slopes_de, i, transposed, column, n_features, d, total)
-                    for k in range(i, min(i + 4, n)):
-                        at = (first_row + edge_id[first + k]) * n_features
-                        for j in range(d, min(d + vectors.line.lanes, n_features)):
-                            share = total[(k - i) * vectors.line.lanes + j - d]
-                            d_x[at + j] = share if column == 0 else d_x[at + j] + share
+    slopes = splat(tile, problem.slope)
+    for e in range(batch.begin, batch.end):
+        edge = place.first_edge + e
+        at = weights_at(vectors, problem, edge, batch.group) + heads.lanes
+        de = expand(tile, load(heads, per_edge.weights, at))
+        at = signs_at(vectors, problem, edge, batch.group, part)
+        bits = load_bits(tile, per_edge.signs, at)
+        store(slopes_de, (e - batch.begin) * tile.lanes, select(bits, de, de * slopes))
+
+
+@inline
+def _add_to_projection(
+    vectors: VectorClasses,
+    problem: Problem,
+    edges: EdgeFeatures,
+    place: Place,
+    edge_list: EdgeList,
+    head_mask: Flags | None,
+    batch: Block,
+    column: Index,
+    slopes_de: Floats,
+    gradients: QueryGradients,
+) -> None:
+    """Add the edges' share of G to that of the chunk."""
+    tile, first_x = vectors.tile, first_x_of(edges, place)
+    nothing = splat(tile, 0.0)
+    shares = EdgeGradients(*gradients.edges).shares
+    for d in range(edges.n_features):
+        at = (gradients.chunk * edges.n_features + d) * length_of(vectors, problem) + column
+        share = nothing
+        for e in range(batch.begin, batch.end):
+            of_edge = (first_x + edge_list.x_row[e]) * edges.n_features + d
+            slope_de = load(tile, slopes_de, (e - batch.begin) * tile.lanes)
+            x = broadcast(tile, edges.x, of_edge)
+            if head_mask is not None:  # of an edge that a head does not use, x may be NaN
+                x = select(slope_de == nothing, nothing, x)
+            share = fma(slope_de, x, share)
+        store(shares, at, load(tile, shares, at) + share)
+
+
+@inline
+def _add_to_features(
+    vectors: VectorClasses,
+    edges: EdgeFeatures,
+    place: Place,
+    edge_list: EdgeList,
+    batch: Block,
+    column: Index,
+    slopes_de: Floats,
+    total: Floats,
+    d_edges: EdgeGradients,
+) -> None:
+    """Add what comes through a tile to the gradient of x; the first tile writes it."""
+    d_x, n_features, n_lanes = d_edges.d_x, edges.n_features, vectors.line.lanes
+    n = batch.end - batch.begin
+    for i in range(0, n, 4):
+        for d in range(0, n_features, n_lanes):
+            _four_rows(vectors, slopes_de, i, d_edges.by_lane, column, n_features, d, total)
+            for k in range(i, min(i + 4, n)):
+                at = (place.first_x + edge_list.x_row[batch.begin + k]) * n_features
+                for j in range(d, min(d + n_lanes, n_features)):
+                    share = total[(k - i) * n_lanes + j - d]
+                    d_x[at + j] = share if column == 0 else d_x[at + j] + share
 
 
 @inline
 def _four_rows(
-    vectors: Any,
-    slopes_de: Any,
-    first: Any,
-    transposed: Any,
-    column: Any,
-    n_features: Any,
-    d: Any,
-    total: Any,
+    vectors: VectorClasses,
+    slopes_de: Floats,
+    first: Index,
+    by_lane: Floats,
+    column: Index,
+    n_features: Index,
+    d: Index,
+    total: Floats,
 ) -> None:
     """Write a line of the gradient of the features of four edges, `first` and on, to `total`."""
     line, n_lanes = vectors.line, vectors.tile.lanes
@@ -137,7 +214,7 @@ def _four_rows(
     t0, t1, t2, t3 = nothing, nothing, nothing, nothing
     at = first * n_lanes
     for lane in range(n_lanes):
-        w = load(line, transposed, (column + lane) * length + d)
+        w = load(line, by_lane, (column + lane) * length + d)
         t0 = fma(w, broadcast(line, slopes_de, at + lane), t0)
         t1 = fma(w, broadcast(line, slopes_de, at + n_lanes + lane), t1)
         t2 = fma(w, broadcast(line, slopes_de, at + 2 * n_lanes + lane), t2)

@@ -1,20 +1,29 @@
 """The exponential function of SIMD vectors, with the coefficients of Moshier's Cephes library."""
 
 from collections.abc import Callable
-from typing import Any
 
 from llvmlite import ir
 from numba import types
 
-from gatv2.numba.compile import intrinsic, overload
+from gatv2.numba.arguments import Vector
+from gatv2.numba.compile import (
+    Builder,
+    Context,
+    Signature,
+    Typing,
+    Value,
+    Values,
+    intrinsic,
+    overload,
+)
 from gatv2.numba.simd import fma, select, splat
 
 
 @intrinsic
-def _times_power_of_two(_typing: Any, value: Any, shifted: Any) -> Any:
+def _times_power_of_two(_typing: Typing, value: Vector, shifted: Vector) -> Vector:
     """`value * 2**n` for integers n that stand in the lowest bits of the mantissa of `shifted`."""
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         bits, mantissa, bias = (32, 23, 127) if value.dtype == types.float32 else (64, 52, 1023)
         integers = ir.VectorType(ir.IntType(bits), value.lanes)
         exponent = builder.add(
@@ -26,17 +35,17 @@ def _times_power_of_two(_typing: Any, value: Any, shifted: Any) -> Any:
     return value(value, shifted), lower
 
 
-def exp(x: Any) -> Any:
+def exp(x: Vector) -> Vector:
     """e**x lane by lane, for x not above zero by much; a result that is not a normal number is zero."""
     raise NotImplementedError("for Numba only")
 
 
 @overload(exp)
-def _overload_exp(x: Any) -> Callable[..., Any]:
+def _overload_exp(x: Vector) -> Callable[[Vector], Vector]:
     return _exp_float32 if x.dtype == types.float32 else _exp_float64
 
 
-def _exp_float32(x: Any) -> Any:
+def _exp_float32(x: Vector) -> Vector:
     shift = splat(x, 12582912.0)  # 1.5 * 2**23: adding it rounds to an integer
     shifted = fma(x, splat(x, 1.44269504088896341), shift)
     n = shifted - shift
@@ -50,7 +59,7 @@ def _exp_float32(x: Any) -> Any:
     return select(x < splat(x, -87.3), splat(x, 0.0), _times_power_of_two(y, shifted))
 
 
-def _exp_float64(x: Any) -> Any:
+def _exp_float64(x: Vector) -> Vector:
     shift = splat(x, 6755399441055744.0)  # 1.5 * 2**52
     shifted = fma(x, splat(x, 1.4426950408889634073599), shift)
     n = shifted - shift

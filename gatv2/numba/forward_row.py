@@ -5,149 +5,176 @@ cache; blocks are joined as in an online softmax. What the backward pass needs o
 log-sum-exp, as the largest score and the sum of exponentials.
 """
 
-from typing import Any
-
 import numpy as np
 
+from gatv2.numba.arguments import (
+    Block,
+    Buffers,
+    EdgeFeatures,
+    EdgeList,
+    Flags,
+    Floats,
+    Index,
+    Integers,
+    Place,
+    Problem,
+    Results,
+    Vector,
+    VectorClasses,
+)
 from gatv2.numba.compile import inline
 from gatv2.numba.exp import exp
-from gatv2.numba.philox import keep_factors
-from gatv2.numba.scores import BLOCK, column_of, score_block
-from gatv2.numba.simd import expand, fma, fold, load, select, splat, store
-from gatv2.numba.simd import tile as repeat
+from gatv2.numba.rows import column_of, heads_at
+from gatv2.numba.scores import BLOCK, apply_dropout, score_block
+from gatv2.numba.simd import expand, fma, fold, load, repeat, select, splat, store
 
 
 @inline
 def forward_row(
-    vectors: Any,
-    shape: Any,
-    features: Any,
-    edges: Any,
-    slope: Any,
-    dropout: Any,
-    place: Any,
-    key_index: Any,
-    edge_id: Any,
-    head_mask: Any,
-    start: Any,
-    stop: Any,
-    buffers: Any,
-    out: Any,
-    largest: Any,
-    total: Any,
-    alpha: Any,
+    vectors: VectorClasses,
+    problem: Problem,
+    edges: EdgeFeatures | None,
+    key_id: Integers | None,
+    place: Place,
+    edge_list: EdgeList,
+    head_mask: Flags | None,
+    buffers: Buffers,
+    results: Results,
 ) -> None:
-    """Attention of one query: its row of `out`, its maximal score and its sum of exponentials.
-
-    Args:
-        vectors: see `gatv2.numba.tiles.Tiles.vectors`.
-        shape: (groups of heads, tiles a head spans).
-        features: (query, key, attn).
-        edges: (x, W_e, D, rows of x) of the features of edges, or None.
-        slope: negative slope.
-        dropout: see `keep_factors`; none if the least word that is kept is 0.
-        place: (row of the query, row of key 0, query and key 0 and batch as dropout counts them,
-            first edge of alpha, first row of x, numbers of the keys for dropout or None).
-        key_index: key of each edge.
-        edge_id: row of each edge in x, or anything if there is none.
-        head_mask: [edges, heads], or None.
-        start: first edge of the query.
-        stop: end of its edges.
-        buffers: see `scratch`.
-        out: [queries, heads, features].
-        largest: [queries, heads].
-        total: [queries, heads].
-        alpha: [edges, heads], or empty if nobody wants it.
-    """
-    tile, heads, flat = vectors.tile, vectors.heads, vectors.flat
-    n_groups, span = shape
-    row, first_key, drop_query, drop_key, drop_word, first_edge, _, key_id = place
-    scores, _, keep, counters = buffers
-    key, n_lanes = features[1], heads.lanes
-    zero, nothing = splat(heads, 0.0), splat(tile, 0.0)
-    lowest = splat(heads, -np.inf)
-    for group in range(n_groups):
-        m, sum_exp = lowest, zero
-        begin = start
+    """Attention of one query: its row of `out`, its largest score, its sum of exponentials, alpha."""
+    heads = vectors.heads
+    lowest, zero, one = splat(heads, -np.inf), splat(heads, 0.0), splat(heads, 1.0)
+    for group in range(problem.n_groups):
+        largest, total = lowest, zero
+        begin = place.start
         while True:
-            end = min(begin + BLOCK, stop)
-            m_before = m
-            m = score_block(
+            block = Block(group, begin, min(begin + BLOCK, place.stop))
+            before = largest
+            largest = score_block(
                 vectors,
-                shape,
-                features,
+                problem,
                 edges,
-                slope,
                 place,
-                key_index,
-                edge_id,
+                edge_list,
                 head_mask,
-                group,
-                begin,
-                end,
+                block,
+                largest,
+                buffers,
                 None,
                 None,
-                scores,
-                None,
-                m,
             )
-            m_used = select(m > lowest, m, zero)  # of a head without edges, and so without NaN
-            rescale = exp(m_before - m_used)
-            n = (end - begin) * n_lanes
-            store(scores, n, splat(flat, -np.inf))
-            if alpha.size > 0:
-                for e in range(begin, end):
-                    at = ((first_edge + e) * n_groups + group) * n_lanes
-                    store(alpha, at, load(heads, scores, (e - begin) * n_lanes))
-            m_flat, sum_flat = repeat(flat, m_used), splat(flat, 0.0)
-            for at in range(0, n, flat.lanes):
-                p = exp(load(flat, scores, at) - m_flat)
-                store(scores, at, p)
-                sum_flat = sum_flat + p
-            sum_exp = fma(sum_exp, rescale, fold(heads, sum_flat))
-            if dropout[0] > 0:
-                keep_factors(
-                    vectors.words,
-                    dropout,
-                    drop_query,
-                    drop_word,
-                    group * n_lanes,
-                    n_lanes,
-                    key_index,
-                    drop_key,
-                    key_id,
-                    start,
-                    begin,
-                    end,
-                    counters,
-                    keep,
-                )
-                for at in range(0, n, flat.lanes):
-                    store(scores, at, load(flat, scores, at) * load(flat, keep, at))
-            scale = splat(heads, 1.0)
-            if end == stop:
-                scale = select(sum_exp > zero, scale / sum_exp, sum_exp)
-            for part in range(span):
-                at_out = column_of(tile, shape, row, group, part)
-                acc = nothing
-                if begin > start:
-                    acc = load(tile, out, at_out) * expand(tile, rescale)
-                for e in range(begin, end):
-                    at_key = column_of(tile, shape, first_key + key_index[e], group, part)
-                    k = load(tile, key, at_key)
-                    p_tile = expand(tile, load(heads, scores, (e - begin) * n_lanes))
-                    if head_mask is not None:
-                        k = select(p_tile > nothing, k, nothing)
-                    acc = fma(p_tile, k, acc)
-                store(out, at_out, acc * expand(tile, scale))
-            begin = end
-            if begin >= stop:
+            subtracted = select(largest > lowest, largest, zero)  # zero for a head without edges
+            rescale = exp(before - subtracted)
+            _keep_scores(vectors, problem, place, block, buffers.scores, results.alpha)
+            block_total = _exponentials(vectors, block, buffers.scores, subtracted)
+            total = fma(total, rescale, block_total)
+            apply_dropout(
+                vectors, problem, place, edge_list, key_id, block, buffers, buffers.scores
+            )
+            scale = one
+            if block.end == place.stop:
+                scale = select(total > zero, one / total, total)
+            _add_values(
+                vectors,
+                problem,
+                place,
+                edge_list,
+                head_mask,
+                block,
+                buffers.scores,
+                rescale,
+                scale,
+                results.out,
+            )
+            begin = block.end
+            if begin >= place.stop:
                 break
-        store(largest, (row * n_groups + group) * n_lanes, m)
-        store(total, (row * n_groups + group) * n_lanes, sum_exp)
-        if alpha.size > 0:
-            m_used = select(m > lowest, m, zero)
-            scale = select(sum_exp > zero, splat(heads, 1.0) / sum_exp, sum_exp)
-            for e in range(start, stop):
-                at = ((first_edge + e) * n_groups + group) * n_lanes
-                store(alpha, at, exp(load(heads, alpha, at) - m_used) * scale)
+        at = heads_at(vectors, problem, place.row, group)
+        store(results.largest, at, largest)
+        store(results.total, at, total)
+        _finish_alpha(vectors, problem, place, group, largest, total, results.alpha)
+
+
+@inline
+def _keep_scores(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    block: Block,
+    scores: Floats,
+    alpha: Floats,
+) -> None:
+    """Copy scores to where alpha will be, if anybody wants it."""
+    if alpha.size > 0:
+        for e in range(block.begin, block.end):
+            s = load(vectors.heads, scores, (e - block.begin) * vectors.heads.lanes)
+            store(alpha, heads_at(vectors, problem, place.first_edge + e, block.group), s)
+
+
+@inline
+def _exponentials(
+    vectors: VectorClasses, block: Block, scores: Floats, subtracted: Vector
+) -> Vector:
+    """Replace a block's scores by the exponentials of what is left of them; return their sum."""
+    flat, n = vectors.flat, (block.end - block.begin) * vectors.heads.lanes
+    store(scores, n, splat(flat, -np.inf))
+    subtracted_flat, total = repeat(flat, subtracted), splat(flat, 0.0)
+    for at in range(0, n, flat.lanes):
+        p = exp(load(flat, scores, at) - subtracted_flat)
+        store(scores, at, p)
+        total = total + p
+    return fold(vectors.heads, total)
+
+
+@inline
+def _add_values(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    edge_list: EdgeList,
+    head_mask: Flags | None,
+    block: Block,
+    weights: Floats,
+    rescale: Vector,
+    scale: Vector,
+    out: Floats,
+) -> None:
+    """Rescale the query's row of `out`, add the keys of a block, weighted, and scale the sum."""
+    tile, heads = vectors.tile, vectors.heads
+    nothing = splat(tile, 0.0)
+    for part in range(problem.span):
+        at_out = column_of(vectors, problem, place.row, block.group, part)
+        total = nothing
+        for e in range(block.begin, block.end):
+            row = place.first_key + edge_list.key[e]
+            k = load(tile, problem.key, column_of(vectors, problem, row, block.group, part))
+            p = expand(tile, load(heads, weights, (e - block.begin) * heads.lanes))
+            if head_mask is not None:
+                k = select(p > nothing, k, nothing)
+            total = fma(p, k, total)
+        if (
+            block.begin > place.start
+        ):  # a block is summed by itself: a long row is rounded less often
+            total = fma(load(tile, out, at_out), expand(tile, rescale), total)
+        store(out, at_out, total * expand(tile, scale))
+
+
+@inline
+def _finish_alpha(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    group: Index,
+    largest: Vector,
+    total: Vector,
+    alpha: Floats,
+) -> None:
+    """Make coefficients of the scores that were copied to `alpha`."""
+    heads = vectors.heads
+    zero = splat(heads, 0.0)
+    if alpha.size > 0:
+        subtracted = select(largest > splat(heads, -np.inf), largest, zero)
+        scale = select(total > zero, splat(heads, 1.0) / total, total)
+        for e in range(place.start, place.stop):
+            at = heads_at(vectors, problem, place.first_edge + e, group)
+            store(alpha, at, exp(load(heads, alpha, at) - subtracted) * scale)

@@ -3,30 +3,44 @@
 A row of H x F features is cut into tiles of T lanes, one SIMD value each. Either a tile holds G heads
 (F = T / G), or a head spans several tiles (G = 1). The caller pads heads and features with zeros, and
 passes three vector types: `tile` (T lanes), `heads` (G lanes) and `flat`, for loops over the
-[edges, G] coefficients of one group of heads. All arrays are contiguous and of one dimension.
+[edges, G] coefficients of one group of heads.
 
 A long row is worked off in blocks of edges, so that no scratch grows with the graph.
 """
 
-from typing import Any
-
 import numpy as np
 
+from gatv2.numba.arguments import (
+    Block,
+    Buffers,
+    Bytes,
+    EdgeFeatures,
+    EdgeList,
+    Flags,
+    Floats,
+    Index,
+    Integers,
+    Place,
+    Problem,
+    Vector,
+    VectorClass,
+    VectorClasses,
+)
 from gatv2.numba.compile import inline
-from gatv2.numba.edge_features import add_projection, prefetch_edge
-from gatv2.numba.philox import LANES
+from gatv2.numba.edge_features import AHEAD, add_projection, first_x_of
+from gatv2.numba.philox import LANES, keep_factors
+from gatv2.numba.rows import column_of, heads_at, signs_at
 from gatv2.numba.simd import group_sum, load, load_mask, prefetch, select, splat, store, store_bits
 
 BLOCK = 1024  # edges whose scores are held at once
-AHEAD = 24  # edges between the prefetch of a row and its use
 MAX_WIDTH = 64  # lanes of `flat`, at most
 
 
 @inline
-def scratch(heads: Any, like: Any) -> Any:
-    """What a thread needs beside its results: scores, their gradients, keep factors, counters."""
+def new_buffers(heads: VectorClass, like: Floats) -> Buffers:
+    """What a thread needs beside its results, in the dtype of `like`."""
     size = BLOCK * heads.lanes + MAX_WIDTH
-    return (
+    return Buffers(
         np.empty(size, like.dtype),
         np.empty(size, like.dtype),
         np.empty(size, like.dtype),
@@ -35,82 +49,103 @@ def scratch(heads: Any, like: Any) -> Any:
 
 
 @inline
-def column_of(tile: Any, shape: Any, row: Any, group: Any, part: Any) -> Any:
-    """Where a tile of a row of features starts."""
-    n_groups, span = shape
-    return ((row * n_groups + group) * span + part) * tile.lanes
+def score_block(
+    vectors: VectorClasses,
+    problem: Problem,
+    edges: EdgeFeatures | None,
+    place: Place,
+    edge_list: EdgeList,
+    head_mask: Flags | None,
+    block: Block,
+    largest: Vector,
+    buffers: Buffers,
+    d_out: Floats | None,
+    signs: Bytes | None,
+) -> Vector:
+    """Write e of a block's edges to `buffers.scores`; return the largest, `largest` included.
+
+    With `d_out`, write d_out . key to `buffers.d_scores`, and the signs of x to `signs` as well.
+    """
+    tile, heads = vectors.tile, vectors.heads
+    group, begin = block.group, block.begin
+    key_index, first_key, last_part = edge_list.key, place.first_key, problem.span - 1
+    last, first_x = key_index.size - 1, first_x_of(edges, place)
+    nothing, slopes = splat(tile, 0.0), splat(tile, problem.slope)
+    for part in range(problem.span):
+        at_query = column_of(vectors, problem, place.row, group, part)
+        column = column_of(vectors, problem, 0, group, part)
+        q, a = load(tile, problem.query, at_query), load(tile, problem.attn, column)
+        if d_out is not None:
+            d = load(tile, d_out, at_query)
+        for e in range(begin, block.end):
+            ahead = first_key + key_index[min(e + AHEAD, last)]
+            prefetch(tile, problem.key, column_of(vectors, problem, ahead, group, part))
+            row = first_key + key_index[e]
+            k = load(tile, problem.key, column_of(vectors, problem, row, group, part))
+            x = add_projection(vectors, problem, edges, edge_list, first_x, e, column, q + k)
+            positive = x > nothing
+            s = group_sum(heads, select(positive, x, x * slopes) * a)
+            at = (e - begin) * heads.lanes
+            s = _plus_earlier(heads, buffers.scores, at, part, s)
+            if part == last_part:
+                s = _masked(vectors, problem, head_mask, e, group, s)
+            store(buffers.scores, at, s)
+            if part == last_part:
+                largest = select(s > largest, s, largest)
+            if d_out is not None:
+                at_signs = signs_at(vectors, problem, place.first_edge + e, group, part)
+                store_bits(signs, at_signs, positive)
+                ds = group_sum(heads, d * k)
+                store(buffers.d_scores, at, _plus_earlier(heads, buffers.d_scores, at, part, ds))
+    return largest
 
 
 @inline
-def score_block(
-    vectors: Any,
-    shape: Any,
-    features: Any,
-    edges: Any,
-    slope: Any,
-    place: Any,
-    key_index: Any,
-    edge_id: Any,
-    head_mask: Any,
-    group: Any,
-    begin: Any,
-    end: Any,
-    d_out: Any,
-    signs: Any,
-    scores: Any,
-    d_scores: Any,
-    largest: Any,
-) -> Any:
-    """Write e of the edges from `begin` to `end` to `scores`; return the largest, `largest` included.
+def apply_dropout(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    edge_list: EdgeList,
+    key_id: Integers | None,
+    block: Block,
+    buffers: Buffers,
+    coefficients: Floats,
+) -> None:
+    """Multiply a block's coefficients by their factors, which are left in `buffers.keep`.
 
-    With `d_out`, write d_out . key to `d_scores` and the signs of query + key to `signs` as well.
+    What lies behind them, up to a whole `flat`, is overwritten with anything.
     """
-    tile, heads = vectors.tile, vectors.heads
-    n_groups, span = shape
-    query, key, attn = features
-    row, first_key, first_edge, first_row = place[0], place[1], place[5], place[6]
-    n_lanes, n_tiles = heads.lanes, n_groups * span
-    last = key_index.size - 1
-    nothing, slopes = splat(tile, 0.0), splat(tile, slope)
-    if edges is not None:
-        n_features, first_x = edges[2], first_row % edges[3]
-    for part in range(span):
-        at_query = column_of(tile, shape, row, group, part)
-        q, a = load(tile, query, at_query), load(tile, attn, column_of(tile, shape, 0, group, part))
-        if d_out is not None:
-            d = load(tile, d_out, at_query)
-        for e in range(begin, end):
-            ahead = first_key + key_index[min(e + AHEAD, last)]
-            prefetch(tile, key, column_of(tile, shape, ahead, group, part))
-            k = load(tile, key, column_of(tile, shape, first_key + key_index[e], group, part))
-            x = q + k
-            if edges is not None:
-                ahead = first_x + edge_id[min(e + AHEAD, last)]
-                prefetch_edge(vectors, edges, ahead * n_features)
-                x = add_projection(
-                    vectors,
-                    edges,
-                    (first_x + edge_id[e]) * n_features,
-                    column_of(tile, shape, 0, group, part),
-                    column_of(tile, shape, 1, 0, 0),
-                    x,
-                )
-            positive = x > nothing
-            s = group_sum(heads, select(positive, x, x * slopes) * a)
-            at = (e - begin) * n_lanes
-            if part > 0:
-                s = s + load(heads, scores, at)
-            if head_mask is not None and part == span - 1:
-                used = load_mask(heads, head_mask, (e * n_groups + group) * n_lanes)
-                s = select(used, s, splat(heads, -np.inf))
-            store(scores, at, s)
-            if part == span - 1:
-                largest = select(s > largest, s, largest)
-            if d_out is not None:
-                edge = first_edge + e
-                store_bits(signs, (edge * n_tiles + group * span + part) * tile.bytes, positive)
-                ds = group_sum(heads, d * k)
-                if part > 0:
-                    ds = ds + load(heads, d_scores, at)
-                store(d_scores, at, ds)
-    return largest
+    flat, n_lanes = vectors.flat, vectors.heads.lanes
+    if problem.dropout.least_word > 0:
+        keep_factors(
+            vectors.words, problem.dropout, place, edge_list, key_id, block, n_lanes, buffers
+        )
+        for at in range(0, (block.end - block.begin) * n_lanes, flat.lanes):
+            kept = load(flat, coefficients, at) * load(flat, buffers.keep, at)
+            store(coefficients, at, kept)
+
+
+@inline
+def _plus_earlier(
+    heads: VectorClass, sums: Floats, at: Index, part: Index, value: Vector
+) -> Vector:
+    """`value`, and what earlier tiles of the same head have summed."""
+    if part > 0:
+        value = value + load(heads, sums, at)
+    return value
+
+
+@inline
+def _masked(
+    vectors: VectorClasses,
+    problem: Problem,
+    head_mask: Flags | None,
+    e: Index,
+    group: Index,
+    scores: Vector,
+) -> Vector:
+    """Minus infinity for the heads that do not use edge `e`."""
+    if head_mask is None:
+        return scores
+    used = load_mask(vectors.heads, head_mask, heads_at(vectors, problem, e, group))
+    return select(used, scores, splat(vectors.heads, -np.inf))

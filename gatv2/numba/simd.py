@@ -1,4 +1,4 @@
-"""Portable SIMD operations for Numba, on the vectors of `gatv2.numba.compile`.
+"""Portable SIMD operations for Numba, on the vectors of `gatv2.numba.vectors`.
 
 LLVM vectorises a loop over eight features badly, and knows nothing of heads. Here a row of features
 is one LLVM value, and the code is as good as one would write it by hand for each CPU.
@@ -6,47 +6,62 @@ is one LLVM value, and the code is as good as one would write it by hand for eac
 
 import operator
 from collections.abc import Callable
-from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.np.arrayobj import make_array
 
+from gatv2.numba.arguments import (
+    Bits,
+    Bytes,
+    Flags,
+    Floats,
+    Index,
+    Mask,
+    Nothing,
+    Number,
+    Vector,
+    VectorClass,
+)
 from gatv2.numba.compile import (
-    VectorClassType,
-    VectorType,
+    Builder,
+    Context,
+    Signature,
+    Typing,
+    Value,
+    Values,
     intrinsic,
     lower_builtin,
-    mask_bytes,
     type_callable,
 )
+from gatv2.numba.vectors import VectorClassType, VectorType, mask_bytes
 
 # Arithmetic: lane by lane, on two vectors of one type.
 
 
-def _declare(function: Callable[..., Any], result: Callable[[VectorType], VectorType]) -> None:
+def _declare(function: Callable[..., object], result: Callable[[VectorType], VectorType]) -> None:
     @type_callable(function)
-    def typing(_context: Any) -> Callable[..., Any]:
-        def typer(a: Any, b: Any) -> VectorType | None:
+    def typing(_context: Typing) -> Callable[..., VectorType | None]:
+        def typer(a: types.Type, b: types.Type) -> VectorType | None:
             return result(a) if isinstance(a, VectorType) and a == b else None
 
         return typer
 
 
-def _arithmetic(function: Callable[..., Any], name: str) -> None:
+def _arithmetic(function: Callable[..., object], name: str) -> None:
     _declare(function, lambda vector: vector)
 
     @lower_builtin(function, VectorType, VectorType)
-    def lower(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         return getattr(builder, f"f{name}" if sig.return_type.is_float else name)(*args)
 
 
-def _comparison(function: Callable[..., Any], predicate: str) -> None:
+def _comparison(function: Callable[..., object], predicate: str) -> None:
     _declare(function, lambda vector: vector.mask)
 
     @lower_builtin(function, VectorType, VectorType)
-    def lower(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         if sig.args[0].is_float:
             return builder.fcmp_ordered(predicate, *args)
         return builder.icmp_unsigned(predicate, *args)
@@ -66,10 +81,10 @@ _comparison(operator.eq, "==")
 
 
 @intrinsic
-def fma(_typing: Any, a: Any, b: Any, c: Any) -> Any:
+def fma(_typing: Typing, a: Vector, b: Vector, c: Vector) -> Vector:
     """`a * b + c`, fused where the CPU can."""
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         # llvmlite can't derive the name of an intrinsic on vectors
         name = f"llvm.fmuladd.v{a.lanes}f{a.dtype.bitwidth}"
         fnty = ir.FunctionType(a.llvm, [a.llvm] * 3)
@@ -79,21 +94,21 @@ def fma(_typing: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def select(_typing: Any, mask: Any, a: Any, b: Any) -> Any:
+def select(_typing: Typing, mask: Mask, a: Vector, b: Vector) -> Vector:
     """`a` in the lanes where the mask is true, else `b`."""
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         return builder.select(*args)
 
     return a(mask, a, b), lower
 
 
 @intrinsic
-def splat(_typing: Any, like: Any, value: Any) -> Any:
+def splat(_typing: Typing, like: VectorClass | Vector, value: Number) -> Vector:
     """A scalar in every lane; the type is given by a vector class, or by a vector."""
     vector = _vector(like)
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         scalar = context.cast(builder, args[1], value, vector.dtype)
         if vector.dtype == types.boolean:
             scalar = builder.trunc(scalar, ir.IntType(1))
@@ -105,10 +120,10 @@ def splat(_typing: Any, like: Any, value: Any) -> Any:
 
 
 @intrinsic
-def high_product(_typing: Any, a: Any, b: Any) -> Any:
+def high_product(_typing: Typing, a: Vector, b: Vector) -> Vector:
     """The high 32 bits of the products of two uint32 vectors."""
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         wide = ir.VectorType(ir.IntType(64), a.lanes)
         product = builder.mul(*(builder.zext(arg, wide) for arg in args))
         shift = ir.Constant(wide, [32] * a.lanes)
@@ -121,11 +136,11 @@ def high_product(_typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def load(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+def load(_typing: Typing, cls: VectorClass, array: Floats, index: Index) -> Vector:
     """The vector of class `cls` that starts at `array[index]`."""
     vector = _vector(cls)
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         pointer = _pointer(context, builder, sig, args, 1, vector.lanes)
         llvm = ir.VectorType(context.get_data_type(array.dtype), vector.lanes)
         value = builder.load(builder.bitcast(pointer, llvm.as_pointer()), align=_alignment(array))
@@ -135,11 +150,11 @@ def load(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def broadcast(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+def broadcast(_typing: Typing, cls: VectorClass, array: Floats, index: Index) -> Vector:
     """`array[index]` in every lane of a vector of class `cls`."""
     vector = _vector(cls)
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         scalar = builder.load(_pointer(context, builder, sig, args, 1, 1))
         undefined = ir.Constant(vector.llvm, ir.Undefined)
         first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
@@ -149,10 +164,10 @@ def broadcast(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
+def store(_typing: Typing, array: Floats, index: Index, value: Vector) -> Nothing:
     """Store a vector from `array[index]` on."""
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         pointer = _pointer(context, builder, sig, args, 0, value.lanes)
         pointer = builder.bitcast(pointer, value.llvm.as_pointer())
         builder.store(args[2], pointer, align=_alignment(array))
@@ -162,11 +177,11 @@ def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def load_mask(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+def load_mask(_typing: Typing, cls: VectorClass, array: Flags, index: Index) -> Mask:
     """A mask as long as a `cls`, from the bool values that start at `array[index]`."""
     mask = _vector(cls).mask
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         pointer = _pointer(context, builder, sig, args, 1, mask.lanes)
         llvm = ir.VectorType(ir.IntType(8), mask.lanes)
         value = builder.load(builder.bitcast(pointer, llvm.as_pointer()), align=1)
@@ -176,11 +191,11 @@ def load_mask(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def load_bits(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+def load_bits(_typing: Typing, cls: VectorClass, array: Bytes, index: Index) -> Mask:
     """A mask as long as a `cls`, one bit a lane, from the bytes that start at `array[index]`."""
     mask = _vector(cls).mask
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         pointer = _pointer(context, builder, sig, args, 1, mask_bytes(mask))
         llvm = ir.IntType(8 * mask_bytes(mask))
         bits = builder.load(builder.bitcast(pointer, llvm.as_pointer()), align=1)
@@ -192,10 +207,10 @@ def load_bits(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def store_bits(_typing: Any, array: Any, index: Any, mask: Any) -> Any:
+def store_bits(_typing: Typing, array: Bytes, index: Index, mask: Mask) -> Nothing:
     """Store a mask, one bit a lane, in the bytes from `array[index]` on."""
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         pointer = _pointer(context, builder, sig, args, 0, mask_bytes(mask))
         llvm = ir.IntType(8 * mask_bytes(mask))
         bits = builder.bitcast(args[2], ir.IntType(mask.lanes))
@@ -208,41 +223,41 @@ def store_bits(_typing: Any, array: Any, index: Any, mask: Any) -> Any:
 
 
 @intrinsic
-def bits_of(_typing: Any, mask: Any) -> Any:
+def bits_of(_typing: Typing, mask: Mask) -> Bits:
     """A mask of 64 lanes as an integer, lane 0 in the lowest bit."""
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         return builder.bitcast(args[0], ir.IntType(64))
 
     return types.uint64(mask), lower
 
 
 @intrinsic
-def lowest_bit(_typing: Any, bits: Any) -> Any:
+def lowest_bit(_typing: Typing, bits: Bits) -> Index:
     """Position of the lowest bit that is set, in an integer that is not zero."""
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), lower
 
 
 @intrinsic
-def count_bits(_typing: Any, bits: Any) -> Any:
+def count_bits(_typing: Typing, bits: Bits) -> Index:
     """Number of bits that are set."""
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         return builder.ctpop(args[0])
 
     return types.int64(types.uint64), lower
 
 
 @intrinsic
-def prefetch(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
+def prefetch(_typing: Typing, cls: VectorClass, array: Floats, index: Index) -> Nothing:
     """Ask for the vector of class `cls` at `array[index]` ahead of its use."""
     vector = _vector(cls)
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         pointer = _pointer(context, builder, sig, args, 1, 0)
         byte_pointer = ir.IntType(8).as_pointer()
         pointer = builder.bitcast(pointer, byte_pointer)
@@ -262,11 +277,11 @@ def prefetch(_typing: Any, cls: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def group_sum(_typing: Any, cls: Any, value: Any) -> Any:
+def group_sum(_typing: Typing, cls: VectorClass, value: Vector) -> Vector:
     """The sum of each group of neighbouring lanes; `cls` has one lane a group."""
     groups = _vector(cls)
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         (total,), width = args[1:], value.lanes // groups.lanes
         while width > 1:
             half = width // 2
@@ -281,11 +296,11 @@ def group_sum(_typing: Any, cls: Any, value: Any) -> Any:
 
 
 @intrinsic
-def expand(_typing: Any, cls: Any, value: Any) -> Any:
+def expand(_typing: Typing, cls: VectorClass, value: Vector) -> Vector:
     """A lane of `value` in each lane of its group: what `group_sum` sums."""
     vector = _vector(cls)
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         width = vector.lanes // value.lanes
         return _shuffle(builder, args[1], [i // width for i in range(vector.lanes)])
 
@@ -293,22 +308,22 @@ def expand(_typing: Any, cls: Any, value: Any) -> Any:
 
 
 @intrinsic
-def tile(_typing: Any, cls: Any, value: Any) -> Any:
+def repeat(_typing: Typing, cls: VectorClass, value: Vector) -> Vector:
     """`value` again and again."""
     vector = _vector(cls)
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         return _shuffle(builder, args[1], [i % value.lanes for i in range(vector.lanes)])
 
     return vector(cls, value), lower
 
 
 @intrinsic
-def fold(_typing: Any, cls: Any, value: Any) -> Any:
-    """The sum of the parts of `value` that are as long as a `cls`: what `tile` repeats."""
+def fold(_typing: Typing, cls: VectorClass, value: Vector) -> Vector:
+    """The sum of the parts of `value` that are as long as a `cls`: what `repeat` repeats."""
     part = _vector(cls)
 
-    def lower(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         total, lanes = args[1], value.lanes
         while lanes > part.lanes:
             lanes //= 2
@@ -324,24 +339,26 @@ def fold(_typing: Any, cls: Any, value: Any) -> Any:
 # Helpers of the intrinsics.
 
 
-def _vector(like: Any) -> VectorType:
+def _vector(like: types.Type) -> VectorType:
     return like.vector if isinstance(like, VectorClassType) else like
 
 
-def _is_narrower(vector: VectorType, array: Any) -> bool:
+def _is_narrower(vector: VectorType, array: types.Array) -> bool:
     return isinstance(array.dtype, types.Integer) and vector.dtype.bitwidth < array.dtype.bitwidth
 
 
-def _alignment(array: Any) -> int:
+def _alignment(array: types.Array) -> int:
     return int(array.dtype.bitwidth) // 8
 
 
-def _shuffle(builder: Any, value: Any, lanes: list[int]) -> Any:
+def _shuffle(builder: Builder, value: Value, lanes: list[int]) -> Value:
     index = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
 
 
-def _pointer(context: Any, builder: Any, sig: Any, args: Any, position: int, length: int) -> Any:
+def _pointer(
+    context: Context, builder: Builder, sig: Signature, args: Values, position: int, length: int
+) -> Value:
     """Address of `array[index]`; with NUMBA_BOUNDSCHECK=1, `length` elements must be there."""
     array, index = args[position : position + 2]
     struct = make_array(sig.args[position])(context, builder, array)

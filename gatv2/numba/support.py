@@ -7,12 +7,12 @@ def unsupported(device_type: str) -> list[str]:
     if device_type != "cpu":
         reasons.append(f"it runs on the CPU only, and the features are on {device_type}")
     if failure := import_failure():
-        reasons.append(f"Numba can't be imported: {failure}")
+        reasons.append(f"Numba can't be used: {failure}")
     return reasons
 
 
 def import_failure() -> str | None:
-    """Why Numba can't be imported; None if it can, and then it has been."""
+    """Why Numba can't be used; None if it can, and then it has been imported."""
     from gatv2.numba.available import FAILURE
 
     return FAILURE

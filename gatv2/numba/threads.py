@@ -6,16 +6,29 @@ its `workqueue` layer aborts the process when two threads call at once, its `omp
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
 
-from gatv2.numba.compile import inline, intrinsic
+from gatv2.numba.arguments import Index, Integers, Plain
+from gatv2.numba.compile import (
+    Builder,
+    Context,
+    Signature,
+    Typing,
+    Value,
+    Values,
+    inline,
+    intrinsic,
+)
+
+Chunks: TypeAlias = Plain
+"""(Counter of the chunks that are taken, number of chunks, number of those of one copy.)"""
 
 _CHUNK_WORK = 1 << 20  # elements: some 0.1 ms, more than it takes to wake a thread
 _MAX_CHUNKS = 256
@@ -26,14 +39,29 @@ def count_chunks(work: int) -> int:
     return min(max(work // _CHUNK_WORK, 1), _MAX_CHUNKS)
 
 
-def run_chunks(loop: Callable[..., None], n_chunks: int, *arguments: Any) -> None:
-    """Call `loop((counter, n_chunks), *arguments)` on several threads: they share out the chunks.
+def run_chunks(
+    loop: Callable[..., None], n_threads: int, n_chunks: int, *arguments: object, n_copies: int = 1
+) -> None:
+    """Call `loop(chunks, *arguments)` on several threads: they share out the chunks.
 
     The calling thread works too, and finishes the loop by itself if the others are busy elsewhere.
+
+    Args:
+        loop: a kernel; `chunks` is (counter, number of all chunks, number of those of a copy).
+        n_threads: at most so many work.
+        n_chunks: chunks of a copy.
+        arguments: of the kernel.
+        n_copies: how often its rows are worked off, for one feature set after another.
     """
-    chunks = np.zeros(1, np.int64), n_chunks
-    n_threads = min(torch.get_num_threads(), n_chunks)
-    helpers = [_pool(os.getpid()).submit(loop, chunks, *arguments) for _ in range(n_threads - 1)]
+    chunks = np.zeros(1, np.int64), n_chunks * n_copies, n_chunks
+    n_helpers = min(n_threads, chunks[1]) - 1
+    if n_helpers < 1:
+        loop(chunks, *arguments)
+        return
+    helpers: list[Future[None]] = []
+    with suppress(RuntimeError):  # once the main thread has ended, nobody can be called for help
+        submit = _pool(os.getpid()).submit
+        helpers.extend(submit(loop, chunks, *arguments) for _ in range(n_helpers))
     try:
         loop(chunks, *arguments)
     finally:
@@ -49,10 +77,10 @@ def _pool(_process: int) -> ThreadPoolExecutor:
 
 
 @intrinsic
-def next_chunk(_typing: Any, chunks: Any) -> Any:
+def next_chunk(_typing: Typing, chunks: Chunks) -> Index:
     """The number of the next chunk that no thread has taken yet."""
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         counter = builder.extract_value(args[0], 0)
         data = context.make_array(chunks.types[0])(context, builder, counter).data
         return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
@@ -61,7 +89,7 @@ def next_chunk(_typing: Any, chunks: Any) -> Any:
 
 
 @inline
-def first_row(ptr: Any, chunk: Any, n_chunks: Any) -> Any:
+def first_row(ptr: Integers, chunk: Index, n_chunks: Index) -> Index:
     """Where a chunk starts in the rows of a CSR: chunks have equal numbers of edges and rows."""
     n_rows = ptr.size - 1
     work = (ptr[n_rows] + n_rows) * chunk // n_chunks

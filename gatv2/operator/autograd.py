@@ -15,6 +15,7 @@ from gatv2.operator.batching import Rule
 from gatv2.torch_internals import (
     SingleLevelAutograd,
     forward_mode_level,
+    is_transformed,
     single_level_autograd,
 )
 
@@ -38,16 +39,28 @@ def make_differentiable(operator: Any, formula: Formula, library: torch.library.
     internals = single_level_autograd()
     if internals is None:
         return _by_public_names(operator, formula, library)
-    library.impl(_name(operator), _autograd_kernel(operator, formula, internals), "Autograd")
-    call: Call = operator
+    differentiate = _autograd_kernel(operator, formula, internals)
+    library.impl(_name(operator), differentiate, "Autograd")
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or is_transformed():
+            return operator(*arguments)
+        return differentiate(*arguments)  # where the dispatcher would begin, and soon get back to
+
     return call
 
 
 def _autograd_kernel(operator: Any, formula: Formula, internals: SingleLevelAutograd) -> Call:
     """What differentiates at one level: under a transform, the dispatcher calls it at each."""
 
+    def call_below(*arguments: Any) -> Any:
+        with internals.below_autograd():
+            return operator(*arguments)
+
     def forward(*arguments: Any) -> Any:
-        # under a transform, the next level below differentiates by itself, so its modes stay on
+        if not is_transformed():
+            return call_below(*arguments)
+        # the next level below differentiates by itself, so its modes stay on
         with internals.below_autograd(), torch.enable_grad(), internals.set_forward_mode(True):
             return operator(*arguments)
 
@@ -60,8 +73,7 @@ def _autograd_kernel(operator: Any, formula: Formula, internals: SingleLevelAuto
         if tracks or forward_mode_level() >= 0:  # the function refuses forward mode
             with internals.allow():
                 return differentiable.apply(*arguments)
-        with internals.below_autograd():
-            return operator(*arguments)
+        return call_below(*arguments)
 
     return differentiate
 

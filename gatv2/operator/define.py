@@ -1,6 +1,7 @@
 """A fused kernel as PyTorch operators: their schema, their shapes, and a launcher for each device."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Protocol, get_type_hints
 
 import torch
@@ -23,6 +24,7 @@ from gatv2.precision import computed_in
 __all__ = ["Arguments", "Cotangents", "Launcher", "define"]
 
 _library = torch.library.Library("gatv2", "DEF")
+_EDGE_FEATURES = Arguments._fields.index("edge_features")
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool"}
 
 
@@ -110,6 +112,7 @@ def _declare(name: str, inputs: str, n_results: int) -> Any:
 
 def _launch(name: str, adjacency: type[Any], key: str, launcher: Callable[[], Launcher]) -> None:
     """Have a device's kernels called for its tensors."""
+    launcher = cache(launcher)
 
     def forward(*flat: Any) -> tuple[Tensor, ...]:
         return launcher().forward(unflatten(flat, adjacency))
@@ -172,8 +175,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     lse, *tensors = ctx.saved_tensors
     arguments = unflatten((*tensors, *ctx.numbers), adjacency)
-    needs_gradient: Any = unflatten(ctx.needs_input_grad, adjacency)
-    arguments = arguments._replace(wants_rows=needs_gradient.edge_features)
+    arguments = arguments._replace(wants_rows=ctx.needs_input_grad[_EDGE_FEATURES])
     return _for_each_input(ctx, backward(gradient, d_results, lse, arguments))
 
 

@@ -47,10 +47,11 @@ def backward(
     """
     query, attn, edge_projection = arguments.query, arguments.attn, arguments.edge_projection
     d_out, d_lse, d_alpha = d_results
+    nothing = query.new_empty(0)
     cotangents = Cotangents(
         torch.zeros_like(query) if d_out is None else d_out,
-        query.new_empty(0) if d_lse is None else d_lse,
-        query.new_empty(0) if d_alpha is None else d_alpha,
+        nothing if d_lse is None else d_lse,
+        nothing if d_alpha is None else d_alpha,
         lse,
     )
     found = gradient(*cotangents, *flatten(arguments))

@@ -100,9 +100,10 @@ def _node_ids(graph: Graph) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _numba() -> Launcher:
+    from gatv2.operator.on_arrays import OnArrays
     from gatv2.sparse import numba_kernel
 
-    return numba_kernel
+    return OnArrays(numba_kernel)
 
 
 def _triton() -> Launcher:

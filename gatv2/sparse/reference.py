@@ -4,7 +4,11 @@ e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])      for each edge (i, j)
 alpha_ij = softmax over the edges of query i of e_ij
 out_i = sum over the edges of query i of dropout(alpha_ij) g_r[j]
 
-With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
+With edge features: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
+
+Half precision is computed in float32 and rounded once. What a head does not use is replaced by zero
+before anything is computed of it, so that NaN stays where it is used.
+An edge whose score is -inf has no weight.
 """
 
 import math
@@ -15,7 +19,7 @@ from torch.nn.functional import leaky_relu
 
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
-from gatv2.precision import computed_in
+from gatv2.precision import computed_in, summed_in, without_autocast
 from gatv2.random import keep_mask
 
 
@@ -45,16 +49,9 @@ def gatv2_attention(
         dropout: probability that a coefficient is dropped.
         seed: 0-d int64, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha, in the caller's order of edges.
-        edges: x `[*B, E, D]`, in the caller's order of edges, and W_e `[H, F, D]`; or None.
+        edges: features x `[*B, E, D]`, in the caller's order of edges, and W_e `[H, F, D]`; or None.
     """
-    scores = gatv2_scores(
-        query,
-        key,
-        attn,
-        graph,
-        negative_slope=negative_slope,
-        edges=edges,
-    )
+    scores = gatv2_scores(query, key, attn, graph, negative_slope=negative_slope, edges=edges)
     out, lse, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
     return out, lse, graph.in_callers_order(alpha, dim=-2) if return_attention else None
 
@@ -68,11 +65,14 @@ def gatv2_scores(
     negative_slope: float,
     edges: EdgeInputs | None = None,
 ) -> Tensor:
-    """e_ij of GATv2 for every edge, in the graph's order: `[*B, E, H]`."""
-    pair = query.index_select(-3, graph.query_index) + key.index_select(-3, graph.key_index)
+    """e_ij of GATv2 for every edge, in the graph's order: `[*B, E, H]`.
+
+    In the dtype that is computed in.
+    """
+    pair = _gather_used(query, graph.query_index, graph)
+    pair = pair + _gather_used(key, graph.key_index, graph)
     if edges is not None:
-        x = edges.features.index_select(-2, graph.edge_id)
-        pair = pair + torch.einsum("...d,hfd->...hf", x, edges.projection)
+        pair = pair + _projected(edges, graph)
     return (leaky_relu(pair, negative_slope) * attn).sum(-1)  # pair: [*B, E, H, F]
 
 
@@ -85,47 +85,85 @@ def gat_scores(
     *,
     negative_slope: float,
 ) -> Tensor:
-    """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, E, H]`."""
-    of_query, of_key = (query * attn_query).sum(-1), (key * attn_key).sum(-1)
-    return leaky_relu(
-        of_query.index_select(-2, graph.query_index) + of_key.index_select(-2, graph.key_index),
-        negative_slope,
-    )
+    """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, E, H]`.
+
+    In the dtype that is computed in.
+    """
+    query_term = (_used_rows(query, graph.query_index, graph) * attn_query).sum(-1, keepdim=True)
+    key_term = (_used_rows(key, graph.key_index, graph) * attn_key).sum(-1, keepdim=True)
+    pair = _gather(query_term, graph.query_index) + _gather(key_term, graph.key_index)
+    return leaky_relu(pair.squeeze(-1), negative_slope)
 
 
 def attend(
     scores: Tensor, value: Tensor, graph: Graph, *, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax over each query's edges, dropout, weighted sum of `value`: `(out, lse, alpha)`."""
+    """Softmax over each query's edges, dropout, weighted sum of `value`: `(out, lse, alpha)`.
+
+    The scores are in the dtype that is computed in; out and alpha are in that of `value`.
+    """
     lse, alpha = _scatter_softmax(scores, graph)
     weight = alpha
     if seed is not None:
         weight = alpha * _keep(seed, dropout, scores, graph) / (1 - dropout)
-    message = weight.unsqueeze(-1) * value.index_select(-3, graph.key_index)  # [*B, E, H, F]
-    return _scatter_sum(message, graph, dim=-3), lse, alpha
+    message = weight.unsqueeze(-1) * _gather_used(value, graph.key_index, graph)  # [*B, E, H, F]
+    out = _scatter_sum(message, graph, dim=-3)
+    return out.to(value.dtype), lse, alpha.to(value.dtype)
+
+
+def _projected(edges: EdgeInputs, graph: Graph) -> Tensor:
+    """W_e x of each edge: `[*B, E, H, F]`."""
+    dtype = computed_in(edges.features.dtype)
+    features = edges.features.index_select(-2, graph.edge_id).to(dtype)
+    with without_autocast(features.device):
+        if graph.head_mask is None:
+            return torch.einsum("...d,hfd->...hf", features, edges.projection.to(dtype))
+        of_heads = features.unsqueeze(-2).masked_fill(~graph.head_mask.unsqueeze(-1), 0.0)
+        return torch.einsum("...hd,hfd->...hf", of_heads, edges.projection.to(dtype))
+
+
+def _gather_used(rows: Tensor, index: Tensor, graph: Graph) -> Tensor:
+    """The row of each edge, zero where a head does not use it: `[*B, E, H, F]`."""
+    gathered = _gather(rows, index)
+    if graph.head_mask is None:
+        return gathered
+    return gathered.masked_fill(~graph.head_mask.unsqueeze(-1), 0.0)
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """The row of each edge, in the dtype that is computed in; a row's gradient is a sum over edges."""
+    return rows.to(summed_in(rows)).index_select(-3, index.long()).to(computed_in(rows.dtype))
+
+
+def _used_rows(rows: Tensor, index: Tensor, graph: Graph) -> Tensor:
+    """Rows in the dtype that is computed in, zero where no edge uses them."""
+    rows = rows.to(computed_in(rows.dtype))
+    uses = rows.new_ones(graph.n_edges, 1) if graph.head_mask is None else graph.head_mask.to(rows)
+    n_uses = rows.new_zeros(rows.shape[-3], uses.shape[1]).index_add(0, index.long(), uses)
+    return rows.masked_fill((n_uses == 0).unsqueeze(-1), 0.0)
 
 
 def _scatter_softmax(scores: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
     if graph.head_mask is not None:
-        # finfo.min, not -inf: a head without edges stays finite, and the last fill makes it zero
-        scores = scores.masked_fill(~graph.head_mask, torch.finfo(scores.dtype).min)
-    query_index = graph.query_index.long().unsqueeze(-1).expand(scores.shape)
-    largest = scores.new_zeros(*scores.shape[:-2], graph.n_queries, scores.shape[-1])
-    largest = largest.scatter_reduce(-2, query_index, scores.detach(), "amax", include_self=False)
-    numerator = (scores - largest.index_select(-2, graph.query_index)).exp()
-    denominator = _scatter_sum(numerator, graph, dim=-2)
-    alpha = numerator / denominator.index_select(-2, graph.query_index)
-    is_empty = (denominator == 0) | (largest == torch.finfo(scores.dtype).min)
-    lse = (largest + denominator.masked_fill(is_empty, 1.0).log()).masked_fill(is_empty, -math.inf)
-    if graph.head_mask is not None:
-        alpha = alpha.masked_fill(~graph.head_mask, 0.0)
-    return lse.to(computed_in(lse.dtype)), alpha
+        scores = scores.masked_fill(~graph.head_mask, -math.inf)
+    query_index = graph.query_index.long()
+    largest = scores.new_full((*scores.shape[:-2], graph.n_queries, scores.shape[-1]), -math.inf)
+    index = query_index.unsqueeze(-1).expand(scores.shape)
+    largest = largest.scatter_reduce(-2, index, scores.detach(), "amax")
+    is_empty = largest == -math.inf
+    largest = largest.masked_fill(is_empty, 0.0)  # -inf - -inf would be NaN
+    numerator = (scores - largest.index_select(-2, query_index)).exp()
+    denominator = _scatter_sum(numerator, graph, dim=-2).masked_fill(is_empty, 1.0)
+    alpha = numerator / denominator.index_select(-2, query_index)
+    return (largest + denominator.log()).masked_fill(is_empty, -math.inf), alpha
 
 
 def _scatter_sum(values: Tensor, graph: Graph, dim: int) -> Tensor:
     shape = list(values.shape)
     shape[dim] = graph.n_queries
-    return values.new_zeros(shape).index_add(dim, graph.query_index, values)
+    total = values.new_zeros(shape, dtype=summed_in(values))
+    total = total.index_add(dim, graph.query_index.long(), values.to(total.dtype))
+    return total.to(values.dtype)
 
 
 def _keep(seed: Tensor, dropout: float, scores: Tensor, graph: Graph) -> Tensor:

@@ -98,24 +98,6 @@ def test_torch_sparse(mask: Tensor) -> None:
             assert_agrees(layer(h, matrix.t(), seed=4), layer(h, mask.transpose(0, 1), seed=4))
 
 
-@pytest.mark.parametrize("form", ["scipy", "torch COO", "torch CSC"])
-@given(mask=masks(N_NODES, N_NODES))
-def test_matrix_edges_are_numbered_by_query_and_key(form: str, mask: Tensor) -> None:
-    h = torch.randn(N_NODES, 5, dtype=torch.float64)
-    matrix = mask.squeeze(-1).double()
-    for flow in ("target_to_source", "source_to_target"):
-        given_matrix = matrix if flow == "target_to_source" else matrix.T
-        stored = {
-            "scipy": scipy.sparse.csc_array(given_matrix.numpy()),
-            "torch COO": given_matrix.to_sparse_coo(),
-            "torch CSC": given_matrix.to_sparse_csc(),
-        }[form]
-        *_, sparse = layers(flow=flow)
-        _, alpha = sparse.eval()(h, stored, return_attention=True)
-        _, dense = next(layers())(h, mask, return_attention=True)
-        assert_agrees(alpha, dense[mask.squeeze(-1)])
-
-
 @given(mask=masks(5, 3))
 def test_queries_and_keys_of_different_number(mask: Tensor) -> None:
     query, key = torch.randn(5, 2, 4).double(), torch.randn(3, 2, 4).double()
@@ -227,14 +209,27 @@ def test_every_integer_dtype(dtype: torch.dtype) -> None:
     assert torch.equal(graph.edge_index, edge_index)
 
 
-def test_a_matrix_in_the_other_flow_is_key_by_query() -> None:
-    """A 2-D tensor is ambiguous if it has the shape of the matrix that the caller would pass."""
+def test_integers_are_an_edge_index() -> None:
+    """Of two nodes, too, and of as many edges as there are nodes: a 2-D mask is bool."""
     layer = GraphAttentionV2Layer((4, 4), 8, 2, flow="source_to_target")
     two, five = torch.randn(2, 4), torch.randn(5, 4)
     both = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]])
-    with pytest.raises(ValueError, match="could be an edge index or a mask"):
-        layer((two, five), both)  # two keys, five queries
+    assert torch.equal(layer((two, five), both)[2:], torch.zeros(3, 8))  # two keys, five queries
     edges = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 1, 0, 1]])
     assert layer((five, two), edges).shape == (2, 8)
     with pytest.raises(ValueError, match=r"must have shape \(2, 5, 1\) .*; got .*\(5, 2, 1\)"):
         layer((two, five), torch.ones(5, 2, 1))
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense", "sparse"])
+@given(data=st.data())
+@settings(max_examples=10)
+def test_two_nodes(backend: Any, data: st.DataObject) -> None:
+    edges = torch.unique(torch.randint(2, (2, data.draw(st.integers(0, 4)))), dim=1)
+    layer = GraphAttentionV2Layer(5, 6, 3, backend=backend).double().eval()
+    h = torch.randn(2, 5).double()
+    expected = layer(h, Graph.from_edge_index(edges, 2))
+    assert_agrees(layer(h, edges), expected)
+    assert_agrees(layer(h, edges.numpy()), expected)
+    mask = Graph.from_edge_index(edges, 2).to_mask().squeeze(-1)
+    assert_agrees(layer(h, mask), expected)

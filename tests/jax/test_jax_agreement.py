@@ -17,7 +17,8 @@ from gatv2.testing import assert_agrees, masks
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 gat = pytest.importorskip("gatv2.jax")
-KERNELS = gat.dispatch.KERNELS
+KERNELS = tuple(kernel for kernel in gat.dispatch.KERNELS if kernel.name != "numba")
+"""Without "numba", which "auto" is on the CPU."""
 
 
 class Case(NamedTuple):
@@ -230,5 +231,5 @@ def test_another_seed_is_seen() -> None:
     inputs = Inputs(query, key, attn, cotangent, mask, seed=3)
     exact = in_torch(inputs._replace(seed=4), case, backend="dense")
     for kernel in KERNELS[:2]:
-        with pytest.raises(AssertionError, match="largest error"):
+        with pytest.raises(AssertionError, match=r"largest error"):
             assert_agrees(in_jax(inputs, case, kernel)[0], exact[0])

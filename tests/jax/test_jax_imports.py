@@ -1,4 +1,4 @@
-"""JAX is imported by `gatv2.jax` and by nothing else, and where it is missing an error says so."""
+"""JAX is imported by `gatv2.jax` and by nothing else, PyTorch never, and what is missing is said."""
 
 import subprocess
 import sys
@@ -7,9 +7,22 @@ import pytest
 
 pytest.importorskip("jax")
 
-LOADED = "import sys; print(*{'jax', 'numba', 'flax', 'equinox'} & sys.modules.keys())"
+HEAVY = {"torch", "jax", "numba", "scipy.sparse", "flax", "equinox"}
+LOADED = f"import sys; print(*sorted({HEAVY} & sys.modules.keys()))"
 # None in sys.modules makes an import fail as if the package were not installed
 WITHOUT_JAX = "import sys; sys.modules['jax'] = None"
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None"
+ATTEND = """
+import jax, numpy as np, jax.numpy as jnp
+import gatv2.jax as gat
+edges, mask, h = np.array([[0, 1], [1, 2]]), np.eye(3, dtype=bool), jnp.ones((3, 3))
+for kernel in ("auto", "jax"):
+    config = gat.Config(3, 4, 2, kernel=kernel)
+    params = config.init(jax.random.key(0))
+    for adj_mat in (gat.Graph.from_edge_index(edges, 3), mask):
+        jax.jit(jax.grad(lambda params: config.apply(params, h, adj_mat, seed=3).sum()))(params)
+print("attended")
+"""
 
 
 def run(*lines: str) -> "subprocess.CompletedProcess[str]":
@@ -22,12 +35,28 @@ def run(*lines: str) -> "subprocess.CompletedProcess[str]":
 def test_nothing_is_imported_before_it_is_needed() -> None:
     """JAX by `gatv2.jax`; Numba when a fused kernel is called; Flax and Equinox by their modules."""
     result = run("import gatv2", LOADED, "import gatv2.jax", LOADED)
-    assert result.stdout.splitlines() == ["", "jax"], result.stderr
+    loaded = [set(line.split()) for line in result.stdout.splitlines()]
+    assert loaded[0] & {"jax", "numba", "flax", "equinox"} == set(), result.stderr
+    result = run("import gatv2.jax", LOADED)
+    assert set(result.stdout.split()) - {"scipy.sparse"} == {"jax"}, result.stderr
+
+
+def test_both_kernels_attend_without_pytorch() -> None:
+    """Graphs, masks, layers and gradients, in a process in which PyTorch can't be imported."""
+    result = run(WITHOUT_TORCH, ATTEND)
+    assert result.stdout == "attended\n", result.stderr
 
 
 def test_the_check_sees_what_is_imported() -> None:
-    """What the check must reject."""
-    assert run("import gatv2, jax, numba", LOADED).stdout.split() != []
+    """What the checks must reject."""
+    assert run("import gatv2, jax, numba, torch", LOADED).stdout.split() == [
+        "jax",
+        "numba",
+        "torch",
+    ]
+    result = run(WITHOUT_TORCH, "import gatv2.jax", "import gatv2.graph")
+    assert result.returncode == 1
+    assert "torch" in result.stderr.splitlines()[-1]
 
 
 def test_missing_jax_says_what_to_install() -> None:

@@ -45,42 +45,37 @@ def features(dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(2, N_NODES, 7, dtype=torch.float64).to(dtype)
 
 
-apply = jax.jit(
-    gat.apply,
-    static_argnames=("is_concat", "dropout", "leaky_relu_negative_slope", "return_attention"),
-)
+apply = jax.jit(gat.apply, static_argnums=0, static_argnames=("deterministic", "return_attention"))
 
 
 @options
 def test_apply_is_forward(options: dict[str, Any]) -> None:
     """In training, from one seed, and with coefficients and scores in the caller's order of edges."""
     layer, h = make_layer(**options), features()
-    params, graph = gat.from_torch(layer), gat.as_jax(EDGE_INDEX)
-    rest = {"is_concat": options["is_concat"], "leaky_relu_negative_slope": 0.3, "dropout": 0.4}
+    config, params, graph = (
+        gat.Config.from_torch(layer),
+        gat.from_torch(layer),
+        gat.as_jax(EDGE_INDEX),
+    )
     expected = layer(h, EDGE_INDEX, return_attention=True, seed=5)
-    actual = apply(params, gat.as_jax(h), graph, return_attention=True, seed=5, **rest)
+    actual = apply(config, params, gat.as_jax(h), graph, return_attention=True, seed=5)
     for a, e in zip(actual, expected, strict=True):
         assert_agrees(gat.as_torch(a), e.detach())
-    without_dropout = apply(params, gat.as_jax(h), graph, **rest)
+    without_dropout = apply(config, params, gat.as_jax(h), graph, deterministic=True)
     assert_agrees(gat.as_torch(without_dropout), layer.eval()(h, EDGE_INDEX).detach())
-    scores = gat.attention_scores(params, gat.as_jax(h), graph, leaky_relu_negative_slope=0.3)
+    scores = gat.attention_scores(config, params, gat.as_jax(h), graph)
     assert_agrees(gat.as_torch(scores), layer.attention_scores(h, EDGE_INDEX).detach())
 
 
 @options
 def test_gradients_have_the_names_of_the_state_dict(options: dict[str, Any]) -> None:
     layer, h = make_layer(**options), features()
+    config = gat.Config.from_torch(layer)
     graph = gat.Graph.from_edge_index(EDGE_INDEX.numpy(), N_NODES)
     cotangent = torch.randn(2, N_NODES, 6, dtype=torch.float64)
 
     def loss(params: Any) -> Any:
-        out = apply(
-            params,
-            gat.as_jax(h),
-            graph,
-            is_concat=options["is_concat"],
-            leaky_relu_negative_slope=0.3,
-        )
+        out = apply(config, params, gat.as_jax(h), graph, deterministic=True)
         return (out * gat.as_jax(cotangent)).sum()
 
     (layer.eval()(h, EDGE_INDEX) * cotangent).sum().backward()
@@ -187,8 +182,8 @@ def test_safetensors(tmp_path: Path, options: dict[str, Any]) -> None:
 @options
 def test_init_is_the_layer(options: dict[str, Any]) -> None:
     """Names, shapes and the distribution of the PyTorch layer."""
-    params = gat.init(jax.random.key(0), 200, 120, 3, **options, dtype=jnp.float32)
     layer = gatv2.GraphAttentionV2Layer(200, 120, 3, **options)
+    params = gat.init(jax.random.key(0), gat.Config(200, 120, 3, **options))
     expected = gat.from_torch(layer)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
     for name, array in params.items():
@@ -200,24 +195,133 @@ def test_init_is_the_layer(options: dict[str, Any]) -> None:
         assert abs(array.mean()) < bound / 5
 
 
-def test_errors_of_init_and_apply() -> None:
-    rng = jax.random.key(0)
-    with pytest.raises(ValueError, match="`out_features`=7 must be divisible by `n_heads`=2"):
-        gat.init(rng, 3, 7, 2)
-    with pytest.raises(TypeError, match="`n_heads` must be an int; got float"):
-        gat.init(rng, 3, 8, 2.0)
-    params, mask = gat.init(rng, 3, 8, 2), jnp.ones((5, 5, 1), bool)
+def test_options_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"`out_features`=7 must be divisible by `n_heads`=2"):
+        gat.Config(3, 7, 2)
+    with pytest.raises(TypeError, match=r"`n_heads` must be an int; got float"):
+        gat.Config(3, 8, 2.0)
+    with pytest.raises(ValueError, match=r"`dropout` must lie in \[0, 1\); got 1.5"):
+        gat.Config(3, 8, 2, dropout=1.5)
+    with pytest.raises(ValueError, match=r"`kernel` must be one of .*; got 'cuda'"):
+        gat.Config(3, 8, 2, kernel="cuda")
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'kernal'"):
+        gat.Config(3, 8, 2, kernal="jax")
+    with pytest.raises(ValueError, match=r"one matrix projects both sides.*\(3, 4\)"):
+        gat.Config((3, 4), 8, 2, share_weights=True)
+    with pytest.raises(TypeError, match=r"`dropout` must be known when a function is traced"):
+        jax.jit(lambda dropout: gat.Config(3, 8, 2, dropout=dropout).n_hidden)(0.5)
+    with pytest.raises(ValueError, match=r"only kernel='jax'"):
+        gat.StaticConfig(3, 8, 2, kernel="numba")
+
+
+def test_what_does_not_fit_the_options() -> None:
+    rng, config = jax.random.key(0), gat.Config(3, 8, 2, dropout=0.0)
+    params, mask, h = gat.init(rng, config), jnp.ones((5, 5, 1), bool), jnp.ones((5, 3), "float32")
     with pytest.raises(ValueError, match=r"`h` must have shape .*in_features=3\); got \(5, 4\)"):
-        gat.apply(params, jnp.ones((5, 4), jnp.float32), mask)
-    with pytest.raises(TypeError, match=r"dtype float32; got float64"):
-        gat.apply(params, jnp.ones((5, 3)), mask)
-    with pytest.raises(TypeError, match=r"must be a jax.Array; got Tensor: .*gatv2\.jax\.as_jax"):
-        gat.apply(params, torch.ones(5, 3), mask)
+        gat.apply(config, params, jnp.ones((5, 4), jnp.float32), mask)
+    with pytest.raises(TypeError, match=r"dtype float32; got float64.*option `dtype`"):
+        gat.apply(config, params, jnp.ones((5, 3)), mask)
+    with pytest.raises(TypeError, match=r"must be an array .*; got Tensor: .*gatv2\.jax\.as_jax"):
+        gat.apply(config, params, torch.ones(5, 3), mask)
     with_edges = gat.from_torch(gatv2.GraphAttentionV2Layer(3, 8, 2, edge_dim=4))
-    with pytest.raises(ValueError, match=r"`params` has \['linear_e.weight'\], which"):
-        gat.apply(with_edges, jnp.ones((5, 3), jnp.float32), mask)
-    with pytest.raises(ValueError, match="`rng` and `seed`"):
-        gat.apply(params, jnp.ones((5, 3), jnp.float32), mask, rng=rng, seed=1)
+    with pytest.raises(ValueError, match=r"besides \['linear_e.weight'\].*Config.from_torch"):
+        gat.apply(config, with_edges, h, mask)
+    without = {name: array for name, array in params.items() if name != "attn"}
+    with pytest.raises(ValueError, match=r"it lacks \['attn'\]"):
+        gat.apply(config, without, h, mask)
+    wrong = params | {"linear_r.weight": jnp.ones((8, 4))}
+    with pytest.raises(
+        ValueError, match=r"`linear_r.weight` must have shape \(8, 3\); got \(8, 4\)"
+    ):
+        gat.apply(config, wrong, h, mask)
+    with pytest.raises(TypeError, match=r"`config` must be a gatv2.jax.Config; got dict"):
+        gat.apply(params, h, mask, None)
+    with pytest.raises(ValueError, match=r"without `edge_dim`"):
+        gat.apply(config, params, h, mask, edge_features=jnp.ones((5, 5, 2)))
+    needs = gat.Config(3, 8, 2, edge_dim=4)
+    with pytest.raises(TypeError, match=r"`edge_features` must be an array .*; got NoneType"):
+        gat.apply(needs, needs.init(rng), h, mask, seed=1)
+
+
+def test_options_can_not_differ_at_apply() -> None:
+    """What `init` was told, `apply` is told: a forgotten flag or another one is an error."""
+    config = gat.Config(3, 8, 2, is_concat=False, dropout=0.0)
+    params, h, mask = (
+        config.init(jax.random.key(0)),
+        jnp.ones((5, 3), "float32"),
+        np.eye(5, dtype=bool),
+    )
+    assert config.apply(params, h, mask).shape == (5, 8)
+    with pytest.raises(ValueError, match=r"`attn` must have shape"):
+        config.replace(is_concat=True).apply(params, h, mask)
+    for wrong in ({"is_concat": False}, {"dropout": 0.5}, {"kernel": "jax"}):
+        with pytest.raises(TypeError, match=r"unexpected keyword argument"):
+            config.apply(params, h, mask, **wrong)
+    with pytest.raises(Exception, match=r"cannot assign to field 'dropout'"):
+        config.dropout = 0.5
+
+
+def test_dropout_acts_or_is_an_error() -> None:
+    """In `apply` and in both kinds of modules: never left out silently."""
+    eqx = pytest.importorskip("equinox")
+    nnx = pytest.importorskip("flax.nnx")
+    from gatv2.jax import equinox as in_equinox
+    from gatv2.jax import nnx as in_flax
+
+    rng, h, mask = jax.random.key(0), jnp.ones((5, 3), "float32"), np.ones((5, 5), bool)
+    config = gat.Config(3, 8, 2, dropout=0.5)
+    params = config.init(rng)
+    with pytest.raises(ValueError, match=r"pass a JAX key as `rng`.*`deterministic=True`"):
+        config.apply(params, h, mask)
+    with pytest.raises(ValueError, match=r"`rng` and `seed` are two ways"):
+        config.apply(params, h, mask, rng=rng, seed=1)
+    off = config.apply(params, h, mask, deterministic=True)
+    assert not np.allclose(config.apply(params, h, mask, seed=1), off)
+
+    # as a user calls them whom no type checker helps
+    make_equinox: Any = in_equinox.GraphAttentionV2Layer
+    make_flax: Any = in_flax.GraphAttentionV2Layer
+    layer = make_equinox(3, 8, 2, dropout=0.5, key=rng)
+    with pytest.raises(ValueError, match=r"pass a `key` for dropout"):
+        layer(h, mask)
+    off = layer(h, mask, inference=True)
+    assert np.array_equal(eqx.nn.inference_mode(layer)(h, mask), off)
+    assert not np.allclose(eqx.nn.inference_mode(layer)(h, mask, seed=1, inference=False), off)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'dropout'"):
+        layer(h, mask, dropout=0.9, key=rng)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'kernal'"):
+        make_equinox(3, 8, 2, kernal="jax", key=rng)
+
+    flax_layer = make_flax(3, 8, 2, dropout=0.5, rngs=nnx.Rngs(0))
+    off = flax_layer(h, mask, deterministic=True)
+    assert not np.allclose(flax_layer(h, mask), off)
+    flax_layer.eval()
+    assert np.array_equal(flax_layer(h, mask), off)
+    on = flax_layer(h, mask, deterministic=False, rngs=nnx.Rngs(dropout=3))
+    assert not np.allclose(on, off)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'dropout'"):
+        flax_layer(h, mask, dropout=0.9)
+    with pytest.raises(ValueError, match=r"`dropout` must lie in"):
+        make_flax(3, 8, 2, dropout=1.5, rngs=nnx.Rngs(0))
+
+
+def test_numpy_and_mixed_precision() -> None:
+    """NumPy arrays are read, inside and outside of `jit`; `dtype` brings all to one precision."""
+    config = gat.Config(3, 8, 2, dropout=0.0, dtype=jnp.bfloat16, bias=True)
+    params, mask = config.init(jax.random.key(0)), np.ones((5, 5), bool)
+    assert params["attn"].dtype == jnp.float32
+    h = np.random.default_rng(0).normal(size=(5, 3))
+    out = apply(config, params, h, mask)
+    assert out.dtype == jnp.bfloat16
+    single = config.replace(dtype=jnp.float32)
+    in_numpy = {name: np.asarray(array) for name, array in params.items()}
+    exact = single.apply(in_numpy, h.astype("float32"), mask)
+    assert np.array_equal(exact, single.apply(params, jnp.asarray(h, "float32"), mask))
+    assert np.allclose(out.astype("float32"), exact, atol=0.05)
+    gradient = jax.grad(lambda params: apply(config, params, h, mask).sum().astype("float32"))(
+        params
+    )
+    assert {array.dtype for array in gradient.values()} == {jnp.dtype("float32")}
 
 
 def test_equinox_module() -> None:
@@ -229,7 +333,10 @@ def test_equinox_module() -> None:
     layer = GraphAttentionV2Layer(
         7, 6, 3, **options, leaky_relu_negative_slope=0.3, dropout=0.4, key=jax.random.key(0)
     )
-    layer = eqx.tree_at(lambda layer: layer.params, layer, gat.from_torch(torch_layer))
+    layer = layer.with_params(gat.from_torch(torch_layer))
+    assert (layer.n_heads, layer.linear_l.in_features, layer.linear_r) == (3, 7, None)
+    with pytest.raises(ValueError, match=r"`params` must have"):
+        layer.with_params({"attn": layer.attn})
     graph = gat.Graph.from_edge_index(EDGE_INDEX.numpy(), N_NODES)
     call = eqx.filter_jit(lambda layer, h, graph, **rest: layer(h, graph, **rest))
     expected = torch_layer(h, EDGE_INDEX, seed=3).detach()
@@ -239,8 +346,6 @@ def test_equinox_module() -> None:
     assert_agrees(gat.as_torch(call(evaluating, gat.as_jax(h), graph)), expected)
     one, other = (call(layer, gat.as_jax(h), graph, key=jax.random.key(k)) for k in (0, 1))
     assert not np.allclose(one, other)
-    with pytest.raises(ValueError, match="pass a `key` for dropout"):
-        layer(gat.as_jax(h), graph)
     gradients = eqx.filter_grad(lambda layer: (call(layer, gat.as_jax(h), graph) ** 2).sum())(
         evaluating
     )
@@ -253,7 +358,7 @@ def test_nnx_module() -> None:
     from gatv2.jax.nnx import GraphAttentionV2Layer
 
     torch_layer, h = make_layer(**options), features()
-    layer = GraphAttentionV2Layer(
+    layer: Any = GraphAttentionV2Layer(
         *(7, 6, 3),
         **options,
         leaky_relu_negative_slope=0.3,
@@ -261,17 +366,27 @@ def test_nnx_module() -> None:
         rngs=nnx.Rngs(0),
         param_dtype=jnp.float64,
     )
-    for name, array in gat.from_torch(torch_layer).items():
-        layer.params[name][...] = array
+    layer.load(gat.from_torch(torch_layer))
+    assert (layer.n_heads, layer.linear_l.kernel.shape) == (3, (7, 6))
     graph = gat.Graph.from_edge_index(EDGE_INDEX.numpy(), N_NODES)
     call = nnx.jit(lambda layer, h, graph, seed=None: layer(h, graph, seed=seed))
     expected = torch_layer(h, EDGE_INDEX, seed=3).detach()
     assert_agrees(gat.as_torch(call(layer, gat.as_jax(h), graph, seed=3)), expected)
     one, other = (call(layer, gat.as_jax(h), graph) for _ in range(2))  # the stream moves on
     assert not np.allclose(one, other)
-    layer.eval()  # type: ignore[no-untyped-call]
+    layer.eval()
     expected = torch_layer.eval()(h, EDGE_INDEX).detach()
     assert_agrees(gat.as_torch(call(layer, gat.as_jax(h), graph)), expected)
-    loss = nnx.jit(nnx.grad(lambda layer: (layer(gat.as_jax(h), graph) ** 2).sum()))
-    gradients = loss(layer)
-    assert set(gradients["params"]) == set(gat.from_torch(torch_layer))
+    gradients = nnx.grad(lambda layer: (layer(gat.as_jax(h), graph) ** 2).sum())(layer)
+    assert set(gradients) == {"attn", "linear_l", "linear_r"}
+
+
+def test_kernel_init_of_nnx() -> None:
+    nnx = pytest.importorskip("flax.nnx")
+    from gatv2.jax.nnx import GraphAttentionV2Layer
+
+    init = nnx.initializers.constant(0.5)
+    layer: Any = GraphAttentionV2Layer(3, 8, 2, bias=True, rngs=nnx.Rngs(0), kernel_init=init)
+    assert (layer.params["linear_l.weight"] == 0.5).all()
+    assert (layer.params["attn"] == 0.5).all()
+    assert not layer.params["linear_l.bias"].any()

@@ -11,6 +11,7 @@ from gatv2.testing import assert_agrees
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 gat = pytest.importorskip("gatv2.jax")
+xla_ffi = pytest.importorskip("gatv2.jax.numba.xla_ffi")
 
 N, H, F = 5, 3, 4
 
@@ -99,29 +100,90 @@ def test_checkpoint(graph: Any) -> None:
     assert_same(make, *features(), graph, 3)
 
 
-def test_forward_mode_is_an_error(graph: Any) -> None:
-    query, key, attn, _ = features()
-    attend = partial(gat.gatv2_attention, graph=graph, kernel="numba")
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(attend, (query, key, attn), (query, key, attn))
+def test_forward_mode(graph: Any) -> None:
+    """Alone, in a Hessian, and differentiated backward; of the coefficients and log-sum-exp too."""
+
+    def everything(kernel: str) -> Any:
+        def attend(*inputs: Any) -> Any:
+            out, alpha, lse = gat.gatv2_attention(
+                *inputs, graph, kernel=kernel, return_attention=True, return_lse=True
+            )
+            return out, alpha, jnp.where(jnp.isfinite(lse), lse, 0)
+
+        return attend
+
+    def of_loss(kernel: str) -> Any:
+        return partial(loss, graph=graph, seed=5, kernel=kernel)
+
+    def backward_of_forward(kernel: str) -> Any:
+        return jax.grad(lambda *inputs: jax.jvp(of_loss(kernel), inputs, inputs)[1], (0, 1, 2, 3))
+
+    query, key, attn, cotangent = features()
+    assert_same(
+        lambda kernel: lambda *inputs: jax.jvp(everything(kernel), inputs, inputs), query, key, attn
+    )
+    assert_same(lambda kernel: jax.hessian(of_loss(kernel), (0, 2)), query, key, attn, cotangent)
+    assert_same(backward_of_forward, query, key, attn, cotangent)
 
 
-def test_what_it_can_not_do_names_what_can() -> None:
-    query, key, attn, _ = features()
-    parts = gat.Graph.from_edge_index(np.zeros((2, 1), int), N).split(N)
-    part = jax.tree.map(lambda x: x[0], parts)
+def test_parts_of_a_graph() -> None:
+    """Numbers of queries tell dropout where a part stands."""
+    edge_index = np.random.default_rng(2).integers(0, N, (2, 12))
+    parts = gat.Graph.from_edge_index(edge_index, N).split(N)
+    query, key, attn, cotangent = features()
+    axes = (0, None, None, 0, 0, None)
+    assert_same(
+        lambda kernel: jax.vmap(value_and_gradients(kernel), axes),
+        *(query[:, None], key, attn, cotangent[:, None], parts, 7),
+    )
+
+
+def programs(function: Any, *inputs: Any) -> dict[str, bool]:
+    """For which platforms a program calls a fused kernel."""
+    traced = jax.jit(function).trace(*inputs)
+    return {
+        platform: "gatv2_" in traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+
+
+def test_the_kernel_is_chosen_when_a_program_is_lowered(graph: Any) -> None:
+    """Under every transformation: fused on the CPU, plain elsewhere, from one trace."""
+    query, key, attn, cotangent = features()
+    inputs = (query, key, attn, cotangent, graph, 3)
+    value, gradients = partial(loss, kernel="auto"), value_and_gradients("auto")
+    only_fused_on_cpu = {"cpu": True, "cuda": False, "tpu": False}
+    assert programs(value, *inputs) == only_fused_on_cpu
+    assert programs(gradients, *inputs) == only_fused_on_cpu
+    ensemble = jax.vmap(gradients, (None, None, 0, None, None, None))
+    assert programs(ensemble, query, key, jnp.stack((attn, attn)), *inputs[3:]) == only_fused_on_cpu
+
+    def along(query: Any, *rest: Any) -> Any:
+        return jax.jvp(lambda query: value(query, *rest), (query,), (query,))
+
+    assert programs(along, *inputs) == only_fused_on_cpu
+    assert not any(programs(partial(loss, kernel="jax"), *inputs).values())
+
+
+def test_what_it_can_not_do_names_what_can(graph: Any) -> None:
+    query, key, attn, cotangent = features()
+    traced = jax.jit(partial(loss, kernel="numba")).trace(query, key, attn, cotangent, graph, 3)
     with pytest.raises(
-        ValueError, match=r"kernel='numba' can't serve .* part of a graph.*kernel='jax'"
+        ValueError, match=r"kernel='numba' runs on the CPU only.*cuda: kernel='auto'"
     ):
-        gat.gatv2_attention(query[:1], key, attn, part, kernel="numba")
-    with pytest.raises(ValueError, match=r"one of \('jax', 'numba'\); got 'cuda'"):
-        gat.gatv2_attention(query, key, attn, np.ones((N, N), bool), kernel="cuda")
+        traced.lower(lowering_platforms=("cuda",))
+    with pytest.raises(ValueError, match=r"one of \('auto', 'jax', 'numba'\); got 'cuda'"):
+        gat.gatv2_attention(query, key, attn, graph, kernel="cuda")
+    odd = [x.astype("float8_e4m3fn") for x in (query, key, attn)]
+    with pytest.raises(ValueError, match=r"does not compute in float8_e4m3fn. kernel='jax'"):
+        gat.gatv2_attention(*odd, graph, kernel="numba")
+    assert gat.select_kernel(*odd, graph).name == "jax"
 
 
 def test_an_error_in_a_target_is_reported() -> None:
     def fail(*_: Any) -> None:
         raise KeyError("what went wrong")
 
-    gat.xla_ffi.register("gatv2_test_fail", fail)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="KeyError: 'what went wrong'"):
+    xla_ffi.register("gatv2_test_fail", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"KeyError: 'what went wrong'"):
         jax.ffi.ffi_call("gatv2_test_fail", jax.ShapeDtypeStruct((1,), "f4"))().block_until_ready()

@@ -60,8 +60,8 @@ def main() -> None:
     print("sparse")
 
     def unnumbered(query: Any, key: Any, attn: Any, parts: Any) -> Any:
-        first = jnp.zeros_like(parts.first_query)
-        return attend_part(query, key, attn, replace(parts, first_query=first))
+        of_first = jnp.broadcast_to(jnp.arange(parts.query_id.shape[1]), parts.query_id.shape)
+        return attend_part(query, key, attn, replace(parts, query_id=of_first))
 
     wrong = jax.jit(shard(unnumbered, mesh))(*features, parts)
     with pytest.raises(AssertionError):  # what the comparison must reject: other edges dropped

@@ -1,12 +1,14 @@
 """Compiled code is kept on disk, and is not used when any source of the kernels has changed."""
 
+import ast
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
+from numba.core import caching
 
-from gatv2.numba import compile as numba_vectors
+from gatv2.numba import compile as numba_compile
 
 SOURCE = """
 from gatv2.numba.compile import kernel
@@ -35,7 +37,7 @@ def test_code_of_other_sources_is_compiled_again(
     path.write_text(SOURCE)
     assert sum(twice_of(path).stats.cache_misses.values()) == 1
     assert sum(twice_of(path).stats.cache_hits.values()) == 1
-    monkeypatch.setattr(numba_vectors, "_DIGEST", "of other sources")
+    monkeypatch.setattr(numba_compile, "_DIGEST", "of other sources")
     again = twice_of(path)
     assert not again.stats.cache_hits
     assert sum(again.stats.cache_misses.values()) == 1
@@ -49,5 +51,76 @@ def test_an_index_that_cannot_be_read_any_more_is_replaced(
     path.write_text(SOURCE)
     index = Path(twice_of(path)._cache._cache_file._index_path)
     index.write_bytes(index.read_bytes()[:-20] + b"what no pickle is...")
-    monkeypatch.setattr(numba_vectors, "_DIGEST", "of other sources")
+    monkeypatch.setattr(numba_compile, "_DIGEST", "of other sources")
     assert sum(twice_of(path).stats.cache_misses.values()) == 1
+
+
+def test_without_the_private_name_nothing_is_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a Numba that keeps the version elsewhere, a cache would be stale and nobody would know."""
+    path = tmp_path / "kernel_of_a_test.py"
+    path.write_text(SOURCE)
+    can_only_be_written = property(fset=lambda *_: None)
+    monkeypatch.setattr(caching.IndexDataCacheFile, "_version", can_only_be_written, raising=False)
+    assert twice_of(path).stats.cache_path is None
+    monkeypatch.undo()
+    assert twice_of(path).stats.cache_path is not None
+
+
+def test_every_file_that_is_compiled_into_a_kernel_is_in_the_digest() -> None:
+    """A change in it must not meet old code: files of the kernels and what they import of gatv2."""
+    package = Path(numba_compile.__file__).parent.parent
+    sources = set(numba_compile._sources())
+    assert package / "philox.py" in sources  # its constants are compiled in
+    for source in list(sources):
+        for name in imported_files(source):
+            assert (package.parent / name) in sources, f"{source} imports {name}"
+    assert package / "options.py" not in sources
+
+
+def imported_files(source: Path) -> set[str]:
+    """The files of gatv2 that a file imports from."""
+    modules = {
+        node.module
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gatv2.")
+    }
+    return {module.replace(".", "/") + ".py" for module in modules}
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "flipped"])
+@pytest.mark.parametrize("pattern", ["*.nbi", "*.nbc"])
+def test_a_damaged_cache_is_a_miss_and_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, pattern: str
+) -> None:
+    """What a crash at the wrong moment leaves of an index or of code must not stop a call."""
+    path = tmp_path / "kernel_of_a_test.py"
+    path.write_text(SOURCE)
+    (file,) = Path(twice_of(path).stats.cache_path).glob(f"kernel_of_a_test.twice{pattern}")
+    content = file.read_bytes()
+    half = len(content) // 2
+    file.write_bytes(
+        {
+            "emptied": b"",
+            "cut": content[:half],
+            "flipped": bytes(byte ^ 255 for byte in content),
+        }[damage]
+    )
+    monkeypatch.setattr(numba_compile, "_warned_of", set())
+    with pytest.warns(RuntimeWarning, match=r"can't be read .* NUMBA_CACHE_DIR") as told:
+        twice_of(path)
+    assert len(told) == 1
+
+
+def test_code_that_cannot_be_kept_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kernel_of_a_test.py"
+    path.write_text(SOURCE)
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "_save_index", full)
+    monkeypatch.setattr(numba_compile, "_warned_of", set())
+    with pytest.warns(RuntimeWarning, match="can't be written .*No space left on device"):
+        twice_of(path)

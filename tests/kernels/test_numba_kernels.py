@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,8 +21,7 @@ from gatv2.testing import assert_agrees, value_and_gradients
 pytest.importorskip("numba")
 
 from gatv2.dense import numba_kernel as dense_loops
-from gatv2.numba import threads as parallel
-from gatv2.numba import tiles
+from gatv2.numba import counting_sort, gradients, threads, tiles
 
 FUSED: dict[str, Kernel] = {kernel.backend: kernel for kernel in KERNELS if kernel.name == "numba"}
 REFERENCES: dict[str, Kernel] = {
@@ -172,7 +172,7 @@ def test_same_bits_on_any_number_of_threads(
     edge_dim: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parallel, "_CHUNK_WORK", 1 << 10)  # many chunks
+    monkeypatch.setattr(threads, "_CHUNK_WORK", 1 << 10)  # many chunks
     features, mask, cotangent = random_inputs(
         n_nodes=(300, 200), batch_shape=batch_shape, edge_dim=edge_dim
     )
@@ -189,7 +189,7 @@ def test_same_bits_on_any_number_of_threads(
 
 
 def test_two_threads_call_at_once(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_CHUNK_WORK", 1 << 10)
+    monkeypatch.setattr(threads, "_CHUNK_WORK", 1 << 10)
     cases = [random_inputs(n_nodes=(150, 150 + 10 * i)) for i in range(4)]
     expected = [outcome(FUSED[backend], *case) for case in cases]
     actual: dict[int, list[list[Tensor]]] = {}
@@ -197,11 +197,11 @@ def test_two_threads_call_at_once(backend: str, monkeypatch: pytest.MonkeyPatch)
     def work(i: int) -> None:
         actual[i] = [outcome(FUSED[backend], *cases[i]) for _ in range(5)]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
     for i, results in actual.items():
         for result in results:
             assert_same_bits(result, expected[i])
@@ -212,11 +212,12 @@ FORK = """
 import os, sys, warnings
 import numpy as np
 import torch
-from gatv2 import Graph, parallel
+from gatv2 import Graph
 from gatv2.functional import gatv2_attention
+from gatv2.numba import threads
 
 warnings.simplefilter("ignore", DeprecationWarning)  # the fork is the point
-parallel._CHUNK_WORK = 1 << 10
+threads._CHUNK_WORK = 1 << 10
 torch.set_num_threads(2)
 torch.manual_seed(0)
 query, key, attn = torch.randn(400, 2, 8), torch.randn(400, 2, 8), torch.randn(2, 8)
@@ -290,14 +291,13 @@ def test_memory_is_written_before_it_is_read(
     mask[:, :7], mask[3:6] = False, False
     expected = outcome(FUSED[backend], features, mask, cotangent)
 
-    def poisoned(shape: Any, dtype: torch.dtype) -> Tensor:
-        fill = torch.nan if dtype.is_floating_point else 0x5A
-        return torch.full(tuple(shape), fill, dtype=dtype)
+    def poisoned(shape: tuple[int, ...], dtype: Any) -> Any:
+        return np.full(shape, np.nan if np.issubdtype(dtype, np.floating) else 0x5A, dtype)
 
-    for module in (tiles, sys.modules["gatv2.sparse.numba_kernel"], dense_loops):
+    for module in (tiles, gradients, counting_sort, dense_loops):
         monkeypatch.setattr(module, "empty", poisoned)
     assert_same_bits(outcome(FUSED[backend], features, mask, cotangent), expected)
-    assert tiles.tiles_of(3, 8, torch.float32).empty(2).isnan().all()
+    assert np.isnan(tiles.tiles_of(3, 8, False).empty(2)).all()
 
 
 _WITH_BOUNDS = """
@@ -316,8 +316,9 @@ for backend in FUSED:
 
 _OUT_OF_BOUNDS = """
 import numpy as np
-from gatv2.numba.compile import Vectors, kernel
+from gatv2.numba.compile import kernel
 from gatv2.numba.simd import load, store
+from gatv2.numba.vectors import Vectors
 @kernel
 def copy(vectors, x, at):
     store(x, 0, load(vectors.four, x, at))
@@ -343,3 +344,39 @@ def test_every_index_is_in_bounds(tmp_path: Path) -> None:
 def test_the_check_sees_an_index_out_of_bounds(tmp_path: Path) -> None:
     result = run_with_bounds(_OUT_OF_BOUNDS, tmp_path)
     assert "index is out of bounds" in result.stderr
+
+
+AFTER_MAIN = """
+import atexit, threading, time
+import torch
+from gatv2 import Graph
+from gatv2.functional import gatv2_attention
+from gatv2.numba import threads
+
+threads._CHUNK_WORK = 1 << 10
+torch.set_num_threads(2)
+torch.manual_seed(0)
+query, key, attn = torch.randn(400, 2, 8), torch.randn(400, 2, 8), torch.randn(2, 8)
+graph = Graph.from_mask(torch.rand(400, 400, 1) < 0.1)
+
+def attend():
+    return gatv2_attention(query, key, attn, graph, kernel="numba")
+
+expected = attend()
+main = threading.current_thread()
+
+def work():
+    main.join()
+    time.sleep(0.2)
+    print("thread", torch.equal(attend(), expected), flush=True)
+
+atexit.register(lambda: print("exit", torch.equal(attend(), expected), flush=True))
+threading.Thread(target=work).start()
+"""
+
+
+def test_a_thread_that_outlives_the_main_one_works_alone() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", AFTER_MAIN], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert sorted(result.stdout.split()) == ["True", "True", "exit", "thread"], result.stderr

@@ -11,7 +11,8 @@ from gatv2.random import philox_4x32_10
 
 simd = pytest.importorskip("gatv2.numba.simd", reason="needs Numba")
 
-from gatv2.numba.compile import Vectors, kernel  # noqa: E402
+from gatv2.numba.arguments import Block, Buffers, Dropout, EdgeList, Place  # noqa: E402
+from gatv2.numba.compile import kernel  # noqa: E402
 from gatv2.numba.exp import exp  # noqa: E402
 from gatv2.numba.philox import LANES, keep_factors  # noqa: E402
 from gatv2.numba.simd import (  # noqa: E402
@@ -25,13 +26,14 @@ from gatv2.numba.simd import (  # noqa: E402
     load_bits,
     load_mask,
     lowest_bit,
+    repeat,
     select,
     splat,
     store,
     store_bits,
-    tile,
 )
 from gatv2.numba.threads import first_row  # noqa: E402
+from gatv2.numba.vectors import Vectors  # noqa: E402
 
 
 @pytest.fixture(params=[np.float32, np.float64])
@@ -48,7 +50,7 @@ def _lanes(vectors: Any, x: Any, bits: Any, out: Any) -> None:
     sums = group_sum(heads, v)
     store(out, 0, fma(v, splat(wide, 2.0), v / splat(wide, 4.0) - v))
     store(out, n, expand(wide, sums))
-    store(out, 2 * n, tile(wide, load(heads, x, 0)))
+    store(out, 2 * n, repeat(wide, load(heads, x, 0)))
     store_bits(bits, 0, v > splat(wide, 0.0))
     store(out, 3 * n, select(load_bits(wide, bits, 0), v, splat(v, -1.0)))
     store(out, 4 * n, sums)
@@ -114,10 +116,20 @@ def test_mask_as_integer() -> None:
 
 @kernel
 def _philox(vectors: Any, keys: Any, counters: Any, keep: Any) -> None:
-    dropout = (0x80000000, 2.0, 0xA4093822, 0x299F31D0)
-    keep_factors(
-        vectors.words, dropout, 0x243F6A88, 0x03707344, 0, 4, keys, 0, None, 0, 0, 1, counters, keep
+    dropout = Dropout(0x80000000, 2.0, 0xA4093822, 0x299F31D0)
+    place = Place(
+        row=0,
+        start=0,
+        stop=1,
+        first_key=0,
+        first_edge=0,
+        first_x=0,
+        drop_query=0x243F6A88,
+        drop_key=0,
+        drop_word=0x03707344,
     )
+    edge_list, buffers = EdgeList(keys, keys), Buffers(keep, keep, keep, counters)
+    keep_factors(vectors.words, dropout, place, edge_list, None, Block(0, 0, 1), 4, buffers)
 
 
 def test_philox_gives_the_words_of_the_reference() -> None:

@@ -1,5 +1,6 @@
 """Which kernel is taken: the first that has nothing against it, and an explicit choice or an error."""
 
+import os
 import re
 import subprocess
 import sys
@@ -77,4 +78,27 @@ except ValueError as error:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[0] == "torch.Size([3, 6])"
-    assert "kernel='numba' can't serve this call: Numba can't be imported" in result.stdout
+    assert "kernel='numba' can't serve this call: Numba can't be used" in result.stdout
+
+
+def test_without_compilation() -> None:
+    """`NUMBA_DISABLE_JIT=1` leaves Numba's kernels nothing to run."""
+    code = """
+import torch
+from gatv2 import GraphAttentionV2Layer
+h, edge_index = torch.randn(3, 4), torch.tensor([[0, 1, 2], [1, 2, 0]])
+print(GraphAttentionV2Layer(4, 6, 2)(h, edge_index).shape)
+try:
+    GraphAttentionV2Layer(4, 6, 2, kernel="numba")(h, edge_index)
+except ValueError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines()[0] == "torch.Size([3, 6])"
+    assert "Numba can't be used: NUMBA_DISABLE_JIT is set" in result.stdout

@@ -103,3 +103,13 @@ def test_onnx(backend: Any, options: Any, tmp_path: Path) -> None:
         given = {name: tensor.numpy() for name, tensor in zip(names, case, strict=True)}
         (out,) = session.run(None, given)
         torch.testing.assert_close(torch.from_numpy(out), layer(*case))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("check_trace", [False, True])
+def test_a_trace_is_refused(check_trace: bool) -> None:
+    """It would keep the numbers of one graph, and answer zeros for another."""
+    layer = GraphAttentionV2Layer(3, 4, 2, dropout=0.0)
+    inputs = torch.randn(6, 3), torch.tensor([[0, 1, 2], [1, 2, 3]])
+    with pytest.raises(RuntimeError, match=r"export the model with torch\.export"):
+        torch.jit.trace(layer, inputs, check_trace=check_trace)

@@ -47,8 +47,6 @@ def test_the_order_of_edges_does_not_matter(dtype: torch.dtype, data: st.DataObj
     order = torch.randperm(edge_index.shape[1])
     layer = GraphAttentionV2Layer(5, 6, 3, dropout=0.5, backend="sparse", dtype=dtype)
     h = torch.randn(n_nodes, 5, dtype=dtype)
-    if edge_index.shape == (2, 2) and n_nodes == 2:
-        return  # could be a mask
     out, alpha = layer(h, edge_index, seed=3, return_attention=True)
     shuffled_out, shuffled_alpha = layer(h, edge_index[:, order], seed=3, return_attention=True)
     assert torch.equal(out, shuffled_out)

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from torch_geometric.data import Data
 
-from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer, gatv2_attention, select_kernel
+from gatv2 import (
+    GATv2,
+    Graph,
+    GraphAttentionLayer,
+    GraphAttentionV2Layer,
+    gatv2_attention,
+    select_kernel,
+)
+from gatv2.inference import apply_in_blocks
 
 H = torch.zeros(5, 3)
 QUERY = torch.zeros(5, 2, 4)
@@ -29,6 +38,11 @@ def wrong(value: Any) -> Any:
 
 def edges(*columns: tuple[int, int]) -> torch.Tensor:
     return torch.tensor(columns).T
+
+
+def of_module(name: str) -> object:
+    """An object of a class that says to be of a module, which is all that is looked at."""
+    return type("Graph", (), {"__module__": name})()
 
 
 Case = tuple[Callable[[], object], type[Exception], str]
@@ -78,6 +92,41 @@ CONSTRUCTORS: dict[str, Case] = {
         lambda: layer(leaky_relu_negative_slope=float("nan")),
         ValueError,
         "`leaky_relu_negative_slope` must be a finite number; got nan",
+    ),
+    "no dropout": (
+        lambda: layer(dropout=None),
+        TypeError,
+        "`dropout` must be a number in [0, 1), 0 for none; got None",
+    ),
+    "dropout as text": (
+        lambda: layer(dropout="0.5"),
+        TypeError,
+        "`dropout` must be a number in [0, 1), 0 for none; got '0.5'",
+    ),
+    "no slope": (
+        lambda: layer(leaky_relu_negative_slope=None),
+        TypeError,
+        "`leaky_relu_negative_slope` must be a finite number; got None",
+    ),
+    "layers and a half": (
+        lambda: GATv2(3, 8, 2, n_layers=wrong(2.5)),
+        TypeError,
+        "`n_layers` must be an int; got float",
+    ),
+    "feature dropout of two": (
+        lambda: GATv2(3, 8, 2, feature_dropout=2),
+        ValueError,
+        "`feature_dropout` must lie in [0, 1); got 2",
+    ),
+    "no feature dropout": (
+        lambda: GATv2(3, 8, 2, feature_dropout=wrong(None)),
+        TypeError,
+        "`feature_dropout` must be a number in [0, 1), 0 for none; got None",
+    ),
+    "integer parameters": (
+        lambda: layer(dtype=torch.int32),
+        TypeError,
+        "`dtype` must be a floating-point dtype of PyTorch, as torch.float32; got torch.int32",
     ),
     "slope infinite": (
         lambda: layer(leaky_relu_negative_slope=float("inf")),
@@ -162,28 +211,109 @@ CALLS: dict[str, Case] = {
         lambda: layer()(H, torch.ones(5, 5, dtype=torch.int64)),
         ValueError,
         "must be an integer edge index of shape (2, n_edges) or a bool mask of shape (5, 5); "
-        "got torch.int64 with shape (5, 5), which is neither",
+        "got torch.int64 with shape (5, 5): pass `adj_mat != 0` for a mask",
     ),
     "two-dimensional float mask": (
         lambda: layer()(H, torch.ones(5, 5)),
         ValueError,
-        "`(adj_mat != 0).unsqueeze(-1)` for a mask",
+        "got torch.float32 with shape (5, 5): pass `adj_mat != 0` for a mask",
     ),
-    "edge index or mask": (
-        lambda: layer()(torch.zeros(2, 3), torch.tensor([[0, 1], [1, 0]])),
+    "edge index or mask of floats": (
+        lambda: layer()(torch.zeros(2, 3), torch.ones(2, 2)),
         ValueError,
-        "got torch.int64 with shape (2, 2), which could be an edge index or a mask: "
-        "pass `Graph.from_edge_index(adj_mat, n_nodes)` for an edge index",
+        "got torch.float32 with shape (2, 2): pass `adj_mat.long()` for an edge index, "
+        "`adj_mat != 0` for a mask",
     ),
     "edge index of floats": (
         lambda: layer()(H, EDGE_INDEX.float()),
         ValueError,
-        "got torch.float32 with shape (2, 3), which is neither",
+        "got torch.float32 with shape (2, 3): pass `adj_mat.long()` for an edge index",
     ),
     "edge index transposed": (
         lambda: layer()(H, EDGE_INDEX.T.repeat(2, 1)),
         ValueError,
-        "got torch.int64 with shape (6, 2), which is neither",
+        "got torch.int64 with shape (6, 2): pass `adj_mat.T` for an edge index",
+    ),
+    "edge index transposed, of floats": (
+        lambda: layer()(H, EDGE_INDEX.T.float()),
+        ValueError,
+        "got torch.float32 with shape (3, 2): pass `adj_mat.T.long()` for an edge index",
+    ),
+    "neither edges nor a mask": (
+        lambda: layer()(H, torch.zeros(3, 4)),
+        ValueError,
+        "got torch.float32 with shape (3, 4): pass one of these",
+    ),
+    "masks without heads": (
+        lambda: layer()(torch.zeros(4, 5, 3), torch.ones(4, 5, 5)),
+        ValueError,
+        "got torch.float32 with shape (4, 5, 5): the last dimension is of heads, add it with "
+        "`.unsqueeze(-1)`",
+    ),
+    "a list of edges": (
+        lambda: layer()(H, EDGE_INDEX.tolist()),
+        TypeError,
+        "got list: convert it with `torch.as_tensor(adj_mat)`",
+    ),
+    "a mask of NumPy": (
+        lambda: layer()(H, np.eye(5, dtype=bool)),
+        TypeError,
+        "got bool with shape (5, 5): convert a mask with `torch.from_numpy(adj_mat)`",
+    ),
+    "edge index of NumPy, of floats": (
+        lambda: layer()(H, EDGE_INDEX.T.numpy().astype(float)),
+        TypeError,
+        "got float64: convert it with `edge_index.T.astype(numpy.int64)`",
+    ),
+    "a graph of PyTorch Geometric": (
+        lambda: layer()(H, Data(edge_index=EDGE_INDEX)),
+        TypeError,
+        "got Data: pass `adj_mat.edge_index` with flow='source_to_target'",
+    ),
+    "a graph of NetworkX": (
+        lambda: layer()(H, of_module("networkx.classes.graph")),
+        TypeError,
+        "pass `networkx.to_scipy_sparse_array(adj_mat, weight=None)` with flow='source_to_target'",
+    ),
+    "a graph of DGL": (
+        lambda: layer()(H, of_module("dgl.heterograph")),
+        TypeError,
+        "pass `torch.stack(adj_mat.edges())` with flow='source_to_target'",
+    ),
+    "features and graph swapped": (
+        lambda: layer()(EDGE_INDEX, H),
+        TypeError,
+        "features come first, and then the graph: call `layer(h, adj_mat)`",
+    ),
+    "graph and features swapped": (
+        lambda: layer()(wrong(Graph.from_edge_index(EDGE_INDEX, 5)), H),
+        TypeError,
+        "features come first, and then the graph: call `layer(h, adj_mat)`",
+    ),
+    "batches of a pair": (
+        lambda: layer()((torch.zeros(2, 5, 3), torch.zeros(3, 5, 3)), EDGE_INDEX),
+        ValueError,
+        "`h[0]` and `h[1]` must have the same batch dimensions; got (2, 5, 3) and (3, 5, 3)",
+    ),
+    "mask of heads in a model": (
+        lambda: GATv2(3, 8, 2, n_heads=2)(H, torch.ones(5, 5, 2)),
+        ValueError,
+        "a mask for 2 heads came to layers with [2, 1] heads: pass a mask of shape (*batch, n, n, 1)",
+    ),
+    "features of edges of NumPy": (
+        lambda: layer(edge_dim=2)(H, EDGE_INDEX, edge_features=wrong(np.zeros((3, 2)))),
+        TypeError,
+        "got ndarray: convert it with `torch.as_tensor(edge_features, dtype=layer.attn.dtype)`",
+    ),
+    "seed of half": (
+        lambda: layer()(H, EDGE_INDEX, seed=wrong(0.5)),
+        TypeError,
+        "`seed` must be an int or a 0-d int64 tensor; got float",
+    ),
+    "blocks of half": (
+        lambda: apply_in_blocks(layer().eval(), H, EDGE_INDEX, block_size=wrong(2.5)),
+        TypeError,
+        "`block_size` must be an int; got float",
     ),
     "key past the end": (
         lambda: layer()(H, edges((0, 1), (2, 5), (9, 0))),
@@ -213,7 +343,7 @@ CALLS: dict[str, Case] = {
     "graph for other heads": (
         lambda: layer()(H, Graph.from_mask(torch.ones(5, 5, 4) > 0)),
         ValueError,
-        "the graph's mask is for 4 heads, but there are 2 heads",
+        "`head_mask` must have 2 heads, as the features do; got 4: make the mask for 2 heads",
     ),
     "parallel edges in a dense mask": (
         lambda: layer(backend="dense")(H, PARALLEL),
@@ -317,6 +447,26 @@ FUNCTIONS: dict[str, Case] = {
         lambda: Graph.from_edge_index(torch.zeros(3, 4, dtype=torch.int64), 5),
         ValueError,
         "an edge index must have shape (2, n_edges); got (3, 4)",
+    ),
+    "graph of columns": (
+        lambda: Graph.from_edge_index(EDGE_INDEX.T, 5),
+        ValueError,
+        "an edge index must have shape (2, n_edges); got (3, 2): pass `edge_index.T`",
+    ),
+    "graph of columns of floats": (
+        lambda: Graph.from_edge_index(EDGE_INDEX.T.double(), 5),
+        TypeError,
+        "got torch.float64: convert it with `edge_index.T.long()`",
+    ),
+    "no dropout": (
+        lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, dropout=wrong(None)),
+        TypeError,
+        "`dropout` must be a number in [0, 1), 0 for none; got None",
+    ),
+    "no slope": (
+        lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, negative_slope=wrong(None)),
+        TypeError,
+        "`negative_slope` must be a finite number; got None",
     ),
     "graph without nodes": (
         lambda: Graph.from_edge_index(EDGE_INDEX, -1),

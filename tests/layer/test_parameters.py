@@ -6,6 +6,7 @@ import io
 import pickle
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -231,3 +232,25 @@ def test_heads_are_concatenated_or_averaged(mask: Tensor, n_heads: int) -> None:
     h = torch.randn(5, 3, dtype=torch.float64)
     heads = concatenated(h, mask).unflatten(-1, (n_heads, 4))
     assert_agrees(averaged(h, mask), heads.mean(-2))
+
+
+def test_separate_weights_are_not_loaded_into_shared_ones(layer_class: Any) -> None:
+    separate = layer_class(3, 8, 2, share_weights=False, bias="projections").state_dict()
+    shared = layer_class(3, 8, 2, share_weights=True, bias="projections")
+    before = {name: value.clone() for name, value in shared.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"`linear_l.weight` and `linear_r.weight` differ"):
+        shared.load_state_dict(separate)
+    nested = torch.nn.Sequential(shared)
+    with pytest.raises(RuntimeError, match=r"`0.linear_l.weight` and `0.linear_r.weight` differ"):
+        nested.load_state_dict({f"0.{name}": value for name, value in separate.items()})
+    equal = {**separate, "linear_r.weight": separate["linear_l.weight"].clone()}
+    shared.load_state_dict(equal)
+    assert torch.equal(shared.linear_r.weight, separate["linear_l.weight"])
+    assert not torch.equal(before["linear_l.weight"], separate["linear_l.weight"])
+
+
+@pytest.mark.parametrize("bias", [1, 0, numpy.True_, "output", None])
+def test_a_bias_is_one_of_three(layer_class: Any, bias: Any) -> None:
+    """1 equals True, and is another thing to `is True`."""
+    with pytest.raises(ValueError, match="`bias` must be False, True or 'projections'"):
+        layer_class(3, 8, 2, bias=bias)

@@ -199,3 +199,24 @@ def test_a_mask_without_nodes(fill_value: Any) -> None:
     layer = GraphAttentionV2Layer(3, 4, 2, edge_dim=2, add_self_loops=True, fill_value=fill_value)
     no_mask = torch.zeros(0, 0, 1, dtype=torch.bool)
     assert layer(torch.randn(0, 3), no_mask, edge_features=torch.randn(0, 0, 2)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fill_value", REDUCTIONS)
+def test_reductions_of_a_hub_are_rounded_once(dtype: torch.dtype, fill_value: Any) -> None:
+    """A count in half precision stops at 256 or 2048, and so does a sum."""
+    n_nodes = 5001
+    key = torch.arange(1, n_nodes)
+    graph = Graph.from_edge_index(torch.stack((torch.zeros_like(key), key)), n_nodes)
+    values = 1 + torch.randn(n_nodes - 1, 2, generator=torch.Generator().manual_seed(0)) / 1000
+    mask = graph.to_mask()
+    for adjacency, features in ((graph, values.to(dtype)), (mask, None)):
+        if features is None:
+            features = torch.zeros(n_nodes, n_nodes, 2, dtype=dtype)
+            features[0, 1:] = values.to(dtype)
+        exact = add_self_loops(adjacency, features.double(), fill_value)[1]
+        actual = add_self_loops(adjacency, features, fill_value)[1]
+        assert exact is not None
+        assert actual is not None
+        at = (n_nodes - 1,) if adjacency is graph else (0, 0)
+        assert torch.equal(actual[at], exact[at].to(dtype))

@@ -1,4 +1,4 @@
-"""Checkpoints of DGL, of the tutorial and of the paper's code compute what they did, or are refused.
+"""Checkpoints of the tutorial and of the paper's code compute what they did, or are refused.
 
 Their layers are written here once more, as little of them as their checkpoints and results need.
 """
@@ -16,7 +16,7 @@ from torch_geometric.utils import add_self_loops, remove_self_loops, softmax
 
 from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.convert import from_dgl, from_labml, from_official, from_pyg, to_dgl, to_pyg
-from gatv2.testing import SIZES, assert_agrees, edge_indices, masks, value_and_gradients
+from gatv2.testing import assert_agrees, edge_indices, masks, value_and_gradients
 
 
 def attend(source: Tensor, target: Tensor, attn: Tensor, edges: Tensor) -> Tensor:
@@ -25,75 +25,6 @@ def attend(source: Tensor, target: Tensor, attn: Tensor, edges: Tensor) -> Tenso
     scores = (leaky_relu(pair, 0.2) * attn).sum(-1, keepdim=True)
     alpha = softmax(scores, edges[1], num_nodes=len(target))
     return torch.zeros_like(target).index_add(0, edges[1], alpha * source[edges[0]])
-
-
-class OfDGL(nn.Module):
-    """DGL's `GATv2Conv`: the heads are left apart; bias of the projections and of the residual."""
-
-    def __init__(
-        self, in_src: int, in_dst: int, n_hidden: int, n_heads: int, bias: bool, residual: bool
-    ) -> None:
-        super().__init__()
-        self.attn = nn.Parameter(torch.randn(1, n_heads, n_hidden))
-        self.fc_src = nn.Linear(in_src, n_heads * n_hidden, bias=bias)
-        self.fc_dst = nn.Linear(in_dst, n_heads * n_hidden, bias=bias)
-        self.res_fc = None
-        if residual:
-            is_linear = in_dst != n_hidden
-            self.res_fc = (
-                nn.Linear(in_dst, n_heads * n_hidden, bias) if is_linear else nn.Identity()
-            )
-
-    def forward(self, edges: Tensor, h_src: Tensor, h_dst: Tensor) -> Tensor:
-        n_heads, n_hidden = self.attn.shape[1:]
-        source, target = (
-            linear(h).unflatten(-1, (n_heads, n_hidden))
-            for linear, h in ((self.fc_src, h_src), (self.fc_dst, h_dst))
-        )
-        out = attend(source, target, self.attn, edges)
-        return out if self.res_fc is None else out + self.res_fc(h_dst).view(len(out), -1, n_hidden)
-
-
-@st.composite
-def dgl_cases(draw: st.DrawFn) -> tuple[OfDGL, bool, Tensor, Tensor, Tensor]:
-    in_src, in_dst = draw(st.sampled_from(((3, 3), (3, 5), (4, 4))))
-    n_src, n_dst = draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES))
-    residual = draw(st.booleans())
-    torch.manual_seed(draw(st.integers(0, 2**32)))
-    theirs = OfDGL(in_src, in_dst, 4, draw(st.sampled_from((1, 2))), draw(st.booleans()), residual)
-    edges = draw(edge_indices(n_src, n_dst)).long()
-    h = torch.randn(n_src, in_src).double(), torch.randn(n_dst, in_dst).double()
-    return theirs.double(), residual, edges, *h
-
-
-@given(case=dgl_cases())
-def test_dgl(case: tuple[OfDGL, bool, Tensor, Tensor, Tensor]) -> None:
-    theirs, residual, edges, h_src, h_dst = case
-    layer = from_dgl(theirs.state_dict(), residual=residual)
-    cotangent = torch.randn(len(h_dst), layer.out_features).double()
-    actual = value_and_gradients(lambda *h: layer(h, edges), (h_src, h_dst), cotangent)
-    expected = value_and_gradients(
-        lambda *h: theirs(edges, *h).flatten(1), (h_src, h_dst), cotangent
-    )
-    for a, e in zip(actual, expected, strict=True):
-        assert_agrees(a, e)
-    back = to_dgl(layer)
-    assert back.keys() == theirs.state_dict().keys()
-    for name, tensor in theirs.state_dict().items():
-        assert torch.equal(back[name], tensor)
-    theirs.load_state_dict(back)
-    # as many parameters to train, so that training goes on as it would have
-    n_parameters = sum(p.numel() for p in theirs.parameters())
-    assert n_parameters == sum(p.numel() for p in layer.parameters() if p.requires_grad)
-
-
-def test_dgl_shared_weights_and_prefix() -> None:
-    theirs = OfDGL(3, 3, 4, 2, bias=True, residual=False)
-    theirs.fc_dst = theirs.fc_src
-    state = {f"gat.{name}": tensor for name, tensor in theirs.state_dict().items()}
-    layer = from_dgl(state, share_weights=True, prefix="gat.")
-    assert layer.linear_l is layer.linear_r
-    assert to_dgl(layer).keys() == theirs.state_dict().keys()
 
 
 def of_labml(state: dict[str, Tensor], h: Tensor, mask: Tensor, swapped: bool) -> Tensor:
@@ -183,8 +114,36 @@ def test_official(edges: Tensor, loops: bool, is_pair: bool) -> None:
     assert_agrees(layer(h, edges), of_official(shared, h, edges.long(), loops))
 
 
+ONES = torch.ones(3)
+
+
 def layer(*sizes: Any, **options: Any) -> GraphAttentionV2Layer:
     return GraphAttentionV2Layer(*(sizes or (3, 8, 2)), **options)
+
+
+def dgl_state(in_features: int = 3, bias: bool = True, residual: bool = False) -> dict[str, Tensor]:
+    """A state dict of DGL's layer with two heads of four features."""
+    names = ("fc_src", "fc_dst", *(("res_fc",) if residual else ()))
+    state = {f"{name}.weight": torch.randn(8, in_features) for name in names}
+    state |= {f"{name}.bias": torch.randn(8) for name in names if bias}
+    return state | {"attn": torch.randn(1, 2, 4)}
+
+
+def official_state() -> dict[str, Tensor]:
+    return dict(GATv2Conv(3, 4, heads=2).state_dict())
+
+
+class Wrapped(nn.Module):
+    """What adapters make of a projection."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+
+def with_wrapped(module: Any, name: str) -> Any:
+    setattr(module, name, Wrapped(getattr(module, name)))
+    return module
 
 
 def with_output_bias() -> GraphAttentionV2Layer:
@@ -228,19 +187,19 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         "lacks ['gat.attn', 'gat.fc_src.weight', 'gat.fc_dst.weight']; it has ['attn']",
     ),
     "residual not told": (
-        lambda: from_dgl(OfDGL(3, 3, 4, 2, bias=True, residual=True).state_dict()),
+        lambda: from_dgl(dgl_state(residual=True)),
         ValueError,
         "pass residual=True",
     ),
     "residual not there": (
-        lambda: from_dgl(OfDGL(3, 3, 4, 2, True, residual=False).state_dict(), residual=True),
+        lambda: from_dgl(dgl_state(), residual=True),
         ValueError,
-        "the input has 3 features and a head 4",
+        "the input has 3 features, a head 4 and the result 8",
     ),
     "not shared": (
-        lambda: from_dgl(OfDGL(3, 3, 4, 2, True, False).state_dict(), share_weights=True),
+        lambda: from_dgl(dgl_state(), share_weights=True),
         ValueError,
-        "share_weights=True, but the two matrices differ",
+        "share_weights=True, but the two matrices differ: pass share_weights=False",
     ),
     "heads averaged, DGL": (
         lambda: to_dgl(layer(3, 8, 2, is_concat=False)),
@@ -268,9 +227,9 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         "the layer's `bias` is not zero",
     ),
     "residual, DGL": (
-        lambda: to_dgl(layer(4, 8, 2, residual=True)),
+        lambda: to_dgl(layer(8, 8, 2, residual=True)),
         ValueError,
-        "DGL's residual is the identity",
+        "where the input has the size of the result, 8, DGL's residual is the identity",
     ),
     "scores not told": (
         lambda: from_labml(labml_state(shared=False)),
@@ -292,7 +251,78 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "`lin_l` and `lin_r` differ: pass share_weights=True",
     ),
+    "one bias of two, DGL": (
+        lambda: from_dgl(without(dgl_state(), "fc_dst.bias")),
+        ValueError,
+        "has ['fc_src.bias'] without ['fc_dst.bias']",
+    ),
+    "bias of the residual alone, DGL": (
+        lambda: from_dgl(without(dgl_state(residual=True), "res_fc.weight"), residual=True),
+        ValueError,
+        "'res_fc.bias' without 'res_fc.weight'",
+    ),
+    "residual without its bias, DGL": (
+        lambda: from_dgl(without(dgl_state(residual=True), "res_fc.bias"), residual=True),
+        ValueError,
+        "without ['res_fc.bias']",
+    ),
+    "one bias of three": (
+        lambda: from_official(without(official_state(), "bias"), add_self_loops=True),
+        ValueError,
+        "has ['lin_l.bias', 'lin_r.bias'] without ['bias']",
+    ),
+    "a parameter of another layer": (
+        lambda: from_dgl(
+            {f"gat.{k}": x for k, x in (dgl_state() | {"e": ONES}).items()}, prefix="gat."
+        ),
+        ValueError,
+        "the state dict has ['gat.e'], which are no parameters of this layer",
+    ),
+    "a layer for its state dict": (
+        lambda: from_dgl(layer()),  # type: ignore[arg-type]
+        TypeError,
+        "got GraphAttentionV2Layer: pass its `state_dict()`",
+    ),
+    "a list for a tensor": (
+        lambda: from_dgl({**dgl_state(), "attn": [[[1.0]]]}),  # type: ignore[dict-item]
+        TypeError,
+        "`attn` must be a torch.Tensor; got list",
+    ),
+    "integers": (
+        lambda: from_dgl({name: x.long() for name, x in dgl_state().items()}),
+        TypeError,
+        "one floating-point dtype; got",
+    ),
+    "two dtypes": (
+        lambda: from_dgl(dgl_state() | {"attn": torch.randn(1, 2, 4).half()}),
+        TypeError,
+        "attn: torch.float16: convert them to one",
+    ),
+    "a head that does not divide": (
+        lambda: from_labml(labml_state(True) | {"attn.weight": torch.randn(1, 3).double()}),
+        ValueError,
+        "the 3 features of a head, which do not divide the 8 rows",
+    ),
+    "a wrapped projection, PyG": (
+        lambda: from_pyg(with_wrapped(GATv2Conv(3, 4), "lin_l")),
+        ValueError,
+        "has ['lin_l.base.bias', 'lin_l.base.weight'], which a layer of plain projections has not",
+    ),
+    "a wrapped projection": (
+        lambda: to_pyg(with_wrapped(layer(), "linear_r")),
+        ValueError,
+        "has ['linear_r.base.weight'], which a layer of plain projections has not",
+    ),
+    "a wrapped projection, DGL": (
+        lambda: to_dgl(with_wrapped(layer(), "linear_r")),
+        ValueError,
+        "merge what wraps or quantizes them",
+    ),
 }
+
+
+def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {other: tensor for other, tensor in state.items() if other != name}
 
 
 @pytest.mark.parametrize(("call", "error", "text"), ERRORS.values(), ids=ERRORS.keys())
@@ -300,3 +330,78 @@ def test_errors(call: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error) as raised:
         call()
     assert text in str(raised.value)
+
+
+CONVERTERS: dict[str, tuple[Any, Any]] = {
+    "DGL": (from_dgl, lambda: dgl_state(residual=True)),
+    "tutorial": (from_labml, lambda: labml_state(shared=True)),
+    "paper": (from_official, official_state),
+}
+OPTIONS: dict[str, Any] = {
+    "DGL": {"residual": True},
+    "tutorial": {},
+    "paper": {"add_self_loops": True, "share_weights": False},
+}
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_every_shape_that_does_not_fit_is_told(name: str) -> None:
+    """A dimension more or less, a size of zero, or one more or less, of each parameter in turn."""
+    convert, make = CONVERTERS[name]
+    state = make()
+    convert(state, **OPTIONS[name])
+    vectors = {"attn", "att", "attn.weight"}
+    n_told = 0
+    for parameter, tensor in state.items():
+        shape = tuple(tensor.shape)
+        wrong = [shape[1:], (*shape, 1), (1, *shape)]
+        for dim, size in enumerate(shape):
+            wrong += [(*shape[:dim], other, *shape[dim + 1 :]) for other in (0, size + 1)]
+        for other in wrong:
+            is_input = parameter not in vectors and len(shape) == 2 and other[:1] == shape[:1]
+            if is_input and len(other) == 2 and other[1]:
+                continue  # another number of inputs, which the two sides may have
+            with pytest.raises(
+                ValueError, match=r"must have shape|do not divide|the result \d"
+            ) as told:
+                convert(state | {parameter: torch.ones(other).to(tensor)}, **OPTIONS[name])
+            assert (
+                "weight" in str(told.value) or "att" in str(told.value) or "bias" in str(told.value)
+            )
+            n_told += 1
+    assert n_told >= 6 * len(state) - 6
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_numpy_arrays(name: str) -> None:
+    """As NumPy's and safetensors' files are read; the arrays are copied."""
+    convert, make = CONVERTERS[name]
+    state = make()
+    arrays = {parameter: tensor.numpy().copy() for parameter, tensor in state.items()}
+    layer = convert(arrays, **OPTIONS[name])
+    expected = {
+        parameter: tensor.clone()
+        for parameter, tensor in convert(state, **OPTIONS[name]).state_dict().items()
+    }
+    for array in arrays.values():
+        array.fill(0)
+    for parameter, tensor in layer.state_dict().items():
+        assert torch.equal(tensor, expected[parameter])
+
+
+def test_matrices_with_nan_do_not_differ_from_themselves() -> None:
+    """A run that has diverged is converted as it is."""
+    state = labml_state(shared=True)
+    state["linear_l.weight"][0, 0] = torch.nan
+    state["linear_r.weight"] = state["linear_l.weight"].clone()
+    assert from_labml(state).share_weights
+    theirs = official_state()
+    theirs["lin_l.weight"][0, 0] = torch.nan
+    theirs |= {"lin_r.weight": theirs["lin_l.weight"].clone(), "lin_r.bias": theirs["lin_l.bias"]}
+    assert from_official(theirs, add_self_loops=False).share_weights
+    other = dgl_state()
+    other["fc_src.weight"][0, 0] = torch.nan
+    other |= {"fc_dst.weight": other["fc_src.weight"].clone(), "fc_dst.bias": other["fc_src.bias"]}
+    layer = from_dgl(other, share_weights=True)
+    assert layer.share_weights
+    assert layer.linear_l.weight.isnan().sum() == 1

@@ -1,5 +1,7 @@
 """Our layers inside of PyTorch Geometric: its containers, loaders, edge indices and explainers."""
 
+import importlib
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -214,11 +216,111 @@ def test_adj_t_is_read_as_pyg_reads_it(layout: str) -> None:
     assert_agrees(from_pyg(conv)(x, adj_t.t()), expected)
 
 
-def test_errors() -> None:
-    with pytest.raises(ValueError, match="has no self-loops to add"):
-        drop_in((3, 3), 4)(
-            (torch.randn(5, 3).double(), torch.randn(2, 3).double()), EDGE_INDEX[:, :0]
+@pytest.mark.parametrize("options", [{}, {"edge_dim": 2}, {"edge_dim": 2, "fill_value": "max"}])
+def test_blocks_with_self_loops(make: Any, options: Any) -> None:
+    """Targets are the first of the sources, and have self-loops; as many as there are on both sides."""
+    layer = make(3, 4, **options)
+    conv: Any = pyg.GATv2Conv(3, 4, heads=2, **options).double()
+    if isinstance(layer, GraphAttentionV2Layer):
+        conv = gatv2.convert.to_pyg(layer)
+    else:
+        conv.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 3).double()
+    edge_index = torch.tensor([[2, 3, 1, 0, 3], [0, 0, 0, 1, 1]])
+    edge_attr = torch.randn(5, 2).double() if options else None
+    expected, (their_edges, their_alpha) = conv(
+        (x, x[:2]), edge_index, edge_attr, return_attention_weights=True
+    )
+    if isinstance(layer, GraphAttentionV2Layer):
+        out, alpha = layer((x, x[:2]), edge_index, edge_features=edge_attr, return_attention=True)
+    else:
+        out, (edges, alpha) = layer(
+            (x, x[:2]), edge_index, edge_attr, return_attention_weights=True
         )
+        assert torch.equal(edges, their_edges)
+    assert_agrees(out, expected)
+    assert_agrees(alpha, their_alpha)
+    if not options:  # more targets than sources; theirs can't reduce features there
+        assert_agrees(layer((x[:2], x), edge_index.flip(0)), conv((x[:2], x), edge_index.flip(0)))
+
+
+class Doubled(gatv2.pyg.GATv2Conv):
+    def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
+        return 2 * x_j * alpha.unsqueeze(-1)
+
+
+def test_another_aggregation_and_other_messages_are_kept() -> None:
+    x = torch.randn(N_NODES, 3).double()
+    for aggr in ("max", "mean", "sum", ["add", "max"]):
+        ours = drop_in(3, 4, aggr=aggr, bias=False)
+        theirs = pyg.GATv2Conv(3, 4, heads=2, aggr=aggr, bias=False).double()
+        theirs.load_state_dict(ours.state_dict())
+        assert_agrees(ours(x, EDGE_INDEX), theirs(x, EDGE_INDEX))
+    doubled = Doubled(3, 4, heads=2, bias=False).double()
+    plain = drop_in(3, 4, bias=False)
+    plain.load_state_dict(doubled.state_dict())
+    assert_agrees(doubled(x, EDGE_INDEX), 2 * plain(x, EDGE_INDEX))
+    with pytest.raises(ValueError, match=r"Doubled has \['message'\] of its own"):
+        from_pyg(doubled)
+
+
+def test_a_module_that_is_read_again() -> None:
+    """As an interactive session reads it; layers that there are, and their checkpoints, stay good."""
+    x, old = torch.randn(N_NODES, 3).double(), drop_in(3, 4)
+    module = importlib.reload(gatv2.pyg)
+    new = module.GATv2Conv(3, 4, heads=2).double()
+    new.load_state_dict(old.state_dict())
+    assert_agrees(new(x, EDGE_INDEX), old(x, EDGE_INDEX))
+    assert_agrees(from_pyg(new)(x, EDGE_INDEX), from_pyg(old)(x, EDGE_INDEX))
+
+
+def test_checkpoints_of_weights_only() -> None:
+    x, layer = torch.randn(N_NODES, 3).double(), our_layer(3, 4)
+    file = io.BytesIO()
+    torch.save({"state": layer.state_dict(), "layer": layer}, file)
+    file.seek(0)
+    with torch.serialization.safe_globals([GraphAttentionV2Layer, torch.nn.Linear]):
+        loaded = torch.load(file, weights_only=True)
+    assert torch.equal(loaded["layer"](x, EDGE_INDEX), layer(x, EDGE_INDEX))
+    other = our_layer(3, 4)
+    other.load_state_dict(loaded["state"])
+    assert torch.equal(other(x, EDGE_INDEX), layer(x, EDGE_INDEX))
+
+
+Untyped: Any = GraphAttentionV2Layer  # for calls that a type checker refuses
+
+
+def untyped() -> Any:
+    return our_layer(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: Untyped(in_channels=3), "'in_channels': here it is in_features"),
+        (lambda: Untyped(3, 8, heads=2), "'heads': here it is n_heads"),
+        (lambda: Untyped(3, 8, 2, concat=True), "'concat': here it is is_concat"),
+        (lambda: untyped()(None, None, edge_attr=0), "'edge_attr': here it is edge_features"),
+        (lambda: untyped()(x=0), "'x': here it is h"),
+        (
+            lambda: untyped()(None, None, return_attention_weights=True),
+            "'return_attention_weights': here it is return_attention",
+        ),
+        (lambda: Untyped(3, 8, 2, other=1), "has no argument 'other': it has ('in_f"),
+    ],
+)
+def test_names_of_their_arguments(call: Any, text: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        call()
+    assert text in str(raised.value)
+    assert str(raised.value).startswith("GraphAttentionV2Layer has no argument")
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"of sources must have shape \(n_nodes, n_features\)"):
+        drop_in(3, 4)(torch.randn(2, 5, 3).double(), EDGE_INDEX)
+    with pytest.raises(TypeError, match=r"features of targets must be a .*; got NoneType"):
+        drop_in((3, 3), 4)((torch.randn(5, 3).double(), None), EDGE_INDEX)
     with pytest.raises(ValueError, match="came to a layer without `edge_dim`"):
         drop_in(3, 4, add_self_loops=False)(
             torch.randn(N_NODES, 3).double(), EDGE_INDEX, torch.randn(120, 4).double()

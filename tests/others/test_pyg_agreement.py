@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import GATv2Conv
 
 import gatv2.pyg
-from gatv2 import Graph, GraphAttentionV2Layer
+from gatv2 import GraphAttentionV2Layer
 from gatv2.convert import from_pyg, to_pyg
 from gatv2.dispatch import Kernel
 from gatv2.testing import SIZES, assert_agrees, edge_indices
@@ -46,12 +46,7 @@ class Case:
         if not isinstance(layer, GraphAttentionV2Layer):
             theirs: Tensor = layer(h, self.edge_index, edge_attr)
             return theirs
-        n_nodes: Any = (len(x[0]), len(x[-1]))
-        graph: Any = self.edge_index
-        if graph.shape == n_nodes:  # which could be a mask
-            n_nodes = n_nodes if layer.flow == "target_to_source" else n_nodes[::-1]
-            graph = Graph.from_edge_index(graph, n_nodes, flow=layer.flow)
-        out: Tensor = layer(h, graph, edge_features=edge_attr)
+        out: Tensor = layer(h, self.edge_index, edge_features=edge_attr)
         return out
 
     def without_parallel_edges(self) -> "Case":
@@ -70,12 +65,14 @@ def cases(draw: st.DrawFn) -> Case:
     n_first = draw(st.sampled_from(SIZES))
     n_second = draw(st.sampled_from(SIZES)) if is_pair else n_first
     edge_index = draw(edge_indices(n_first, n_second)).long()
+    # with other numbers of nodes on both sides, a sampled block; what could be a mask of it is an error
+    assume(n_first == n_second or edge_index.shape != (n_first, n_second))
     share_weights = draw(st.booleans())
     widths = (3, 3) if share_weights or not is_pair else (3, 5)
     torch.manual_seed(draw(st.integers(0, 2**32)))
     edge_dim = draw(st.sampled_from((None, 1, 4)))
     fills = [0.5, torch.randn(edge_dim or 1).double()]
-    if flow == "source_to_target":
+    if flow == "source_to_target" and n_second <= n_first:  # else theirs reads out of bounds
         fills += ["mean", "add", "min", "max", "mul"]
     conv = GATv2Conv(
         widths if is_pair else 3,
@@ -83,7 +80,7 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.sampled_from((1, 2, 5))),
         concat=draw(st.booleans()),
         negative_slope=draw(st.sampled_from((0.0, 0.2, 1.5))),
-        add_self_loops=n_first == n_second and draw(st.booleans()),
+        add_self_loops=draw(st.booleans()),
         edge_dim=edge_dim,
         fill_value=draw(st.sampled_from(fills)),
         bias=draw(st.booleans()),

@@ -94,8 +94,13 @@ def test_without_the_name_a_wrapped_tensor_is_one_without_memory(
     assert torch_internals.is_inspectable(x[:0])
     assert not torch_internals.is_inspectable(x.to("meta"))
     seen: list[bool] = []
-    vmap(lambda x: (seen.append(torch_internals.is_inspectable(x)), x)[1])(x)
-    grad(lambda x: (seen.append(torch_internals.is_inspectable(x)), x.sum())[1])(x)
+
+    def total(x: Tensor) -> Tensor:
+        seen.append(torch_internals.is_inspectable(x))
+        return x.sum()
+
+    vmap(total)(x)
+    grad(total)(x)
     assert seen == [False, False]
 
 
@@ -177,6 +182,29 @@ def test_is_forward_mode() -> None:
         look(x)
         look(torch.autograd.forward_ad.make_dual(x, x))
     assert seen == [False, False, True, True, True, False, True]
+
+
+def test_is_transformed() -> None:
+    seen: list[bool] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(torch_internals.is_transformed())
+        return x.sum()
+
+    x = torch.randn(2, 3)
+    look(x)
+    vmap(look)(x)
+    grad(look)(x)
+    jvp(look, (x,), (x,))
+    look(x.requires_grad_()).backward()
+    assert seen == [False, True, True, True, False]
+
+
+def test_without_the_name_a_transform_may_always_be_active(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(torch._C._functorch, "get_interpreter_stack")
+    assert torch_internals.is_transformed()
 
 
 def test_the_operators_go_by_the_private_names_that_there_are() -> None:

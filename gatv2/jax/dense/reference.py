@@ -1,8 +1,11 @@
-"""The formula, literally, over a dense mask: :mod:`gatv2.dense.reference` in JAX.
+"""The formula over a dense mask: :mod:`gatv2.dense.reference` in JAX, in blocks of keys.
 
 e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])
 alpha_ij = softmax over the keys j of query i of e_ij
 out_i = sum over j of dropout(alpha_ij) g_r[j]
+
+With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). Of `[N, M, H, F]` no more
+than a block is held; coefficients, `[N, M, H]`, are held whole.
 """
 
 import math
@@ -11,7 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gatv2.jax.blocks import count_blocks, from_blocks, into_blocks, lead, map_blocks
+from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.random import keep_mask
+from gatv2.jax.sparse.reference import leaky_relu, score, vector_dot
 
 
 def gatv2_attention(
@@ -19,69 +25,115 @@ def gatv2_attention(
     key: jax.Array,
     attn: jax.Array,
     mask: jax.Array,
+    edges: EdgeInputs | None,
     *,
     negative_slope: float,
     dropout: float,
     seed: jax.Array | None,
     return_attention: bool,
-) -> tuple[jax.Array, jax.Array | None]:
-    """GATv2 attention: `(out, alpha)`, alpha `[*B, N, M, H]` after the softmax and before dropout.
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """GATv2 attention: `(out, lse, alpha)`.
+
+    `lse` `[*B, N, H]` is the log-sum-exp of a query's scores, -inf without any, in float32 or float64;
+    `alpha` `[*B, N, M, H]` is after the softmax and before dropout.
 
     Args:
         query: g_l `[*B, N, H, F]`.
         key: g_r `[*B, M, H, F]`.
         attn: a `[H, F]`.
         mask: `[*B, N, M, 1 or H]`, bool.
+        edges: x `[*B, N, M, D]` and W_e `[H, F, D]`; or None.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability that a coefficient is dropped.
         seed: uint32 `[2]`, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha.
     """
-    query, key = _without_padding(query, key, mask)
-    scores = gatv2_scores(query, key, attn, negative_slope=negative_slope)
+    query, key, edges = without_padding(query, key, edges, mask)
+    scores = gatv2_scores(query, key, attn, edges, negative_slope=negative_slope)
+    out, lse, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
+    return out, lse, alpha.astype(key.dtype) if return_attention else None
+
+
+def gatv2_scores(
+    query: jax.Array,
+    key: jax.Array,
+    attn: jax.Array,
+    edges: EdgeInputs | None = None,
+    *,
+    negative_slope: float,
+) -> jax.Array:
+    """e_ij for every pair, `[*B, N, M, H]`, in float32 or the wider dtype of the features."""
+
+    def scores_of(block: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        key, x = block
+        pair = query[..., :, None, :, :] + key[..., None, :, :, :]  # [*B, N, block, H, F]
+        if edges is not None and x is not None:
+            pair = pair + edges.project(x)
+        return score(pair, attn, negative_slope)
+
+    n_keys = key.shape[-3]
+    n_blocks = count_blocks(n_keys, math.prod(query.shape))
+    of_edges = None if edges is None else into_blocks(edges.features, -2, n_blocks)
+    blocks = (into_blocks(key, -3, n_blocks), of_edges)
+    return from_blocks(map_blocks(scores_of, blocks), -2, n_keys)
+
+
+def gat_scores(
+    query: jax.Array,
+    key: jax.Array,
+    attn_query: jax.Array,
+    attn_key: jax.Array,
+    *,
+    negative_slope: float,
+) -> jax.Array:
+    """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, N, M, H]`."""
+    query_term, key_term = vector_dot(query, attn_query), vector_dot(key, attn_key)
+    pair = query_term[..., :, None, :] + key_term[..., None, :, :]
+    return leaky_relu(pair, negative_slope)
+
+
+def attend(
+    scores: jax.Array, value: jax.Array, mask: jax.Array, *, dropout: float, seed: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Softmax over each query's keys, dropout, weighted sum of `value`: `(out, lse, alpha)`."""
     lowest = np.finfo(scores.dtype).min  # not -inf: a row without keys stays finite
+    mask = lead(mask, scores.ndim)
     scores = jnp.where(mask, scores, lowest)  # [*B, N, M, H]
     largest = jax.lax.stop_gradient(scores.max(axis=-2, keepdims=True, initial=lowest))
     numerator = jnp.where(mask, jnp.exp(scores - largest), 0)
     denominator = numerator.sum(axis=-2, keepdims=True)
-    alpha = numerator / jnp.where(denominator == 0, 1, denominator)
+    divisor = jnp.where(denominator == 0, 1, denominator)
+    lse = jnp.where(denominator == 0, -math.inf, largest + jnp.log(divisor)).squeeze(-2)
+    alpha = numerator / divisor
     weight = alpha
     if seed is not None:
-        weight = alpha * _keep(seed, dropout, scores) / (1 - dropout)
-    out = jnp.einsum("...ijh,...jhf->...ihf", weight, key).astype(query.dtype)
-    return out, alpha.astype(query.dtype) if return_attention else None
-
-
-def gatv2_scores(
-    query: jax.Array, key: jax.Array, attn: jax.Array, *, negative_slope: float
-) -> jax.Array:
-    """e_ij for every pair, `[*B, N, M, H]`, in float32 or the wider dtype of the features."""
-    pair = query[..., :, None, :, :] + key[..., None, :, :, :]  # [*B, N, M, H, F]
-    return score(pair, attn, negative_slope)
-
-
-def score(pair: jax.Array, attn: jax.Array, negative_slope: float) -> jax.Array:
-    """a_h . LeakyReLU(pair); not `jax.nn.leaky_relu`, whose slope at zero is not PyTorch's."""
-    dtype = jnp.promote_types(pair.dtype, jnp.float32)
-    return jnp.sum(jnp.where(pair > 0, pair, negative_slope * pair) * attn, axis=-1, dtype=dtype)
+        weight = jnp.where(_keep(seed, dropout, scores), alpha, 0) / (1 - dropout)
+    out = jnp.einsum("...ijh,...jhf->...ihf", weight, value.astype(weight.dtype))
+    return out.astype(value.dtype), lse, alpha
 
 
 def _keep(seed: jax.Array, dropout: float, scores: jax.Array) -> jax.Array:
     *batch_shape, n_queries, n_keys, n_heads = scores.shape
+    ndim = scores.ndim - 1
     return keep_mask(
         seed,
         dropout,
-        jnp.arange(n_queries)[:, None],
-        jnp.arange(n_keys),
+        lead(jnp.arange(n_queries)[:, None], ndim),
+        lead(jnp.arange(n_keys), ndim),
         n_heads,
-        multiplicity=jnp.uint32(0),
+        multiplicity=jnp.zeros((1,) * ndim, jnp.uint32),
         batch=jnp.arange(math.prod(batch_shape)).reshape(*batch_shape, 1, 1),
     )
 
 
-def _without_padding(
-    query: jax.Array, key: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Zero the queries and keys without an edge: padding may hold NaN, and 0 * NaN is NaN."""
+def without_padding(
+    query: jax.Array, key: jax.Array, edges: EdgeInputs | None, mask: jax.Array
+) -> tuple[jax.Array, jax.Array, EdgeInputs | None]:
+    """Zero what has no edge: padding may hold NaN, and 0 * NaN is NaN."""
     has_key, is_key = mask.any(-2)[..., None], mask.any(-3)[..., None]
-    return jnp.where(has_key, query, 0), jnp.where(is_key, key, 0)
+    query = jnp.where(lead(has_key, query.ndim), query, 0)
+    key = jnp.where(lead(is_key, key.ndim), key, 0)
+    if edges is not None:
+        is_edge = lead(mask.any(-1, keepdims=True), edges.features.ndim)
+        edges = edges._replace(features=jnp.where(is_edge, edges.features, 0))
+    return query, key, edges

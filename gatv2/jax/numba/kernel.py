@@ -1,12 +1,11 @@
-"""The fused CPU kernels of PyTorch serve JAX: called by XLA through its foreign function interface.
+"""The fused CPU kernels as calls of XLA's foreign function interface; `gatv2.jax.primitives` binds them.
 
-Nothing of `[E, H, F]` is made, forward or backward. Differentiation is in reverse mode, to any order:
-the derivative of the gradient goes through the plain JAX reference. Forward mode (`jvp`, `jacfwd`,
-`hessian`) needs kernel="jax"; JAX says so with "can't apply forward-mode differentiation".
+Nothing of `[E, H, F]` is made, forward or backward.
 """
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import jax
@@ -14,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatv2.jax.adjacency import Adjacency
-from gatv2.jax.dense import reference as dense
 from gatv2.jax.graph import Graph
-from gatv2.jax.numba.targets import target
-from gatv2.jax.sparse import reference as sparse
+from gatv2.jax.numba.targets import given, target
+from gatv2.jax.precision import computed_in
+from gatv2.jax.sparse.tangent import Features
 
-Arrays = tuple[jax.Array, ...]
+Arrays = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     """What is static in a call."""
 
     negative_slope: float
@@ -31,171 +30,108 @@ class _Options:
     with_alpha: bool
 
 
-def gatv2_attention(
-    query: jax.Array,
-    key: jax.Array,
-    attn: jax.Array,
-    adjacency: Adjacency,
-    *,
-    negative_slope: float,
-    dropout: float,
-    seed: jax.Array | None,
-    return_attention: bool,
-) -> tuple[jax.Array, jax.Array | None]:
-    """GATv2 attention over a graph or a mask; see the `reference` of `gatv2.jax`'s backends."""
-    options = _Options(negative_slope, dropout, return_attention)
-    words = jnp.zeros(2, jnp.uint32) if seed is None else seed
-    out, _, alpha = _attention(options, query, key, attn, adjacency, words)
-    if not return_attention:
-        return out, None
-    if isinstance(adjacency, Graph):
-        is_edge = adjacency.query_index < adjacency.n_queries  # the kernel does not write padding
-        alpha = adjacency.in_callers_order(jnp.where(is_edge[:, None], alpha, 0), axis=-2)
-    return out, alpha
-
-
 def unsupported(
     query: jax.Array, key: jax.Array, attn: jax.Array, adjacency: Adjacency
 ) -> list[str]:
-    """The reasons why a fused CPU kernel can't serve these inputs."""
+    """The reasons why a fused CPU kernel can't serve these inputs; the platform is seen later."""
     reasons = []
-    if (platform := jax.default_backend()) != "cpu":
-        reasons.append(f"it runs on the CPU only, and JAX runs on {platform}")
     if query.dtype not in ("float16", "bfloat16", "float32", "float64"):
         reasons.append(f"it does not compute in {query.dtype}")
-    if isinstance(adjacency, Graph) and adjacency.first_query is not None:
-        reasons.append("it does not number the queries of a part of a graph for dropout")
+    if _is_cut_up(query, key, attn, *jax.tree.leaves(adjacency)):
+        reasons.append("it does not know how arrays are cut up over a mesh of devices")
+    if not _is_numba_there():
+        reasons.append("Numba is not installed")  # not imported yet: that takes a while
     return reasons
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(
-    options: _Options,
-    query: jax.Array,
-    key: jax.Array,
-    attn: jax.Array,
-    adjacency: Adjacency,
-    seed: jax.Array,
-) -> Arrays:
-    """(out, log-sum-exp, alpha), alpha in the kernel's order of edges, and empty unless asked for."""
-    backend, arrays, n_blocks = _as_kernel_reads(adjacency)
+@lru_cache
+def _is_numba_there() -> bool:
+    try:
+        return find_spec("numba") is not None
+    except ValueError:  # what stands in for it in `sys.modules` has no specification
+        return False
+
+
+def _is_cut_up(*arrays: jax.Array) -> bool:
+    """Whether types say how arrays lie on devices: in `shard_map`, and on an Explicit mesh."""
+    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
+    return any(not mesh.empty for mesh in (*meshes, jax.sharding.get_abstract_mesh()))
+
+
+def forward(features: Features, seed: jax.Array, adjacency: Adjacency, options: Options) -> Arrays:
+    """(out, log-sum-exp, alpha), alpha in the graph's order of edges, and empty unless asked for."""
+    query = features.query
+    backend, arrays, n_blocks = _as_kernel_reads(adjacency, features)
     *batch_shape, n_queries, n_heads, _ = query.shape
-    n_edges = arrays[1].shape[:1] if backend == "sparse" else arrays[0].shape[-3:-1]
+    is_graph = isinstance(adjacency, Graph)
+    of_graph = adjacency.key_index.shape if is_graph else adjacency.shape[-3:-1]  # type: ignore[union-attr]
     call = jax.ffi.ffi_call(
         target(backend, "forward"),
         (
             _array(query.shape, query.dtype),
-            _array((*batch_shape, n_queries, n_heads), jnp.promote_types(query.dtype, jnp.float32)),
-            _array((*batch_shape, *n_edges, n_heads) if options.with_alpha else (0,), query.dtype),
+            _array((*batch_shape, n_queries, n_heads), computed_in(query.dtype)),
+            _array((*batch_shape, *of_graph, n_heads) if options.with_alpha else (0,), query.dtype),
         ),
         vmap_method="expand_dims",
     )
-    results = call(
-        query,
-        key,
-        attn,
+    out, lse, alpha = call(
+        *features[:3],
         seed,
-        *arrays,
-        negative_slope=np.float64(options.negative_slope),
-        dropout=np.float64(options.dropout),
-        n_blocks=np.int64(n_blocks),
+        *arrays.values(),
+        **_attributes(backend, arrays, n_blocks, options),
     )
-    return tuple(results)
+    if options.with_alpha and isinstance(adjacency, Graph):
+        alpha = jnp.where(adjacency.is_edge[:, None], alpha, 0)  # padding is not written
+    return out, lse, alpha
 
 
-def _attention_forward(options: _Options, *inputs: Any) -> tuple[Arrays, Any]:
-    # through the function itself, which a derivative of the derivative can see through
-    out, lse, alpha = _attention(options, *inputs)
-    return (out, lse, alpha), (lse, *inputs)
-
-
-def _attention_backward(options: _Options, residuals: Any, cotangents: Any) -> Any:
-    d_out, _, d_alpha = cotangents  # nothing but `_gradients` reads the log-sum-exp
-    return *_gradients(options, d_out, d_alpha, *residuals), None, None
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradients(
-    options: _Options,
-    d_out: jax.Array,
-    d_alpha: jax.Array,
-    lse: jax.Array,
-    query: jax.Array,
-    key: jax.Array,
-    attn: jax.Array,
-    adjacency: Adjacency,
+def backward(
+    cotangents: Arrays,
+    features: Features,
     seed: jax.Array,
+    adjacency: Adjacency,
+    options: Options,
+    with_d_edge_features: bool,
 ) -> Arrays:
-    backend, arrays, n_blocks = _as_kernel_reads(adjacency)
+    """Gradients of the features; cotangents are of (out, lse, alpha), then the log-sum-exp itself."""
+    backend, arrays, n_blocks = _as_kernel_reads(adjacency, features)
+    edges = features.edges
+    like: Arrays = features[:3]
+    if edges is not None:
+        rows = edges.features if with_d_edge_features else jnp.zeros(0, edges.features.dtype)
+        like += (rows, edges.projection)
     call = jax.ffi.ffi_call(
         target(backend, "backward"),
-        tuple(_array(x.shape, x.dtype) for x in (query, key, attn)),
+        tuple(_array(x.shape, x.dtype) for x in like),
         vmap_method="expand_dims",
     )
     gradients = call(
-        query,
-        key,
-        attn,
+        *features[:3],
         seed,
-        d_out,
-        d_alpha,
-        lse,
-        *arrays,
-        negative_slope=np.float64(options.negative_slope),
-        dropout=np.float64(options.dropout),
-        n_blocks=np.int64(n_blocks),
+        *cotangents,
+        *arrays.values(),
+        **_attributes(backend, arrays, n_blocks, options),
     )
-    return tuple(gradients)
+    if edges is None:
+        return tuple(gradients)
+    *others, d_features, d_projection = gradients
+    if not with_d_edge_features:
+        d_features = jnp.zeros_like(edges.features)
+    elif isinstance(adjacency, Graph):
+        is_edge = adjacency.in_callers_order(adjacency.is_edge, axis=0)
+        d_features = jnp.where(is_edge[:, None], d_features, 0)  # padding is not written
+    return *others, d_features, d_projection
 
 
-def _gradients_forward(options: _Options, *inputs: Any) -> tuple[Arrays, Any]:
-    return _gradients(options, *inputs), inputs
-
-
-def _gradients_backward(options: _Options, inputs: Any, cotangents: Arrays) -> Any:
-    """The derivative of the gradient, by the reference."""
-    d_out, d_alpha, _, query, key, attn, adjacency, seed = inputs
-
-    def gradients(
-        d_out: jax.Array, d_alpha: jax.Array, query: jax.Array, key: jax.Array, attn: jax.Array
-    ) -> Any:
-        attend = partial(_reference, options, adjacency=adjacency, seed=seed)
-        return jax.vjp(attend, query, key, attn)[1]((d_out, d_alpha))
-
-    _, pullback = jax.vjp(gradients, d_out, d_alpha, query, key, attn)
-    to_d_out, to_d_alpha, *to_features = pullback(tuple(cotangents))
-    return to_d_out, to_d_alpha, None, *to_features, None, None
-
-
-_gradients.defvjp(_gradients_forward, _gradients_backward)
-
-
-def _reference(
-    options: _Options,
-    query: jax.Array,
-    key: jax.Array,
-    attn: jax.Array,
-    *,
-    adjacency: Adjacency,
-    seed: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    if isinstance(adjacency, Graph):
-        adjacency = replace(adjacency, edge_id=jnp.arange(adjacency.n_edges, dtype=jnp.int32))
-    reference: Any = sparse if isinstance(adjacency, Graph) else dense
-    out, alpha = reference.gatv2_attention(
-        query,
-        key,
-        attn,
-        adjacency,
-        negative_slope=options.negative_slope,
-        dropout=options.dropout,
-        seed=seed if options.dropout > 0 else None,
-        return_attention=True,
-    )
-    return out, alpha if options.with_alpha else jnp.zeros(0, query.dtype)
+def _attributes(
+    backend: str, arrays: dict[str, jax.Array], n_blocks: int, options: Options
+) -> dict[str, Any]:
+    return {
+        "negative_slope": np.float64(options.negative_slope),
+        "dropout": np.float64(options.dropout),
+        "n_blocks": np.int64(n_blocks),
+        "given": np.int64(given(backend, set(arrays))),
+    }
 
 
 def _array(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -203,12 +139,34 @@ def _array(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _as_kernel_reads(
-    adjacency: Adjacency,
-) -> tuple[Literal["sparse", "dense"], Arrays, int]:
+    adjacency: Adjacency, features: Features
+) -> tuple[Literal["sparse", "dense"], dict[str, jax.Array], int]:
     """The backend, its arrays as `gatv2.jax.numba.targets.ARRAYS` has them, the number of blocks."""
+    edges = {}
+    if features.edges is not None:
+        edges = {
+            "edge_features": features.edges.features,
+            "edge_projection": features.edges.projection,
+        }
     if not isinstance(adjacency, Graph):
-        return "dense", (adjacency,), 1
-    arrays: Arrays = (adjacency.query_ptr, adjacency.key_index, *adjacency.by_key)
-    if adjacency.head_mask is not None:
-        arrays += (adjacency.head_mask,)
-    return "sparse", arrays, adjacency.n_blocks
+        return "dense", {"mask": adjacency} | edges, 1
+    by_key = adjacency.by_key
+    arrays = {
+        "query_ptr": adjacency.query_ptr,
+        "key_index": adjacency.key_index,
+        "key_ptr": by_key.ptr,
+        "edges_by_key": by_key.edge,
+        "queries_by_key": by_key.query,
+        "head_mask": adjacency.head_mask,
+        "edge_id": adjacency.edge_id if edges else None,
+    }
+    if adjacency.query_id is not None or adjacency.key_id is not None:
+        arrays["query_id"] = _ids(adjacency.query_id, adjacency.n_queries, adjacency.block_shape[0])
+        arrays["key_id"] = _ids(adjacency.key_id, adjacency.n_keys, adjacency.block_shape[1])
+    there = {name: array for name, array in arrays.items() if array is not None}
+    return "sparse", there | edges, adjacency.n_blocks
+
+
+def _ids(own: jax.Array | None, n_nodes: int, n_in_block: int) -> jax.Array:
+    """Numbers of nodes for dropout: their own, or the positions in their block."""
+    return jnp.arange(n_nodes) % max(n_in_block, 1) if own is None else own

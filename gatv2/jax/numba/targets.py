@@ -1,20 +1,16 @@
-"""What XLA calls for kernel="numba": the fused operators of PyTorch, on XLA's own buffers.
+"""What XLA calls for kernel="numba": the fused kernels, on XLA's own buffers.
 
 They become known to XLA when a kernel is first asked for; Numba is imported when it is first called.
 """
 
-import importlib
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from itertools import zip_longest
 from typing import Any, Literal
 
 import jax
 import numpy as np
-import torch
-from torch import Tensor
 
-from gatv2.jax.numba.xla_ffi import register
+from gatv2.jax.numba.xla_ffi import Array, register
 
 ARRAYS = {
     "sparse": (
@@ -23,92 +19,121 @@ ARRAYS = {
         "key_ptr",
         "edges_by_key",
         "queries_by_key",
-        "head_mask",  # None if it is missing
-        "edge_id",  # the rest is always missing
+        "head_mask",
+        "edge_id",
         "query_id",
         "key_id",
+        "edge_features",
+        "edge_projection",
     ),
-    "dense": ("mask",),
+    "dense": ("mask", "edge_features", "edge_projection"),
 }
-"""Names of the arrays that tell a kernel the graph, as in the operators of PyTorch."""
+"""Arrays that follow the features and the seed in a call, whose attribute `given` has a bit for each."""
+
+_FOR_BACKWARD = ("key_ptr", "edges_by_key", "queries_by_key")
+
+Arrays = dict[str, Array]
+
+
+def given(backend: str, names: set[str]) -> int:
+    """The attribute that says which of a backend's arrays a call has."""
+    return sum(1 << i for i, name in enumerate(ARRAYS[backend]) if name in names)
 
 
 def _forward(
-    backend: str, inputs: list[Tensor], outputs: list[Tensor], attributes: dict[str, Any]
+    backend: str, inputs: list[Array], outputs: list[Array], attributes: dict[str, Any]
 ) -> None:
-    attention, names = _operators(backend)[0], ARRAYS[backend]
-    for (query, key, attn, seed, *arrays), (out, lse, alpha) in _mapped(inputs, outputs):
-        results = attention(
-            query=query,
-            key=key,
-            attn=attn,
-            edge_features=None,
-            edge_projection=None,
-            **dict(zip_longest(names, arrays)),
-            **_options(seed, attributes),
-            with_alpha=alpha.numel() > 0,
-        )
+    from gatv2.jax.numba import launch
+
+    for (query, key, attn, seed, *rest), (out, lse, alpha) in _mapped(inputs, outputs):
+        arrays = _named(backend, rest, attributes)
+        for name in _FOR_BACKWARD:
+            arrays.pop(name, None)
+        _check(arrays, key.shape[-3])
+        options = _options(seed, attributes, wants_rows=alpha.size > 0)
+        results = launch.forward(backend, (query, key, attn), arrays, options)
         for output, result in zip((out, lse, alpha), results, strict=True):
-            if output.numel():
-                output.copy_(result)
+            if output.size:
+                output[...] = result
 
 
 def _backward(
-    backend: str, inputs: list[Tensor], outputs: list[Tensor], attributes: dict[str, Any]
+    backend: str, inputs: list[Array], outputs: list[Array], attributes: dict[str, Any]
 ) -> None:
-    gradient, names = _operators(backend)[1], ARRAYS[backend]
+    from gatv2.jax.numba import launch
+
     for call, gradients in _mapped(inputs, outputs):
-        query, key, attn, seed, d_out, d_alpha, lse, *arrays = call
-        results = gradient(
-            d_out=d_out,
-            d_lse=d_out.new_empty(0),  # JAX does not differentiate it
-            d_alpha=d_alpha,
-            lse=lse,
-            query=query,
-            key=key,
-            attn=attn,
-            edge_features=None,
-            edge_projection=None,
-            **dict(zip_longest(names, arrays)),
-            **_options(seed, attributes),
-            with_d_edge_features=False,
+        query, key, attn, seed, d_out, d_lse, d_alpha, lse, *rest = call
+        arrays = _named(backend, rest, attributes)
+        _check(arrays, key.shape[-3])
+        wants_rows = len(gradients) > 3 and gradients[3].size > 0
+        options = _options(seed, attributes, wants_rows=wants_rows)
+        cotangents = (d_out, d_lse, d_alpha, lse)
+        features = (query, key, attn)
+        results = launch.backward(backend, cotangents, features, arrays, options)
+        for output, result in zip(gradients, results, strict=False):
+            if output.size:
+                output[...] = result
+
+
+def _named(backend: str, arrays: list[Array], attributes: dict[str, Any]) -> Arrays:
+    names = [name for i, name in enumerate(ARRAYS[backend]) if attributes["given"] >> i & 1]
+    return dict(zip(names, arrays, strict=True))
+
+
+def _check(arrays: Arrays, n_keys: int) -> None:
+    """Raise a ValueError for indices that point outside of the arrays: kernels trust every one.
+
+    A graph that was built by `Graph` has none; one that was put together by hand may.
+    """
+    if "key_index" not in arrays:
+        return
+    n_queries = arrays["query_ptr"].size - 1
+    n_edges = _check_pointers("query_ptr", arrays["query_ptr"], arrays["key_index"].size)
+    _check_index("key_index", arrays["key_index"][:n_edges], n_keys)
+    if "key_ptr" in arrays:
+        n_edges = _check_pointers("key_ptr", arrays["key_ptr"], arrays["key_index"].size)
+        _check_index("by_key.edge", arrays["edges_by_key"][:n_edges], arrays["key_index"].size)
+        _check_index("by_key.query", arrays["queries_by_key"][:n_edges], n_queries)
+
+
+def _check_pointers(name: str, pointers: Array, n_edges: int) -> int:
+    if pointers[0] != 0 or pointers[-1] > n_edges or (pointers[1:] < pointers[:-1]).any():
+        raise ValueError(
+            f"`{name}` of the graph must ascend from 0 to at most {n_edges}, the edges"
         )
-        for output, result in zip(gradients, results[:3], strict=True):
-            output.copy_(result)
+    return int(pointers[-1])
 
 
-def _operators(backend: str) -> tuple[Any, Any]:
-    """A fused kernel and its gradient, as operators of PyTorch."""
-    importlib.import_module(f"gatv2.{backend}.operator")  # defines them
-    namespace = torch.ops.gatv2
-    names = (f"{backend}_attention", f"{backend}_attention_backward")
-    forward, backward = (getattr(namespace, name) for name in names)
-    return forward, backward
+def _check_index(name: str, index: Array, size: int) -> None:
+    if index.size and (index.min() < 0 or index.max() >= size):
+        raise ValueError(f"`{name}` of the graph must lie in [0, {size}); make graphs with `Graph`")
 
 
-def _options(seed: Tensor, attributes: dict[str, Any]) -> dict[str, Any]:
+def _options(seed: Array, attributes: dict[str, Any], *, wants_rows: bool) -> dict[str, Any]:
     low, high = seed.tolist()
     if high >= 2**31:
         high -= 2**32  # the sign of an int64
-    has_dropout = attributes["dropout"] > 0
     return {
-        "seed": torch.tensor(high << 32 | low) if has_dropout else None,
-        "n_mapped": 0,
-        **attributes,
+        "seed": high << 32 | low if attributes["dropout"] > 0 else None,
+        "n_blocks": attributes["n_blocks"],
+        "negative_slope": attributes["negative_slope"],
+        "dropout": attributes["dropout"],
+        "wants_rows": wants_rows,
     }
 
 
-def _mapped(
-    inputs: list[Tensor], outputs: list[Tensor]
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def _mapped(inputs: list[Array], outputs: list[Array]) -> Iterator[tuple[list[Array], list[Array]]]:
     """The calls that `vmap` put together: it gives every input as many more dimensions, 1 or all."""
     n_mapped = inputs[2].ndim - 2  # attn
     shape = outputs[0].shape[:n_mapped]
     for index in np.ndindex(*shape):
 
-        def select(tensor: Tensor, index: tuple[int, ...] = index) -> Tensor:
-            sizes = tensor.shape[:n_mapped]
-            return tensor[tuple(i if n > 1 else 0 for i, n in zip(index, sizes, strict=True))]
+        def select(array: Array, index: tuple[int, ...] = index) -> Array:
+            sizes = array.shape[:n_mapped]
+            at = tuple(i if n > 1 else 0 for i, n in zip(index, sizes, strict=True))
+            selected: Array = array[at]
+            return selected
 
         yield [select(x) for x in inputs], [select(x) for x in outputs]
 

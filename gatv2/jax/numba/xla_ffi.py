@@ -1,7 +1,7 @@
 """Python functions as targets of `jax.ffi.ffi_call` on the CPU, without a compiler.
 
 XLA calls a C function with a pointer to a call frame, which tells where the buffers are. `ctypes` makes
-such a function of a Python one, and reads the frame: buffers are tensors in XLA's own memory, nothing
+such a function of a Python one, and reads the frame: buffers are arrays in XLA's own memory, nothing
 is copied. Unlike `jax.pure_callback`, no JAX array is made, so the function may run while JAX is busy.
 
 Source: the structures of `xla/ffi/api/c_api.h`, which jaxlib ships (`jax.ffi.include_dir()`); version 0
@@ -14,21 +14,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import torch
-from torch import Tensor
+import jax.numpy as jnp
+import numpy as np
 
-Function = Callable[[list[Tensor], list[Tensor], dict[str, Any]], None]
+Array = np.ndarray[Any, Any]
+Function = Callable[[list[Array], list[Array], dict[str, Any]], None]
 """Reads inputs, writes outputs, given the attributes of the call: bools, integers and floats."""
 
-_TORCH_TYPES = {
-    1: torch.bool,
-    4: torch.int32,
-    5: torch.int64,
-    8: torch.uint32,
-    10: torch.float16,
-    11: torch.float32,
-    12: torch.float64,
-    16: torch.bfloat16,
+_DTYPES = {
+    1: np.dtype(np.bool_),
+    4: np.dtype(np.int32),
+    5: np.dtype(np.int64),
+    8: np.dtype(np.uint32),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float32),
+    12: np.dtype(np.float64),
+    16: np.dtype(jnp.bfloat16),
 }
 _SCALAR_TYPES: dict[int, Any] = {
     1: ctypes.c_bool,
@@ -141,7 +142,7 @@ def register(name: str, function: Function) -> None:
     Example:
         >>> import jax.numpy as jnp
         >>> def scale(inputs, outputs, attributes):
-        ...     outputs[0].copy_(inputs[0] * attributes["factor"])
+        ...     outputs[0][...] = inputs[0] * attributes["factor"]
         >>> register("gatv2_doctest_scale", scale)
         >>> shape = jax.ShapeDtypeStruct((3,), jnp.float32)
         >>> jax.ffi.ffi_call("gatv2_doctest_scale", shape)(jnp.arange(3.0), factor=2)
@@ -154,7 +155,7 @@ def register(name: str, function: Function) -> None:
             if frame.extension and frame.extension.contents.type == _METADATA_EXTENSION:
                 _tell_version(frame)
             else:
-                inputs, outputs = _tensors(frame.inputs), _tensors(frame.outputs)
+                inputs, outputs = _arrays(frame.inputs), _arrays(frame.outputs)
                 function(inputs, outputs, _attributes(frame.attributes))
         except BaseException as error:  # nothing may unwind into XLA
             return _error(frame.api, f"{type(error).__name__}: {error}")
@@ -187,17 +188,18 @@ def _tell_version(frame: Any) -> None:
     own.traits = 0
 
 
-def _tensors(buffers: _Buffers) -> list[Tensor]:
-    return [_tensor(buffers.items[i].contents) for i in range(buffers.size)]
+def _arrays(buffers: _Buffers) -> list[Array]:
+    return [_array(buffers.items[i].contents) for i in range(buffers.size)]
 
 
-def _tensor(buffer: _Buffer) -> Tensor:
-    shape, dtype = buffer.dims[: buffer.rank], _TORCH_TYPES[buffer.dtype]
+def _array(buffer: _Buffer) -> Array:
+    shape, dtype = tuple(buffer.dims[: buffer.rank]), _DTYPES[buffer.dtype]
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes == 0:
-        return torch.empty(shape, dtype=dtype)
+        return np.empty(shape, dtype)
     memory = (ctypes.c_char * n_bytes).from_address(buffer.data)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    array: Array = np.frombuffer(memory, np.uint8).view(dtype).reshape(shape)
+    return array
 
 
 def _attributes(attributes: _Attributes) -> dict[str, Any]:

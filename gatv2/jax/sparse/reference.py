@@ -1,19 +1,36 @@
-"""The formula over a list of edges: :mod:`gatv2.sparse.reference` in JAX.
+"""The formula over a list of edges: :mod:`gatv2.sparse.reference` in JAX, in blocks of edges.
 
 e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])      for each edge (i, j)
 alpha_ij = softmax over the edges of query i of e_ij
 out_i = sum over the edges of query i of dropout(alpha_ij) g_r[j]
+
+With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). Of `[E, H, F]` no more
+than a block is held; coefficients, `[E, H]`, are held whole.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.dense.reference import score
+from gatv2.jax.blocks import count_blocks, from_blocks, into_blocks, lead, map_blocks, sum_blocks
+from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
+from gatv2.jax.precision import computed_in
 from gatv2.jax.random import keep_mask
+
+
+class Block(NamedTuple):
+    """Indices of a block of edges, `[n]`; those of padding are past the end."""
+
+    query: jax.Array
+    key: jax.Array
+    edge: jax.Array
+    """The caller's number."""
+    repeat: jax.Array
+    """0 for the first of parallel edges, 1 for the second, and so on."""
 
 
 def gatv2_attention(
@@ -21,87 +38,176 @@ def gatv2_attention(
     key: jax.Array,
     attn: jax.Array,
     graph: Graph,
+    edges: EdgeInputs | None,
     *,
     negative_slope: float,
     dropout: float,
     seed: jax.Array | None,
     return_attention: bool,
-) -> tuple[jax.Array, jax.Array | None]:
-    """GATv2 attention: `(out, alpha)`, alpha `[*B, E, H]` after the softmax and before dropout.
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """GATv2 attention: `(out, lse, alpha)`.
+
+    `lse` `[*B, N, H]` is the log-sum-exp of a query's scores, -inf without any, in float32 or float64;
+    `alpha` `[*B, E, H]` is after the softmax and before dropout, in the graph's own order of edges.
 
     Args:
         query: g_l `[*B, N, H, F]`.
         key: g_r `[*B, M, H, F]`.
         attn: a `[H, F]`.
         graph: the edges.
+        edges: x `[*B, E, D]`, in the caller's order of edges, and W_e `[H, F, D]`; or None.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability that a coefficient is dropped.
         seed: uint32 `[2]`, the seed of the dropout mask; None if `dropout` is 0.
-        return_attention: whether to return alpha, in the caller's order of edges.
+        return_attention: whether to return alpha.
     """
-    scores = gatv2_scores(query, key, attn, graph, negative_slope=negative_slope)
-    alpha = _softmax(scores, graph)
-    weight = alpha
-    if seed is not None:
-        weight = alpha * _keep(seed, dropout, scores, graph) / (1 - dropout)
-    message = weight[..., None] * _gather(key, graph.key_index, axis=-3)  # [*B, E, H, F]
-    out = _scatter_sum(message, graph, axis=-3).astype(query.dtype)
-    if not return_attention:
-        return out, None
-    return out, graph.in_callers_order(alpha, axis=-2).astype(query.dtype)
+    scores = gatv2_scores(query, key, attn, graph, edges, negative_slope=negative_slope)
+    out, lse, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
+    return out, lse, alpha.astype(key.dtype) if return_attention else None
 
 
 def gatv2_scores(
-    query: jax.Array, key: jax.Array, attn: jax.Array, graph: Graph, *, negative_slope: float
+    query: jax.Array,
+    key: jax.Array,
+    attn: jax.Array,
+    graph: Graph,
+    edges: EdgeInputs | None = None,
+    *,
+    negative_slope: float,
 ) -> jax.Array:
     """e_ij for every edge, `[*B, E, H]`, in float32 or the wider dtype of the features."""
-    of_query = _gather(query, graph.query_index, axis=-3)
-    of_key = _gather(key, graph.key_index, axis=-3)
-    return score(of_query + of_key, attn, negative_slope)
+
+    def scores_of(block: Block) -> jax.Array:
+        pair = gather(query, block.query, axis=-3) + gather(key, block.key, axis=-3)
+        if edges is not None:
+            pair = pair + edges.project(gather(edges.features, block.edge, axis=-2))
+        return score(pair, attn, negative_slope)
+
+    blocks = edge_blocks(graph, query)
+    return from_blocks(map_blocks(scores_of, blocks), -2, graph.n_edges)
 
 
-def _softmax(scores: jax.Array, graph: Graph) -> jax.Array:
+def gat_scores(
+    query: jax.Array,
+    key: jax.Array,
+    attn_query: jax.Array,
+    attn_key: jax.Array,
+    graph: Graph,
+    *,
+    negative_slope: float,
+) -> jax.Array:
+    """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, E, H]`."""
+    query_term, key_term = vector_dot(query, attn_query), vector_dot(key, attn_key)
+    pair = gather(query_term, graph.query_index, axis=-2) + gather(
+        key_term, graph.key_index, axis=-2
+    )
+    return leaky_relu(pair, negative_slope)
+
+
+def attend(
+    scores: jax.Array, value: jax.Array, graph: Graph, *, dropout: float, seed: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Softmax over each query's edges, dropout, weighted sum of `value`: `(out, lse, alpha)`."""
     lowest = np.finfo(scores.dtype).min  # not -inf: a head without edges stays finite
-    is_used = graph.head_mask
+    is_used = None if graph.head_mask is None else lead(graph.head_mask, scores.ndim)
     if is_used is not None:
         scores = jnp.where(is_used, scores, lowest)
     shape = (*scores.shape[:-2], graph.n_queries, scores.shape[-1])
     largest = (
-        jnp.full(shape, lowest)
+        jnp.full(shape, lowest, scores.dtype)
         .at[..., graph.query_index, :]
         .max(jax.lax.stop_gradient(scores), mode="drop", indices_are_sorted=True)
     )
     # padding reads infinity as its largest score, and becomes zero
-    numerator = jnp.exp(scores - _gather(largest, graph.query_index, axis=-2, fill_value=jnp.inf))
+    numerator = jnp.exp(scores - gather(largest, graph.query_index, axis=-2, fill_value=math.inf))
     if is_used is not None:
         numerator = jnp.where(is_used, numerator, 0)
-    denominator = _gather(_scatter_sum(numerator, graph, axis=-2), graph.query_index, axis=-2)
-    return numerator / jnp.where(denominator == 0, 1, denominator)
+    denominator = add_to_queries(
+        jnp.zeros(shape, scores.dtype), graph.query_index, numerator, axis=-2
+    )
+    divisor = jnp.where(denominator == 0, 1, denominator)
+    lse = jnp.where(denominator == 0, -math.inf, largest + jnp.log(divisor))
+    total = _weighted_sum(numerator, value, graph, dropout, seed)
+    out = (total / (divisor * (1 - dropout))[..., None]).astype(value.dtype)
+    return out, lse, numerator / gather(divisor, graph.query_index, axis=-2, fill_value=1)
 
 
-def _gather(values: jax.Array, index: jax.Array, axis: int, fill_value: float = 0.0) -> jax.Array:
+def _weighted_sum(
+    weight: jax.Array, value: jax.Array, graph: Graph, dropout: float, seed: jax.Array | None
+) -> jax.Array:
+    """The sum over each query's edges that are kept: `[*B, N, H, F]`, in the weights' dtype."""
+
+    def add(total: jax.Array, block: tuple[Block, jax.Array]) -> jax.Array:
+        at, weights = block
+        if seed is not None:  # of a block too: coefficients that are dropped are not held twice
+            weights = jnp.where(keep_of(graph, at, seed, dropout, weights), weights, 0)
+        message = weights[..., None] * gather(value, at.key, axis=-3).astype(weights.dtype)
+        return add_to_queries(total, at.query, message, axis=-3)
+
+    blocks = edge_blocks(graph, value)
+    weights = into_blocks(weight, -2, blocks.query.shape[0])
+    shape = (*value.shape[:-3], graph.n_queries, *value.shape[-2:])
+    total: jax.Array = sum_blocks(add, jnp.zeros(shape, weight.dtype), (blocks, weights))
+    return total
+
+
+def edge_blocks(graph: Graph, features: jax.Array) -> Block:
+    """The indices of the edges in as many blocks as the features ask for."""
+    elements = math.prod(features.shape[:-3]) * math.prod(features.shape[-2:])
+    n_blocks = count_blocks(graph.n_edges, elements)
+    return Block(
+        into_blocks(graph.query_index, -1, n_blocks, graph.n_queries),
+        into_blocks(graph.key_index, -1, n_blocks, graph.n_keys),
+        # an edge that was dropped has a number too, whose features are not read
+        into_blocks(
+            jnp.where(graph.is_edge, graph.edge_id, graph.n_edges), -1, n_blocks, graph.n_edges
+        ),
+        into_blocks(graph.multiplicity(), -1, n_blocks),
+    )
+
+
+def score(pair: jax.Array, attn: jax.Array, negative_slope: float) -> jax.Array:
+    """a_h . LeakyReLU(pair), in float32 or the wider dtype."""
+    return vector_dot(leaky_relu(pair, negative_slope), attn)
+
+
+def vector_dot(values: jax.Array, vector: jax.Array) -> jax.Array:
+    """`[..., H, F]` and `[H, F]` to `[..., H]`, in float32 or the wider dtype."""
+    dtype = computed_in(values.dtype)
+    return jnp.sum(values * lead(vector, values.ndim), axis=-1, dtype=dtype)
+
+
+def leaky_relu(values: jax.Array, negative_slope: float) -> jax.Array:
+    """LeakyReLU; not `jax.nn.leaky_relu`, whose slope at zero is not PyTorch's."""
+    return jnp.where(values > 0, values, negative_slope * values)
+
+
+def gather(values: jax.Array, index: jax.Array, axis: int, fill_value: float = 0) -> jax.Array:
+    """Rows of `values`; padding reads `fill_value`."""
     return jnp.take(values, index, axis=axis, mode="fill", fill_value=fill_value)
 
 
-def _scatter_sum(values: jax.Array, graph: Graph, axis: int) -> jax.Array:
-    shape = list(values.shape)
-    shape[axis] = graph.n_queries
+def add_to_queries(total: jax.Array, query: jax.Array, values: jax.Array, axis: int) -> jax.Array:
+    """Add values of edges, along `axis`, to their queries; padding is dropped."""
     behind = (slice(None),) * (-1 - axis)
-    total = jnp.zeros(shape, values.dtype).at[(..., graph.query_index, *behind)]
-    return total.add(values, mode="drop", indices_are_sorted=True)
+    at = total.at[(..., query, *behind)]
+    return at.add(values, mode="drop", indices_are_sorted=True)
 
 
-def _keep(seed: jax.Array, dropout: float, scores: jax.Array, graph: Graph) -> jax.Array:
-    *batch_shape, _, n_heads = scores.shape
+def keep_of(
+    graph: Graph, block: Block, seed: jax.Array, dropout: float, weights: jax.Array
+) -> jax.Array:
+    """Which coefficients of a block survive dropout, in the shape of `weights`, `[*B, n, H]`."""
+    *batch_shape, _, n_heads = weights.shape
     block_queries, block_keys = graph.block_shape
-    query, key = graph.query_index, graph.key_index
+    query, key = block.query, block.key
     if graph.n_blocks > 1:
         batch = query // block_queries
         query, key = query % block_queries, key % block_keys
     else:
         batch = jnp.arange(math.prod(batch_shape)).reshape(*batch_shape, 1)
-    if graph.first_query is not None:
-        query = query + graph.first_query
-    return keep_mask(
-        seed, dropout, query, key, n_heads, multiplicity=graph.multiplicity(), batch=batch
-    )
+    if graph.query_id is not None:
+        query = gather(graph.query_id, block.query, axis=0)
+    if graph.key_id is not None:
+        key = gather(graph.key_id, block.key, axis=0)
+    return keep_mask(seed, dropout, query, key, n_heads, multiplicity=block.repeat, batch=batch)

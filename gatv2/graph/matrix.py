@@ -1,0 +1,185 @@
+"""A sparse matrix, of PyTorch, SciPy or torch_sparse, as a list of edges in the order of its entries."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gatv2.graph.edge_index import how_to_convert
+from gatv2.graph.graph import Graph
+from gatv2.graph.part import Part
+from gatv2.options import Flow
+from gatv2.torch_internals import coo_entries
+
+
+class _Entries(NamedTuple):
+    """The entries that a matrix stores, in its order of them."""
+
+    row: Tensor
+    column: Tensor
+    value: Tensor | None
+    """None: all are edges."""
+
+
+class _Reader(NamedTuple):
+    """How the matrices of a library are read."""
+
+    shape: Callable[[Any], tuple[int, ...]]
+    wants_gradient: Callable[[Any], bool]
+    entries: Callable[[Any], _Entries]
+    summed: Callable[[Any], Any]
+    """The matrix with entries of one place summed."""
+
+
+def graph_of_matrix(matrix: Any, n_nodes: tuple[int, int], flow: Flow) -> Graph:
+    """Prepare a sparse matrix: its edges are its non-zero entries, in the order in which it has them.
+
+    That order is the one of `values()` of a `torch.sparse` tensor, `data` of `tocoo()` of a SciPy
+    matrix, and `coo()` of a `torch_sparse.SparseTensor`, with either flow. Entries of one place are
+    summed first, as the matrix itself sums them; then the order is that of the summed matrix: by column
+    and row for CSC (in PyTorch for BSC, too), by row and column for the others.
+
+    Args:
+        matrix: of shape (n_queries, n_keys); (n_keys, n_queries) with flow="source_to_target".
+        n_nodes: number of queries, number of keys.
+        flow: what rows are: queries, or with "source_to_target" keys.
+
+    Raises:
+        TypeError: not a sparse matrix.
+        ValueError: the shape does not fit, values are not finite, or a gradient is wanted of them.
+    """
+    reader = _reader_of(matrix)
+    shape = tuple(reader.shape(matrix))
+    expected = n_nodes if flow == "target_to_source" else n_nodes[::-1]
+    if shape != expected:
+        raise ValueError(f"a sparse `adj_mat` must have shape {expected}; got {shape}")
+    check_wants_no_gradient(reader.wants_gradient(matrix))
+    graph = _graph_of(reader.entries(matrix), n_nodes, flow)
+    if bool((graph.multiplicity > 0).any()):
+        graph = _graph_of(reader.entries(reader.summed(matrix)), n_nodes, flow)
+    return graph
+
+
+def check_wants_no_gradient(wants_gradient: bool) -> None:
+    """Raise a ValueError if a gradient is wanted of a mask or matrix, whose values are not read."""
+    if wants_gradient:
+        raise ValueError(
+            "`adj_mat` must not require a gradient: its values are not read, only where they are "
+            "non-zero; detach it, or pass `edge_features` to a layer with edge_dim=1"
+        )
+
+
+def _graph_of(entries: _Entries, n_nodes: tuple[int, int], flow: Flow) -> Graph:
+    edge_index, value = torch.stack((entries.row.long(), entries.column.long())), entries.value
+    if value is not None:
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                "`adj_mat` must have finite values, of which those that are not zero are edges; some "
+                "are NaN or infinite: store only the edges, or make these values 0 or 1"
+            )
+        is_edge = value != 0
+        edge_index = edge_index[:, is_edge if is_edge.ndim == 1 else is_edge.flatten(1).any(1)]
+    return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
+
+
+def _reader_of(matrix: Any) -> _Reader:
+    if isinstance(matrix, Tensor):
+        return _TORCH
+    if _is_from("scipy.sparse", "issparse", matrix):
+        return _SCIPY
+    if _is_from("torch_sparse", "SparseTensor", matrix):
+        return _TORCH_SPARSE
+    if isinstance(matrix, Part):
+        raise TypeError(
+            "a Partition is read by GraphAttentionV2Layer and gatv2.distributed.gatv2_attention, which "
+            "exchange rows with the other processes, and by nothing else: pass a Graph"
+        )
+    raise TypeError(
+        "`adj_mat` must be a torch.Tensor (mask or edge index), a gatv2.Graph, a torch.sparse or "
+        "scipy.sparse matrix, or a torch_sparse.SparseTensor; got "
+        f"{type(matrix).__name__}: {how_to_convert(matrix, 'adj_mat')}"
+    )
+
+
+def _torch_entries(matrix: Tensor) -> _Entries:
+    matrix = matrix.detach()
+    if matrix.layout == torch.sparse_coo:
+        (row, column), value = coo_entries(matrix)
+        return _Entries(row, column, value)
+    by_row = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
+    ptr = matrix.crow_indices() if by_row else matrix.ccol_indices()
+    minor = matrix.col_indices() if by_row else matrix.row_indices()
+    major = torch.arange(ptr.shape[0] - 1, device=ptr.device).repeat_interleave(ptr.diff())
+    row, column = (major, minor) if by_row else (minor, major)
+    value = matrix.values()
+    if value.ndim == 3:  # blocks, each in the order of its own rows
+        _, n_rows, n_columns = value.shape
+        in_row, in_column = (torch.arange(n, device=value.device) for n in (n_rows, n_columns))
+        row = (row * n_rows)[:, None, None] + in_row[:, None].expand(-1, n_columns)
+        column = (column * n_columns)[:, None, None] + in_column.expand(n_rows, -1)
+        row, column, value = row.flatten(), column.flatten(), value.flatten()
+    return _Entries(row, column, value)
+
+
+def _torch_summed(matrix: Tensor) -> Tensor:
+    row, column, value = _torch_entries(matrix)
+    by_column = matrix.layout in (torch.sparse_csc, torch.sparse_bsc)
+    rows = torch.stack((column, row) if by_column else (row, column))
+    shape = matrix.shape[::-1] if by_column else matrix.shape
+    assert value is not None
+    summed = torch.sparse_coo_tensor(rows, value, shape, device=value.device).coalesce()
+    if not by_column:
+        return summed
+    # in this order, which is not a coalesced matrix's
+    return torch.sparse_coo_tensor(
+        summed.indices().flip(0), summed.values(), matrix.shape, device=value.device
+    )
+
+
+def _scipy_entries(matrix: Any) -> _Entries:
+    coo = matrix.tocoo()
+    value = coo.data
+    if value.dtype.kind != "c":  # PyTorch has not every dtype of NumPy
+        value = value != 0 if value.dtype.kind in "biu" else value.astype(float)
+    return _Entries(*map(torch.from_numpy, (coo.row, coo.col, value)))
+
+
+def _scipy_summed(matrix: Any) -> Any:
+    compressed = matrix.tocsc(copy=True) if matrix.format == "csc" else matrix.tocsr(copy=True)
+    compressed.sum_duplicates()
+    return compressed
+
+
+def _torch_sparse_wants_gradient(matrix: Any) -> bool:
+    value = matrix.storage.value()
+    return value is not None and value.requires_grad
+
+
+def _is_from(module_name: str, name: str, candidate: object) -> bool:
+    """Whether a module that the user has imported recognises an object; imports nothing."""
+    recognise = getattr(sys.modules.get(module_name), name, None)
+    if isinstance(recognise, type):
+        return isinstance(candidate, recognise)
+    return recognise is not None and recognise(candidate)
+
+
+_TORCH = _Reader(
+    shape=lambda matrix: matrix.shape,
+    wants_gradient=lambda matrix: matrix.requires_grad,
+    entries=_torch_entries,
+    summed=_torch_summed,
+)
+_SCIPY = _Reader(
+    shape=lambda matrix: matrix.shape,
+    wants_gradient=lambda _: False,
+    entries=_scipy_entries,
+    summed=_scipy_summed,
+)
+_TORCH_SPARSE = _Reader(
+    shape=lambda matrix: matrix.sizes(),
+    wants_gradient=_torch_sparse_wants_gradient,
+    entries=lambda matrix: _Entries(*matrix.coo()),
+    summed=lambda matrix: matrix.coalesce(),
+)

@@ -1,0 +1,71 @@
+"""Long axes in blocks, one after another, so that nothing as long is held with all features.
+
+Each block is computed again for the backward pass. A problem that is small enough has one block.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_MOST = 16
+_SMALLEST = 1 << 18  # elements of a block
+
+
+def count_blocks(length: Any, elements: Any) -> int:
+    """Number of blocks of an axis with `elements` numbers at each place."""
+    if not (isinstance(length, int) and isinstance(elements, int)):
+        return 1  # of a program that is exported for any size
+    return max(min(length * elements // _SMALLEST, _MOST, length), 1)
+
+
+def into_blocks(values: jax.Array, axis: int, n_blocks: int, fill: Any = 0) -> jax.Array:
+    """Cut an axis, given from behind, into blocks, which become the first axis; padded with `fill`."""
+    length = values.shape[axis]
+    if n_blocks == 1:
+        return values[None]
+    size = -(-length // n_blocks)
+    padding = [(0, 0)] * values.ndim
+    padding[axis] = (0, n_blocks * size - length)
+    padded = jnp.pad(values, padding, constant_values=fill)
+    shape = (*values.shape[:axis], n_blocks, size, *padded.shape[values.ndim + axis + 1 :])
+    return jnp.moveaxis(padded.reshape(shape), axis - 1, 0)
+
+
+def from_blocks(blocks: jax.Array, axis: int, length: Any) -> jax.Array:
+    """Undo `into_blocks`."""
+    if blocks.shape[0] == 1:
+        return blocks[0]
+    joined = jnp.moveaxis(blocks, 0, axis - 1)
+    at = joined.ndim + axis
+    shape = (
+        *joined.shape[: at - 1],
+        joined.shape[at - 1] * joined.shape[at],
+        *joined.shape[at + 1 :],
+    )
+    return jax.lax.slice_in_dim(joined.reshape(shape), 0, length, axis=at - 1)
+
+
+def map_blocks(function: Any, blocks: Any) -> Any:
+    """`function` of each block, stacked; `blocks` is a pytree of arrays with blocks in front."""
+    if jax.tree.leaves(blocks)[0].shape[0] == 1:
+        results = function(jax.tree.map(lambda x: x[0], blocks))
+        return jax.tree.map(lambda x: x[None], results)
+    return jax.lax.map(jax.checkpoint(function), blocks)
+
+
+def sum_blocks(add: Any, totals: Any, blocks: Any) -> Any:
+    """`add(totals, block)` for one block after another."""
+    first, rest = (
+        jax.tree.map(lambda x, part=part: x[part], blocks) for part in (0, slice(1, None))
+    )
+    totals = add(totals, first)  # has the type of a sum, also where that varies over devices
+    if not jax.tree.leaves(rest)[0].shape[0]:
+        return totals
+    step = jax.checkpoint(add)
+    return jax.lax.scan(lambda totals, block: (step(totals, block), None), totals, rest)[0]
+
+
+def lead(values: jax.Array, ndim: int) -> jax.Array:
+    """`values` with as many dimensions, new ones in front: no rank is promoted unseen."""
+    return values.reshape((1,) * (ndim - values.ndim) + values.shape)

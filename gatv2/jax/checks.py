@@ -1,0 +1,63 @@
+"""Do features and attention vectors fit one another, and is static what must be static?"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def as_features(**arrays: Any) -> tuple[jax.Array, ...]:
+    """Arrays of JAX or NumPy as arrays of JAX.
+
+    Raises:
+        TypeError: something else.
+    """
+    for name, array in arrays.items():
+        if not isinstance(array, jax.Array | np.ndarray):
+            raise TypeError(
+                f"`{name}` must be an array of JAX or NumPy; got {type(array).__name__}: "
+                "convert it with `jnp.asarray`, or `gatv2.jax.as_jax` if it is one of PyTorch"
+            )
+    return tuple(map(jnp.asarray, arrays.values()))
+
+
+def check_projections(query: jax.Array, key: jax.Array, **attention_vectors: jax.Array) -> None:
+    """Raise unless features of queries and keys, and vectors that score their pairs, fit one another.
+
+    Raises:
+        TypeError: not one floating-point dtype.
+        ValueError: shapes do not fit.
+    """
+    arrays = {"query": query, "key": key, **attention_vectors}
+    for array in arrays.values():
+        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype != query.dtype:
+            dtypes = ", ".join(f"{name}: {array.dtype}" for name, array in arrays.items())
+            raise TypeError(f"{', '.join(arrays)} must have one floating-point dtype; got {dtypes}")
+    if query.ndim < 3:
+        raise ValueError(
+            f"`query` must have shape (*batch, n_queries, n_heads, n_hidden); got {query.shape}"
+        )
+    if key.ndim != query.ndim or (key.shape[:-3], key.shape[-2:]) != (
+        query.shape[:-3],
+        query.shape[-2:],
+    ):
+        raise ValueError(
+            "`key` must have the shape of `query` but for the number of nodes; "
+            f"got {key.shape} and {query.shape}"
+        )
+    for name, vector in attention_vectors.items():
+        if vector.shape != query.shape[-2:]:
+            raise ValueError(
+                f"`{name}` must have shape (n_heads, n_hidden)={query.shape[-2:]}; got {vector.shape}"
+            )
+
+
+def check_static(**options: Any) -> None:
+    """Raise a TypeError for an option that is traced, and whose value must be known."""
+    for name, value in options.items():
+        if isinstance(value, jax.core.Tracer):
+            raise TypeError(
+                f"`{name}` must be known when a function is traced; got a traced array: make it a "
+                f"static argument, `jax.jit(..., static_argnames='{name}')`, or a constant"
+            )

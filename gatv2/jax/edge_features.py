@@ -1,0 +1,160 @@
+"""Features of edges, laid out as the caller's graph, brought to the layout of a backend.
+
+As in PyTorch, with a mask `[*batch, n_queries, n_keys, D]`, entry for entry; with a
+list of edges `[*batch, n_edges, D]`, in the caller's order of the edges, then padding.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gatv2.jax.adjacency import Adjacency, Sizes, is_mask
+from gatv2.jax.graph import Graph
+from gatv2.options import Flow
+
+
+class EdgeInputs(NamedTuple):
+    """Features of edges and what projects them to heads."""
+
+    features: jax.Array
+    """x, `[*B, n_edges, D]` or `[*B, N, M, D]`."""
+    projection: jax.Array
+    """W_e, `[H, F, D]`."""
+
+    def project(self, features: jax.Array) -> jax.Array:
+        """W_e x: `[..., H, F]`."""
+        return jnp.einsum("...d,hfd->...hf", features, self.projection)
+
+
+def check_edge_features(edge_features: Any, edge_projection: Any, query: jax.Array) -> bool:
+    """Whether both are given; raises unless both are or neither, and they fit the queries.
+
+    Raises:
+        TypeError: not an array, or of another dtype than `query`.
+        ValueError: one without the other, or sizes that do not fit.
+    """
+    arrays = {"edge_features": edge_features, "edge_projection": edge_projection}
+    missing = [name for name, array in arrays.items() if array is None]
+    if len(missing) == 2:
+        return False
+    if missing:
+        (given,) = arrays.keys() - set(missing)
+        raise ValueError(f"`edge_features` come with `edge_projection`; got only `{given}`")
+    for name, array in arrays.items():
+        if not isinstance(array, jax.Array):
+            raise TypeError(f"`{name}` must be an array of JAX; got {type(array).__name__}")
+        if array.dtype != query.dtype:
+            raise TypeError(
+                f"`{name}` must have the dtype of `query`, {query.dtype}; got {array.dtype}: "
+                "convert it with `.astype(query.dtype)`"
+            )
+    if edge_projection.ndim != 3 or edge_projection.shape[:2] != query.shape[-2:]:
+        n_heads, n_hidden = query.shape[-2:]
+        raise ValueError(
+            f"`edge_projection` must have shape (n_heads, n_hidden, D)=({n_heads}, {n_hidden}, D); "
+            f"got {edge_projection.shape}"
+        )
+    n_features = edge_projection.shape[2]
+    if edge_features.ndim < 2 or edge_features.shape[-1] != n_features:
+        raise ValueError(
+            f"the last dimension of `edge_features` must be D={n_features}, as `edge_projection` "
+            f"has it; got shape {edge_features.shape}"
+        )
+    return True
+
+
+def broadcast_batch(
+    edge_features: jax.Array, adj_mat: Any, batch_shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The batch shape of the result, of features of edges and of whatever has `batch_shape`.
+
+    Raises:
+        ValueError: the two do not broadcast, or a batch of graphs has features with a batch.
+    """
+    own = edge_features.shape[: -3 if is_mask(adj_mat) else -2]
+    if getattr(adj_mat, "n_blocks", 1) > 1 and own:
+        raise ValueError(
+            f"the graph is a batch of {adj_mat.n_blocks} graphs: `edge_features` must have shape "
+            f"(n_edges, D)=({adj_mat.n_edges}, {edge_features.shape[-1]}), the edges of all of them; "
+            f"got {edge_features.shape}"
+        )
+    try:
+        return jnp.broadcast_shapes(own, batch_shape)
+    except ValueError:
+        raise ValueError(
+            f"the batch dimensions of `edge_features`, {own}, do not broadcast with those of "
+            f"the nodes' features and the graph, {batch_shape}"
+        ) from None
+
+
+def as_backend_reads(
+    edge_features: jax.Array, graph: Any, adjacency: Adjacency, sizes: Sizes, flow: Flow
+) -> jax.Array:
+    """Features of edges as the backend of `adjacency` reads them.
+
+    Args:
+        edge_features: laid out as `graph`.
+        graph: the caller's mask, or a `Graph` that holds the caller's list of edges.
+        adjacency: what the backend reads, made of `graph`.
+        sizes: the sizes that both fit.
+        flow: how `graph` was read, if it is a mask.
+
+    Returns:
+        `[*batch, n_edges, D]` (`[n_edges, D]` for a batch of graphs) in the order of `edge_id`, or
+        `[*batch, n_queries, n_keys, D]`.
+
+    Raises:
+        ValueError: the layout is another one.
+    """
+    if isinstance(graph, Graph):
+        return _of_list(edge_features, graph, adjacency, sizes)
+    return _of_mask(edge_features, adjacency, sizes, flow)
+
+
+def _of_list(values: jax.Array, graph: Graph, adjacency: Adjacency, sizes: Sizes) -> jax.Array:
+    n_features = values.shape[-1]
+    if values.shape[-2] != graph.n_edges:
+        raise ValueError(
+            f"`edge_features` must have shape (*batch, n_edges={graph.n_edges}, D={n_features}), in "
+            "the order of the edges, then padding, as the graph is a list of edges (with a mask, the "
+            f"shape is (*batch, n_queries, n_keys, D)); got {values.shape}"
+        )
+    if graph.n_blocks == 1:
+        values = jnp.broadcast_to(values, (*sizes.batch_shape, *values.shape[-2:]))
+    if isinstance(adjacency, Graph):
+        return values
+    block_queries, block_keys = max(sizes.n_queries, 1), max(sizes.n_keys, 1)
+    shape = (graph.n_blocks, sizes.n_queries, sizes.n_keys, n_features)
+    sorted_values = jnp.take(values, graph.edge_id, axis=-2)
+    batch = values.shape[:-2]
+    cell = jnp.zeros((*batch, *shape), values.dtype).at[
+        ...,
+        graph.query_index // block_queries,
+        graph.query_index % block_queries,
+        graph.key_index % block_keys,
+        :,
+    ]
+    pairs: jax.Array = cell.set(sorted_values, mode="drop")
+    return pairs.reshape(*sizes.batch_shape, *shape[1:])
+
+
+def _of_mask(values: jax.Array, adjacency: Adjacency, sizes: Sizes, flow: Flow) -> jax.Array:
+    pair, n_features = (sizes.n_queries, sizes.n_keys), values.shape[-1]
+    expected = pair if flow == "target_to_source" else pair[::-1]
+    if values.ndim < 3 or values.shape[-3:-1] != expected:
+        raise ValueError(
+            f"`edge_features` must have shape (*batch, {expected[0]}, {expected[1]}, "
+            f"D={n_features}), entry for entry as the mask (with a list of edges, the shape is "
+            f"(*batch, n_edges, D)); got {values.shape}"
+        )
+    if flow == "source_to_target":
+        values = jnp.swapaxes(values, -3, -2)
+    values = jnp.broadcast_to(values, (*sizes.batch_shape, *values.shape[-3:]))
+    if not isinstance(adjacency, Graph):
+        return values
+    query, key = adjacency.query_index, adjacency.key_index
+    if adjacency.n_blocks == 1:
+        return values[..., query, key, :]  # a mask's edges are numbered as they are sorted
+    blocks = values.reshape(adjacency.n_blocks, *values.shape[-3:])
+    return blocks[query // pair[0], query % pair[0], key % pair[1]]

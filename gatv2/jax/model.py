@@ -1,0 +1,181 @@
+"""GATv2: a ready stack of layers for node classification, as options and two functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gatv2.jax.adjacency import Sizes, as_adjacency, is_mask
+from gatv2.jax.graph import ArrayLike
+from gatv2.jax.interop import Params
+from gatv2.jax.layer import Config, apply, init
+from gatv2.options import check_sizes
+
+_OF_STACK = ("in_features", "out_features", "n_heads", "is_concat", "dropout")
+
+
+@dataclass(frozen=True)
+class GATv2:
+    r"""A stack of attention layers, as in the experiments of the GAT and GATv2 papers.
+
+    .. math::
+
+        h^{(l+1)} = \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big), \qquad
+        \mathrm{out} = \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+
+    Hidden layers concatenate their heads, and the last averages its own. Parameters have the names of
+    the PyTorch model's state dict, so :func:`gatv2.jax.from_torch` gives them for a
+    :class:`gatv2.GATv2`.
+
+    Attributes:
+        in_features: features of a node.
+        hidden_features: features between layers, those of all heads together.
+        out_features: features of the result, such as the number of classes.
+        n_layers: number of layers.
+        n_heads: heads of a hidden layer.
+        out_heads: heads of the last layer.
+        dropout: probability, in [0, 1), that a coefficient is dropped.
+        feature_dropout: probability that a feature is dropped, before each layer.
+        activation: :math:`\sigma`, between layers.
+        layer: the class of the layers' options; :class:`gatv2.jax.StaticConfig` for the static control.
+        options: further options of every layer, as pairs of a name and a value, or a dict.
+
+    Raises:
+        TypeError: a layer does not know an option.
+        ValueError: `n_layers` is not positive, or a layer refuses its sizes or options.
+
+    Example:
+        >>> model = GATv2(16, 64, 7, n_layers=3, options={"bias": True})
+        >>> params = model.init(jax.random.key(0))
+        >>> h, edge_index = jnp.ones((4, 16)), jnp.array([[0, 0, 3], [1, 2, 3]])
+        >>> model.apply(params, h, edge_index, rng=jax.random.key(1)).shape
+        (4, 7)
+
+    Source: Velickovic et al., "Graph Attention Networks", ICLR 2018, section 3.3.
+    """
+
+    in_features: int
+    hidden_features: int
+    out_features: int
+    n_layers: int = 2
+    n_heads: int = 8
+    out_heads: int = 1
+    dropout: float = 0.6
+    feature_dropout: float = 0.6
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.elu
+    layer: type[Config] = Config
+    options: Any = field(default=())
+
+    def __post_init__(self) -> None:
+        check_sizes(n_layers=self.n_layers)
+        if not 0 <= self.feature_dropout < 1:
+            raise ValueError(f"`feature_dropout` must lie in [0, 1); got {self.feature_dropout}")
+        options = dict(self.options)
+        known = {one.name for one in fields(self.layer)} - set(_OF_STACK)
+        if unknown := options.keys() - known:
+            raise TypeError(
+                f"`options` of a layer can't be {sorted(unknown)}; they are {sorted(known)}"
+            )
+        object.__setattr__(self, "options", tuple(sorted(options.items())))
+        _ = self.layers  # which refuse what does not fit
+
+    @property
+    def layers(self) -> tuple[Config, ...]:
+        """The options of each layer."""
+        sizes = [self.in_features] + [self.hidden_features] * (self.n_layers - 1)
+        options = {"dropout": self.dropout, **dict(self.options)}
+        hidden = [
+            self.layer(size, self.hidden_features, self.n_heads, **options) for size in sizes[:-1]
+        ]
+        last = self.layer(sizes[-1], self.out_features, self.out_heads, False, **options)
+        return (*hidden, last)
+
+    def init(self, rng: jax.Array) -> Params:
+        """Draw the parameters of all layers, named `layers.0.attn` and so on."""
+        keys = jax.random.split(rng, self.n_layers)
+        return {
+            f"layers.{i}.{name}": array
+            for i, (key, config) in enumerate(zip(keys, self.layers, strict=True))
+            for name, array in init(key, config).items()
+        }
+
+    def apply(
+        self,
+        params: Params,
+        h: ArrayLike,
+        adj_mat: object,
+        *,
+        edge_features: ArrayLike | None = None,
+        rng: jax.Array | None = None,
+        deterministic: bool = False,
+        return_attention: bool = False,
+    ) -> Any:
+        """Run all layers over one graph; a list of edges is sorted once for all of them.
+
+        Args:
+            params: as `init` draws them.
+            h: `[*batch, n_nodes, in_features]`.
+            adj_mat: the graph, in any form that a layer reads.
+            edge_features: features of the edges, for layers with `edge_dim`.
+            rng: a JAX key, for both kinds of dropout.
+            deterministic: whether dropout is left out: for evaluation.
+            return_attention: whether to return the coefficients of each layer too.
+
+        Returns:
+            `[*batch, n_nodes, out_features]`; with `return_attention` the pair of it and the list of the
+            layers' coefficients.
+
+        Raises:
+            ValueError: dropout has no `rng`, or what a layer raises.
+        """
+        drops = not deterministic and (self.dropout > 0 or self.feature_dropout > 0)
+        if drops and rng is None:
+            raise ValueError(
+                "dropout needs randomness: pass a JAX key as `rng`; for evaluation "
+                "pass `deterministic=True`"
+            )
+        layers, coefficients = self.layers, []
+        graph = _prepare(layers[0], h, adj_mat)
+        for i, config in enumerate(layers):
+            own = f"layers.{i}."
+            of_layer = {
+                name.removeprefix(own): array
+                for name, array in params.items()
+                if name.startswith(own)
+            }
+            x: Any = self.activation(jnp.asarray(h)) if i else h
+            of_attention = None
+            if drops and rng is not None:
+                rng, of_attention, of_features = jax.random.split(rng, 3)
+                x = _drop(of_features, jnp.asarray(x), self.feature_dropout)
+            result: Any = apply(
+                config,
+                of_layer,
+                x,
+                graph,
+                edge_features=edge_features,
+                rng=of_attention,
+                deterministic=deterministic,
+                return_attention=return_attention,
+            )
+            h, alpha = result if return_attention else (result, None)
+            coefficients.append(alpha)
+        return (h, coefficients) if return_attention else h
+
+
+def _prepare(config: Config, h: Any, adj_mat: object) -> object:
+    """A list of edges as a `Graph`, for all layers; a mask needs no preparation."""
+    if is_mask(adj_mat) or getattr(h, "ndim", 0) < 2:
+        return adj_mat  # the first layer says what is wrong with `h`
+    n_nodes = h.shape[-2]
+    sizes = Sizes(n_nodes, n_nodes, config.n_heads, h.shape[:-2])
+    return as_adjacency(adj_mat, sizes, flow=config.flow, backend="sparse")
+
+
+def _drop(rng: jax.Array, h: jax.Array, rate: float) -> jax.Array:
+    if rate == 0:
+        return h
+    keep = jax.random.bernoulli(rng, 1 - rate, h.shape)
+    return jnp.where(keep, h / (1 - rate), 0)

@@ -1,0 +1,70 @@
+"""The fused kernels, on arrays as XLA has them.
+
+Imported when a kernel is first called, as it imports Numba.
+"""
+
+import os
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gatv2.dense import numba_kernel as dense
+from gatv2.jax.numba.xla_ffi import Array
+from gatv2.numba.call import ArrayArguments, ArrayCotangents
+from gatv2.sparse import numba_kernel as sparse
+
+_KERNELS: dict[str, ModuleType] = {"sparse": sparse, "dense": dense}
+
+
+def forward(backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: Any) -> Any:
+    """(out, log-sum-exp, alpha); inputs are query, key and attn."""
+    return _KERNELS[backend].forward(_arguments(backend, inputs, arrays, options))
+
+
+def backward(
+    backend: str,
+    cotangents: tuple[Array, ...],
+    inputs: tuple[Array, ...],
+    arrays: dict[str, Array],
+    options: Any,
+) -> Any:
+    """Gradients of the features; cotangents are of (out, log-sum-exp, alpha), then the second itself."""
+    arguments = _arguments(backend, inputs, arrays, options)
+    return _KERNELS[backend].backward(ArrayCotangents(*map(_wide, cotangents)), arguments)
+
+
+def _arguments(
+    backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: dict[str, Any]
+) -> ArrayArguments:
+    query, key, attn = map(_wide, inputs)
+    rows, projection = (
+        _wide(arrays[name]) if name in arrays else None
+        for name in ("edge_features", "edge_projection")
+    )
+    if backend == "dense":
+        adjacency: Any = dense.Adjacency(arrays["mask"])
+    else:
+        named = {name: arrays[name] for name in sparse.Adjacency._fields if name in arrays}
+        for name in ("query_id", "key_id"):
+            if name in named:
+                named[name] = named[name].astype(np.int64)
+        adjacency = sparse.Adjacency(**named)
+    return ArrayArguments(
+        query=query,
+        key=key,
+        attn=attn,
+        edge_features=rows,
+        edge_projection=projection,
+        adjacency=adjacency,
+        n_mapped=0,
+        n_threads=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        **options,
+    )
+
+
+def _wide(array: Array) -> Array:
+    """Half precision as float32, which kernels compute it in."""
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array

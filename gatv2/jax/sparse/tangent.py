@@ -1,0 +1,100 @@
+"""The derivative of attention over edges along a direction, given its log-sum-exp and its result.
+
+With p_ij = exp(e_ij - lse_i), and d for the derivative:
+
+dlse_i = sum over j of p_ij de_ij
+dout_i = sum over j of dropout(p_ij) (de_ij g_r[j] + dg_r[j]) - dlse_i out_i
+dalpha_ij = p_ij (de_ij - dlse_i)
+
+It is linear in the direction, and differentiable in everything.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gatv2.jax.blocks import from_blocks, into_blocks, lead, map_blocks, sum_blocks
+from gatv2.jax.edge_features import EdgeInputs
+from gatv2.jax.graph import Graph
+from gatv2.jax.sparse.reference import (
+    Block,
+    add_to_queries,
+    edge_blocks,
+    gather,
+    keep_of,
+    score,
+)
+
+
+class Features(NamedTuple):
+    """What attention is differentiated by, or a direction of it."""
+
+    query: jax.Array
+    key: jax.Array
+    attn: jax.Array
+    edges: EdgeInputs | None
+
+
+def tangent(
+    features: Features,
+    direction: Features,
+    lse: jax.Array,
+    out: jax.Array,
+    graph: Graph,
+    *,
+    negative_slope: float,
+    dropout: float,
+    seed: jax.Array | None,
+    with_alpha: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The derivatives of (out, lse, alpha); arguments as of `gatv2.jax.sparse.reference`."""
+    finite_lse = jnp.where(jnp.isfinite(lse), lse, 0)  # a head without edges: masked below
+    edges, d_edges = features.edges, direction.edges
+
+    def scores_of(pair: jax.Array, attn: jax.Array) -> jax.Array:
+        return score(pair, attn, negative_slope)
+
+    def weights_of(block: tuple[Block, Any]) -> tuple[jax.Array, ...]:
+        """p, its derivative, and the values of a block and theirs."""
+        at, is_used = block
+        value, d_value = (gather(x, at.key, axis=-3) for x in (features.key, direction.key))
+        pair = gather(features.query, at.query, axis=-3) + value
+        d_pair = gather(direction.query, at.query, axis=-3) + d_value
+        if edges is not None and d_edges is not None:
+            x, d_x = (gather(of.features, at.edge, axis=-2) for of in (edges, d_edges))
+            pair = pair + edges.project(x)
+            d_pair = d_pair + edges.project(d_x) + d_edges.project(x)
+        scores, d_scores = jax.jvp(scores_of, (pair, features.attn), (d_pair, direction.attn))
+        # padding reads infinity, and becomes zero
+        p = jnp.exp(scores - gather(finite_lse, at.query, axis=-2, fill_value=math.inf))
+        if is_used is not None:
+            p = jnp.where(lead(is_used, p.ndim), p, 0)
+        return p, p * d_scores, value.astype(p.dtype), d_value.astype(p.dtype)
+
+    def add(totals: tuple[jax.Array, jax.Array], block: tuple[Block, Any]) -> Any:
+        (total, d_lse), (at, _) = totals, block
+        p, d_p, value, d_value = weights_of(block)
+        d_lse = add_to_queries(d_lse, at.query, d_p, axis=-2)
+        if seed is not None:
+            keep = keep_of(graph, at, seed, dropout, p)
+            p, d_p = jnp.where(keep, p, 0), jnp.where(keep, d_p, 0)
+        message = d_p[..., None] * value + p[..., None] * d_value
+        return add_to_queries(total, at.query, message, axis=-3), d_lse
+
+    blocks = edge_blocks(graph, features.query)
+    mask = graph.head_mask
+    of_mask = None if mask is None else into_blocks(mask, -2, blocks.query.shape[0])
+    nothing = (jnp.zeros(out.shape, lse.dtype), jnp.zeros(lse.shape, lse.dtype))
+    total, d_lse = sum_blocks(add, nothing, (blocks, of_mask))
+    d_out = total / (1 - dropout) - d_lse[..., None] * out.astype(lse.dtype)
+    d_alpha = None
+    if with_alpha:
+        p, d_p = (
+            from_blocks(x, -2, graph.n_edges)
+            for x in map_blocks(lambda block: weights_of(block)[:2], (blocks, of_mask))
+        )
+        d_alpha = d_p - p * gather(d_lse, graph.query_index, axis=-2)
+        d_alpha = d_alpha.astype(out.dtype)
+    return d_out.astype(out.dtype), d_lse, d_alpha

@@ -1,0 +1,262 @@
+"""The arguments of kernels: what travels together has a name.
+
+Python passes plain tuples and arrays, whose types Numba finds out fast, and a kernel names them in its
+first lines: `problem = as_problem(problem)`. What may be None (`edges`, `node_ids`, `head_mask`) is a
+parameter of its own wherever `is None` is asked, as Numba leaves out a branch only for a parameter.
+
+All arrays are contiguous and of one dimension; comments tell what their elements are.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+from gatv2.numba.compile import inline
+
+# Words for a reader. Numba finds out the types, and Python never sees the values.
+VectorClasses: TypeAlias = Any  # the vector types that a kernel is compiled for, by their names
+VectorClass: TypeAlias = Any  # one of them, as a value: what a load gives
+Vector: TypeAlias = Any  # lanes of floating-point numbers or of words
+Mask: TypeAlias = Any  # lanes of truth values
+Index: TypeAlias = Any  # a position or a count
+Number: TypeAlias = Any  # one floating-point number
+Word: TypeAlias = Any  # 32 random bits, or a part of a counter
+Bits: TypeAlias = Any  # an integer that is a set of bits
+Floats: TypeAlias = Any  # an array of float32 or float64
+Integers: TypeAlias = Any  # an array of int32 or int64
+Words: TypeAlias = Any  # an array of uint32
+Bytes: TypeAlias = Any  # an array of uint8
+Flags: TypeAlias = Any  # an array of bool
+Nothing: TypeAlias = Any  # of what only writes
+Plain: TypeAlias = Any  # a tuple from Python: the elements of the named tuple that is made of it
+
+
+class Dropout(NamedTuple):
+    """Which coefficients are kept, and what they are multiplied by."""
+
+    least_word: Word
+    """A coefficient whose random word is less is dropped; 0 without dropout."""
+    factor: Number
+    seed_low: Word
+    seed_high: Word
+
+
+class Problem(NamedTuple):
+    """What a call computes with: features, their sizes, and options.
+
+    A feature set has its own query and key, and shares attn and the graph with the others.
+    """
+
+    dropout: Dropout
+    query: Floats
+    """[feature sets, queries, heads, features], padded to whole tiles."""
+    key: Floats
+    """[feature sets, keys, heads, features]."""
+    attn: Floats
+    """[heads, features]."""
+    n_groups: Index
+    """Groups of heads."""
+    span: Index
+    """Tiles that a head spans."""
+    n_queries: Index
+    """Queries of a feature set."""
+    n_keys: Index
+    n_batches: Index
+    """Feature sets that dropout tells apart."""
+    block_queries: Index
+    """Queries of one block of a block-diagonal graph."""
+    block_keys: Index
+    n_counters: Index
+    """Dropout's counters of a query and a key, for all heads."""
+    n_edge_rows: Index
+    """Rows of features of edges, of a feature set; 0 if there are none."""
+    slope: Number
+    """The negative slope."""
+
+
+class EdgeFeatures(NamedTuple):
+    """The features of edges, x, and the projection that is applied to them."""
+
+    x: Floats
+    """[rows, D]."""
+    projection: Floats
+    """[D, heads, features]."""
+    n_features: Index
+    """D."""
+    n_rows: Index
+    """Rows of x, which feature sets may share."""
+
+
+class NodeIds(NamedTuple):
+    """The numbers of queries and keys for dropout, where they are not the positions."""
+
+    query: Integers
+    key: Integers
+
+
+class EdgeList(NamedTuple):
+    """Edges, those of one query behind those of another."""
+
+    key: Integers
+    x_row: Integers
+    """Row of each edge in x; anything if edges have no features."""
+
+
+class KeyOrder(NamedTuple):
+    """Edges by key."""
+
+    ptr: Integers
+    """Where the edges of each key start."""
+    edge: Integers
+    """Where each stands in the list of edges."""
+    query: Integers
+
+
+class Place(NamedTuple):
+    """Where a query stands, and its edges."""
+
+    row: Index
+    """Its row, counted over all feature sets."""
+    start: Index
+    """Its first edge in the list of edges."""
+    stop: Index
+    """End of its edges."""
+    first_key: Index
+    """Row of key 0."""
+    first_edge: Index
+    """Where edge 0 of the list stands in what has a row for each edge."""
+    first_x: Index
+    """Row of x of edge 0."""
+    drop_query: Word
+    """Number of the query for dropout."""
+    drop_key: Index
+    """The key that is number 0 for dropout."""
+    drop_word: Word
+    """Fourth word of dropout's counter, for head 0."""
+
+
+class KeyPlace(NamedTuple):
+    """Where a key stands, and its edges."""
+
+    row: Index
+    """Its row, counted over all feature sets."""
+    start: Index
+    """Its first edge in the order of keys."""
+    stop: Index
+    """End of its edges."""
+    first_query: Index
+    """Row of query 0 of the list of edges."""
+    first_edge: Index
+    """Where edge 0 of the list stands in `PerEdge`."""
+
+
+class Block(NamedTuple):
+    """Some edges of a query, and one group of heads: what is worked on at once."""
+
+    group: Index
+    begin: Index
+    end: Index
+
+
+class Buffers(NamedTuple):
+    """What a thread needs beside its results: coefficients of a block, and counters."""
+
+    scores: Floats
+    d_scores: Floats
+    keep: Floats
+    counters: Words
+
+
+class Results(NamedTuple):
+    """Of the forward pass."""
+
+    out: Floats
+    """[queries, heads, features]."""
+    largest: Floats
+    """[queries, heads]: the largest score."""
+    total: Floats
+    """[queries, heads]: the sum of exponentials of the scores less the largest."""
+    alpha: Floats
+    """[edges, heads], or empty if nobody wants it."""
+
+
+class Incoming(NamedTuple):
+    """What the backward pass starts from: cotangents, and the log-sum-exp of the scores."""
+
+    d_out: Floats
+    d_lse: Floats
+    """[queries, heads], or empty."""
+    d_alpha: Floats
+    """[edges, heads], or empty."""
+    lse: Floats
+    """[queries, heads]."""
+
+
+class PerEdge(NamedTuple):
+    """What the pass over queries leaves for the pass over keys."""
+
+    weights: Floats
+    """[edges, groups, 2, heads of a group]: keep * p and de."""
+    signs: Bytes
+    """[edges, heads, features]: whether x is positive, in bits."""
+
+
+class EdgeGradients(NamedTuple):
+    """Of the features of edges and their projection."""
+
+    d_x: Floats
+    """[feature sets, rows, D], or empty if nobody wants it."""
+    shares: Floats
+    """[chunks, D, heads, features]: G of each chunk, see `gatv2.numba.edge_features`."""
+    by_lane: Floats
+    """a * W_e, [heads, features, D], D padded to whole cache lines."""
+
+
+class QueryGradients(NamedTuple):
+    """What the pass over queries writes, for one chunk."""
+
+    chunk: Index
+    d_query: Floats
+    d_attn: Floats
+    """[chunks, heads, features]: shares, summed into."""
+    edges: Plain
+    """See `EdgeGradients`; None if edges have no features."""
+
+
+class KeyGradients(NamedTuple):
+    """What the pass over keys writes, for one chunk."""
+
+    chunk: Index
+    d_key: Floats
+    adds: bool
+    """Whether to add to d_key, or to write it."""
+    d_attn: Floats
+    """[chunks, heads, features]: shares, summed into."""
+
+
+@inline
+def as_problem(problem: Plain) -> Problem:
+    """Name the arguments of a call."""
+    return Problem(Dropout(*problem[0]), *problem[1:])
+
+
+@inline
+def as_edge_features(edges: Plain | None) -> EdgeFeatures | None:
+    """Name the features of edges, if there are any."""
+    if edges is None:
+        return None
+    return EdgeFeatures(*edges)
+
+
+@inline
+def as_node_ids(node_ids: Plain | None) -> NodeIds | None:
+    """Name the numbers of nodes, if they have any."""
+    if node_ids is None:
+        return None
+    return NodeIds(*node_ids)
+
+
+@inline
+def key_ids(node_ids: NodeIds | None) -> Integers | None:
+    """The numbers of the keys, if they have any."""
+    if node_ids is None:
+        return None
+    return node_ids.key

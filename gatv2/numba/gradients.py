@@ -1,0 +1,241 @@
+"""The backward pass over a graph's edges: chunks of queries (CSR), then chunks of keys (CSC)."""
+
+import numpy as np
+
+from gatv2.numba.arguments import (
+    EdgeFeatures,
+    EdgeList,
+    Flags,
+    Floats,
+    Incoming,
+    Index,
+    Integers,
+    KeyGradients,
+    KeyOrder,
+    KeyPlace,
+    PerEdge,
+    Plain,
+    QueryGradients,
+    VectorClasses,
+    as_edge_features,
+    as_node_ids,
+    as_problem,
+    key_ids,
+)
+from gatv2.numba.backward_row import backward_key_row, backward_query_row
+from gatv2.numba.call import ArrayCotangents, Launch
+from gatv2.numba.compile import kernel
+from gatv2.numba.memory import Array, empty
+from gatv2.numba.rows import place_of, rows_of
+from gatv2.numba.scores import new_buffers
+from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
+
+
+class Gradients:
+    """Gradients of the features, of one block of queries after another."""
+
+    def __init__(self, launch: Launch, cotangents: ArrayCotangents, n_edges: int) -> None:
+        self.launch, tiles, call = launch, launch.tiles, launch.arguments
+        self.d_out = tiles.pad(cotangents.d_out)
+        self.lse, self.d_lse = tiles.pad_heads(cotangents.lse), tiles.pad_heads(cotangents.d_lse)
+        self.d_query = tiles.empty(*call.query.shape[:-2])
+        self.d_key = tiles.empty(*call.key.shape[:-2])
+        n_rows = max(launch.n_queries, launch.n_keys)
+        self.n_chunks = count_chunks((n_edges + n_rows) * tiles.length)
+        self.d_attn = np.zeros((launch.n_copies, self.n_chunks, tiles.length), tiles.dtype)
+        self.edges: EdgeFeatureGradients | None = None
+        if launch.edges is not None:
+            self.edges = EdgeFeatureGradients(launch, launch.edges, self.n_chunks)
+        self.first_query = 0
+
+    def add(
+        self,
+        query_ptr: Array,
+        edge_list: Plain,
+        key_order: Plain,
+        head_mask: Array | None,
+        d_alpha: Array,
+        node_ids: Plain | None = None,
+    ) -> None:
+        """Add the next queries, and their share of the gradients of keys and attn.
+
+        Args:
+            query_ptr: where the edges of each query start.
+            edge_list: the elements of `EdgeList`.
+            key_order: the elements of `KeyOrder`.
+            head_mask: of each edge, padded; None if all heads use all edges.
+            d_alpha: cotangent of alpha, padded; empty if there is none.
+            node_ids: the elements of `NodeIds`; None if they are the positions.
+        """
+        launch, tiles = self.launch, self.launch.tiles
+        n_edges, n_threads = edge_list[0].size, launch.arguments.n_threads
+        weights = tiles.empty_heads(launch.n_copies, n_edges, 2).ravel()
+        signs = empty((launch.n_copies * n_edges * tiles.length // 8,), np.uint8)
+        per_edge, d_attn = (weights, signs), self.d_attn.ravel()
+        run_chunks(
+            _backward_queries,
+            n_threads,
+            self.n_chunks,
+            tiles.vectors,
+            launch.problem,
+            launch.plain_edges,
+            node_ids,
+            self.first_query,
+            query_ptr,
+            edge_list,
+            head_mask,
+            (self.d_out, self.d_lse, d_alpha, self.lse),
+            per_edge,
+            (self.d_query.ravel(), d_attn, None if self.edges is None else self.edges.plain),
+            n_copies=launch.n_copies,
+        )
+        run_chunks(
+            _backward_keys,
+            n_threads,
+            self.n_chunks,
+            tiles.vectors,
+            launch.problem,
+            self.first_query,
+            key_order,
+            head_mask,
+            self.d_out,
+            per_edge,
+            (self.d_key.ravel(), self.first_query > 0, d_attn),
+            n_copies=launch.n_copies,
+        )
+        self.first_query += query_ptr.size - 1
+
+    def results(self) -> tuple[Array, Array, Array, Array, Array]:
+        """Of query, key, attn, edge_features, edge_projection; empty for what is None or not wanted."""
+        tiles, d_attn = self.launch.tiles, _total(self.launch, self.d_attn)
+        d_features, d_projection = np.empty(0, tiles.dtype), np.empty(0, tiles.dtype)
+        if self.edges is not None:
+            d_attn_of_edges, d_features, d_projection = self.edges.results()
+            d_attn = d_attn + d_attn_of_edges
+        return (
+            tiles.crop(self.d_query),
+            tiles.crop(self.d_key),
+            tiles.crop(d_attn),
+            d_features,
+            d_projection,
+        )
+
+
+class EdgeFeatureGradients:
+    """Gradients of the features of edges and of their projection.
+
+    Attributes:
+        d_x: `[copies * rows, D]`, without rows if nobody wants it.
+        plain: the elements of `gatv2.numba.arguments.EdgeGradients`.
+    """
+
+    def __init__(self, launch: Launch, edges: EdgeFeatures, n_chunks: int) -> None:
+        self.launch, self.projection, tiles = launch, edges.projection, launch.tiles
+        n_features = edges.n_features
+        self.shares = tiles.empty(launch.n_copies, n_chunks, n_features)
+        self.shares.fill(0)
+        n_rows = launch.n_copies * launch.n_edge_rows if launch.arguments.wants_rows else 0
+        self.d_x = empty((n_rows, n_features), tiles.dtype)
+        n_padded = n_features + -n_features % tiles.line
+        by_lane = np.zeros((tiles.length, n_padded), tiles.dtype)
+        by_lane[:, :n_features] = (launch.attn * edges.projection.reshape(n_features, -1)).T
+        self.plain: Plain = (self.d_x.ravel(), self.shares.ravel(), by_lane.ravel())
+
+    def results(self) -> tuple[Array, Array, Array]:
+        """Of attn, padded; of edge_features, empty if nobody wants it; of edge_projection."""
+        launch, tiles = self.launch, self.launch.tiles
+        total = _total(launch, self.shares)  # [*mapped, D, *padded]
+        d_attn = (self.projection.reshape(total.shape[-3:]) * total).sum(-3)
+        d_projection = tiles.crop(launch.attn.reshape(tiles.padded) * total)
+        x, d_features = launch.arguments.edge_features, np.empty(0, tiles.dtype)
+        if x is not None and launch.arguments.wants_rows:
+            d_features = self.d_x.reshape(x.shape)
+        return d_attn, d_features, np.moveaxis(d_projection, -3, -1).copy()
+
+
+def _total(launch: Launch, shares: Array) -> Array:
+    """The sum of `[copies, chunks, ...]` over both, in order, as `[*mapped, ..., *padded]`."""
+    n_mapped = launch.arguments.n_mapped
+    mapped, rows = launch.arguments.query.shape[:n_mapped], shares.shape[2:-2]
+    if shares.shape[:2] == (1, 1):
+        return shares.reshape(*mapped, *rows, *launch.tiles.padded)
+    total = shares.sum(1).reshape(*mapped, launch.n_batches, *rows, *launch.tiles.padded)
+    return total.sum(n_mapped)  # type: ignore[no-any-return]
+
+
+@kernel
+def _backward_queries(
+    chunks: Chunks,
+    vectors: VectorClasses,
+    problem: Plain,
+    edges: Plain | None,
+    node_ids: Plain | None,
+    first_query: Index,
+    query_ptr: Integers,
+    edge_list: Plain,
+    head_mask: Flags | None,
+    incoming: Plain,
+    per_edge: Plain,
+    gradients: Plain,
+) -> None:
+    problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
+    edge_list, incoming, per_edge = EdgeList(*edge_list), Incoming(*incoming), PerEdge(*per_edge)
+    buffers, key_id = new_buffers(vectors.heads, incoming.d_out), key_ids(node_ids)
+    n_edges = edge_list.key.size
+    chunk = next_chunk(chunks)
+    while chunk < chunks[1]:
+        copy = chunk // chunks[2]
+        for i in rows_of(query_ptr, chunk, chunks):
+            start, stop = query_ptr[i], query_ptr[i + 1]
+            backward_query_row(
+                vectors,
+                problem,
+                edges,
+                key_id,
+                place_of(problem, node_ids, copy, first_query + i, n_edges, start, stop),
+                edge_list,
+                head_mask,
+                buffers,
+                incoming,
+                per_edge,
+                QueryGradients(chunk, *gradients),
+            )
+        chunk = next_chunk(chunks)
+
+
+@kernel
+def _backward_keys(
+    chunks: Chunks,
+    vectors: VectorClasses,
+    problem: Plain,
+    first_query: Index,
+    key_order: Plain,
+    head_mask: Flags | None,
+    d_out: Floats,
+    per_edge: Plain,
+    gradients: Plain,
+) -> None:
+    problem, key_order, per_edge = as_problem(problem), KeyOrder(*key_order), PerEdge(*per_edge)
+    key_ptr, n_edges = key_order.ptr, key_order.edge.size
+    chunk = next_chunk(chunks)
+    while chunk < chunks[1]:
+        copy = chunk // chunks[2]
+        for j in rows_of(key_ptr, chunk, chunks):
+            place = KeyPlace(
+                copy * problem.n_keys + j,
+                np.int64(key_ptr[j]),
+                np.int64(key_ptr[j + 1]),
+                copy * problem.n_queries + first_query,
+                copy * n_edges,
+            )
+            backward_key_row(
+                vectors,
+                problem,
+                place,
+                key_order,
+                head_mask,
+                d_out,
+                per_edge,
+                KeyGradients(chunk, *gradients),
+            )
+        chunk = next_chunk(chunks)

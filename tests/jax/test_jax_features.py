@@ -1,0 +1,296 @@
+"""What the PyTorch layer does, the JAX layer does, under the same names: one answer, dropout too."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import gatv2
+from gatv2.testing import assert_agrees
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+gat = pytest.importorskip("gatv2.jax")
+
+N, M, D = 6, 4, 3
+EDGE_INDEX = torch.tensor([[0, 4, 0, 5, 2, 4, 3, 2, 0, 4], [1, 4, 2, 0, 3, 3, 5, 2, 1, 0]])
+BIPARTITE = torch.tensor([[0, 5, 0, 2, 2, 4], [1, 0, 3, 2, 2, 0]])
+
+
+@pytest.fixture(autouse=True)
+def _64_bits() -> Any:
+    with jax.enable_x64(True):
+        yield
+
+
+def jit(function: Any) -> Any:
+    return jax.jit(function)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def mask_of(edge_index: Tensor, shape: tuple[int, int]) -> Tensor:
+    mask = torch.zeros(*shape, 1, dtype=torch.bool)
+    mask[edge_index[0], edge_index[1]] = True
+    return mask
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "edge features": {"edge_dim": D},
+    "self-loops": {"edge_dim": D, "add_self_loops": True, "residual": True, "bias": True},
+    "minimum": {"edge_dim": D, "add_self_loops": True, "fill_value": "min", "share_weights": True},
+    "product": {"edge_dim": D, "add_self_loops": True, "fill_value": "mul"},
+    "vector": {"edge_dim": D, "add_self_loops": True, "fill_value": torch.arange(3.0)},
+    "source to target": {"edge_dim": D, "add_self_loops": True, "flow": "source_to_target"},
+    "averaged": {"add_self_loops": True, "is_concat": False},
+}
+
+
+def assert_one_answer(layer: Any, h: Any, adj_mat: Any, in_jax: Any, **inputs: Any) -> None:
+    """Result, coefficients and gradients by parameters, in training, from one seed."""
+    config = gat.Config.from_torch(layer)
+    out, alpha = layer(h, adj_mat, **inputs, return_attention=True, seed=9)
+    weights = normal(*out.shape, seed=5)
+    (out * weights).sum().backward()
+    own = {name: gat.as_jax(x) for name, x in inputs.items()}
+    features = tuple(map(gat.as_jax, h)) if isinstance(h, tuple) else gat.as_jax(h)
+
+    @jit
+    def step(params: Any, features: Any, own: Any) -> Any:
+        def loss(params: Any) -> Any:
+            results = config.apply(params, features, in_jax, **own, seed=9, return_attention=True)
+            return (results[0] * gat.as_jax(weights)).sum(), results
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, results = step(gat.from_torch(layer), features, own)
+    if (
+        layer.add_self_loops and alpha.ndim == 2
+    ):  # under `jit` self-loops that there were are padding
+        is_loop = (adj_mat[0] == adj_mat[1]).numpy()
+        assert not results[1][: len(is_loop)][is_loop].any()
+        results = results[0], results[1][np.append(~is_loop, np.ones(N, bool))]
+    for a, e in zip(results, (out, alpha), strict=True):
+        assert_agrees(gat.as_torch(a), e.detach())
+    for name, gradient in gradients.items():
+        grad = layer.get_parameter(name).grad
+        assert grad is not None
+        assert_agrees(gat.as_torch(gradient), grad)
+
+
+@pytest.mark.parametrize("form", ["edges", "mask"])
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_options(options: dict[str, Any], form: str) -> None:
+    layer = gatv2.GraphAttentionV2Layer(5, 6, 2, dropout=0.4, **options, dtype=torch.float64)
+    h = normal(N, 5)
+    adj_mat = EDGE_INDEX if form == "edges" else mask_of(EDGE_INDEX, (N, N))
+    x = normal(EDGE_INDEX.shape[1], D) if form == "edges" else normal(N, N, D)
+    inputs = {"edge_features": x} if "edge_dim" in options else {}
+    assert_one_answer(layer, h, adj_mat, adj_mat.numpy(), **inputs)
+
+
+@pytest.mark.parametrize("flow", ["target_to_source", "source_to_target"])
+def test_bipartite(flow: Any) -> None:
+    sides, edge_index = ((N, 5), (M, 3)), BIPARTITE
+    if flow == "source_to_target":
+        sides, edge_index = sides[::-1], edge_index.flip(0)
+    layer = gatv2.GraphAttentionV2Layer(
+        (sides[0][1], sides[1][1]), 6, 2, dropout=0.4, flow=flow, bias=True, dtype=torch.float64
+    )
+    h = (normal(*sides[0]), normal(*sides[1], seed=1))
+    assert_one_answer(layer, h, edge_index, edge_index.numpy())
+
+
+def test_static_control() -> None:
+    layer = gatv2.GraphAttentionLayer(5, 6, 2, dropout=0.4, dtype=torch.float64)
+    h, params = normal(N, 5), gat.from_torch(layer)
+    config = gat.StaticConfig(5, 6, 2, dropout=0.4, param_dtype=jnp.float64)
+    for adj_mat in (EDGE_INDEX, mask_of(EDGE_INDEX.unique(dim=1), (N, N))):
+        expected = layer(h, adj_mat, return_attention=True, seed=3)
+        actual = config.apply(params, gat.as_jax(h), adj_mat.numpy(), return_attention=True, seed=3)
+        for a, e in zip(actual, expected, strict=True):
+            assert_agrees(gat.as_torch(a), e.detach())
+        scores = gat.attention_scores(config, params, gat.as_jax(h), adj_mat.numpy())
+        finite = jnp.where(jnp.isfinite(scores), scores, 0)
+        exact = layer.attention_scores(h, adj_mat).detach()
+        assert_agrees(gat.as_torch(finite), exact.masked_fill(exact.isinf(), 0))
+
+
+def test_stack() -> None:
+    model = gatv2.GATv2(5, 8, 3, n_layers=3, n_heads=2, edge_dim=D, bias=True).double().eval()
+    h, x = normal(N, 5), normal(EDGE_INDEX.shape[1], D)
+    options = {"edge_dim": D, "bias": True, "param_dtype": jnp.float64}
+    same = gat.GATv2(5, 8, 3, n_layers=3, n_heads=2, options=options)
+    params = gat.from_torch(model)
+    drawn = same.init(jax.random.key(0))
+    assert {name: a.shape for name, a in drawn.items()} == {n: a.shape for n, a in params.items()}
+    apply = jax.jit(same.apply, static_argnames="deterministic")
+    graph = EDGE_INDEX.numpy()
+    out = apply(params, gat.as_jax(h), graph, edge_features=gat.as_jax(x), deterministic=True)
+    assert_agrees(gat.as_torch(out), model(h, EDGE_INDEX, edge_features=x).detach())
+    one, other = (
+        apply(params, gat.as_jax(h), graph, edge_features=gat.as_jax(x), rng=jax.random.key(i))
+        for i in range(2)
+    )
+    assert not np.allclose(one, other)
+    with pytest.raises(ValueError, match=r"dropout needs randomness"):
+        same.apply(params, gat.as_jax(h), graph, edge_features=gat.as_jax(x))
+    with pytest.raises(TypeError, match=r"can't be \['kernal'\]"):
+        gat.GATv2(5, 8, 3, options={"kernal": "jax"})
+
+
+def test_log_sum_exp_joins_parts() -> None:
+    """Attention over parts of the keys, joined, is attention over all."""
+    query, key, attn = (gat.as_jax(normal(*shape)) for shape in ((N, 2, 3), (M, 2, 3), (2, 3)))
+    edges = BIPARTITE.numpy()
+    whole = gat.gatv2_attention(query, key, attn, edges, return_lse=True)
+    parts = [
+        gat.gatv2_attention(query, key, attn, edges[:, rows], return_lse=True)
+        for rows in (slice(0, 3), slice(3, None))
+    ]
+    lse = jnp.logaddexp(parts[0][1], parts[1][1])
+    shares = [jnp.where(jnp.isfinite(lse), jnp.exp(part[1] - lse), 0) for part in parts]
+    joined = sum(share[..., None] * part[0] for share, part in zip(shares, parts, strict=True))
+    assert np.allclose(joined, whole[0], atol=1e-12)
+    assert np.array_equal(np.isfinite(whole[1]).any(1), np.isin(np.arange(N), edges[0]))
+
+
+def test_self_loops_under_jit() -> None:
+    """Those that there were become padding: the result is the same, in every bit of the sums."""
+    layer = gatv2.GraphAttentionV2Layer(
+        5, 6, 2, edge_dim=D, add_self_loops=True, dropout=0.0, dtype=torch.float64
+    )
+    config, params = gat.Config.from_torch(layer), gat.from_torch(layer)
+    h, x = gat.as_jax(normal(N, 5)), gat.as_jax(normal(EDGE_INDEX.shape[1], D))
+    graph = gat.Graph.from_edge_index(EDGE_INDEX.numpy(), N)
+    outside = config.apply(params, h, graph, edge_features=x)
+
+    @jit
+    def inside(graph: Any, x: Any) -> Any:
+        return config.apply(params, h, graph, edge_features=x, return_attention=True)
+
+    for padding in (0, 3):
+        padded = jnp.pad(x, ((0, padding), (0, 0)), constant_values=jnp.nan)
+        out, alpha = inside(graph.padded(graph.n_edges + padding), padded)
+        assert_agrees(gat.as_torch(out), gat.as_torch(outside))
+        assert alpha.shape == (graph.n_edges + padding + N, 2)
+        is_loop = (EDGE_INDEX[0] == EDGE_INDEX[1]).numpy()
+        assert not alpha[: graph.n_edges][is_loop].any()
+
+
+def test_batches_of_graphs_share_a_compilation() -> None:
+    """Batched and padded, results and gradients are those of each graph alone."""
+    rng = np.random.default_rng(0)
+    config = gat.Config(5, 6, 2, edge_dim=D, dropout=0.0, param_dtype=jnp.float64)
+    params = config.init(jax.random.key(0))
+    traces = 0
+
+    @jit
+    def step(params: Any, graph: Any, h: Any, x: Any) -> Any:
+        nonlocal traces
+        traces += 1
+
+        def loss(params: Any) -> Any:
+            out = config.apply(params, h, graph, edge_features=x)
+            return (out**2).sum(), out
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    for _ in range(2):
+        sizes = rng.integers(1, 8, 3)
+        graphs = [gat.Graph.from_edge_index(rng.integers(0, n, (2, 2 * n)), int(n)) for n in sizes]
+        hs = [rng.normal(size=(n, 5)) for n in sizes]
+        xs = [rng.normal(size=(2 * n, D)) for n in sizes]
+        n_nodes, n_edges = 25, 50
+        batch = gat.Graph.batch(graphs)
+        assert np.array_equal(
+            batch.by_key.query,
+            gat.Graph.from_edge_index(np.asarray(batch.edge_index), batch.n_queries).by_key.query,
+        )
+        h, x = np.full((n_nodes, 5), np.nan), np.full((n_edges, D), np.nan)
+        h[: sum(sizes)], x[: 2 * sum(sizes)] = np.concatenate(hs), np.concatenate(xs)
+        gradients, out = step(params, batch.padded(n_edges, n_nodes), h, x)
+        begin, total = 0, jax.tree.map(jnp.zeros_like, params)
+        for graph, own_h, own_x in zip(graphs, hs, xs, strict=True):
+            alone = config.apply(params, own_h, graph, edge_features=own_x)
+            assert_agrees(gat.as_torch(out[begin : begin + len(own_h)]), gat.as_torch(alone))
+            of_one = jax.grad(
+                lambda params, *inputs: (
+                    config.apply(params, inputs[0], inputs[2], edge_features=inputs[1]) ** 2
+                ).sum()
+            )(params, own_h, own_x, graph)
+            total = jax.tree.map(jnp.add, total, of_one)
+            begin += len(own_h)
+        assert not out[begin:].any()
+        for name, gradient in gradients.items():
+            assert_agrees(gat.as_torch(gradient), gat.as_torch(total[name]))
+    assert traces == 1
+    with pytest.raises(ValueError, match=r"pad the batch"):
+        gat.Graph.batch([graphs[0].padded(50)])
+    with pytest.raises(ValueError, match=r"at least one graph"):
+        gat.Graph.batch([])
+
+
+def test_graphs_cross_and_are_saved(tmp_path: Path) -> None:
+    edges = torch.cat((EDGE_INDEX, EDGE_INDEX[:, :3]), dim=1)  # parallel ones
+    in_torch = gatv2.Graph.from_edge_index(edges, N)
+    graph = gat.Graph.from_torch(in_torch)
+    assert torch.equal(graph.to_torch().edge_index, in_torch.edge_index)
+    assert np.array_equal(graph.coalesce().edge_index, in_torch.coalesce().edge_index)
+    mask = in_torch.coalesce().to_mask()
+    assert np.array_equal(graph.coalesce().to_mask(), mask)
+    looped = in_torch.add_self_loops().edge_index
+    assert np.array_equal(graph.add_self_loops().edge_index, looped)
+    with pytest.raises(ValueError, match=r"parallel edges.*graph\.coalesce\(\)"):
+        graph.to_mask()
+    graph.save(tmp_path / "graph.safetensors")
+    assert torch.equal(gatv2.Graph.load(tmp_path / "graph.safetensors").edge_index, edges)
+    assert np.array_equal(gat.Graph.load(tmp_path / "graph.safetensors").edge_index, edges)
+    with pytest.raises(ValueError, match=r"has no padding, and this graph has"):
+        graph.padded(50).save(tmp_path / "padded.safetensors")
+
+
+def test_graphs_of_jraph() -> None:
+    """Receivers attend to senders."""
+    graphs = SimpleNamespace(
+        nodes={"h": np.ones((N, 2))},
+        senders=EDGE_INDEX[1].numpy(),
+        receivers=EDGE_INDEX[0].numpy(),
+        n_node=np.array([4, 2]),
+    )
+    expected = EDGE_INDEX.numpy()
+    assert np.array_equal(gat.Graph.from_graphs_tuple(graphs).edge_index, expected)
+    graphs.nodes = None
+    assert np.array_equal(gat.Graph.from_graphs_tuple(graphs).edge_index, expected)
+
+
+def test_sparse_matrices() -> None:
+    """Their edges are the entries that are not zero, after duplicates are summed."""
+    from jax.experimental.sparse import BCOO, BCSR
+    from scipy import sparse
+
+    dense = np.array([[0, 2, 0], [0, 0, 0], [1, -1, 0]], np.float32)
+    sizes = gat.adjacency.Sizes(3, 3, 1, ())
+    read = {"flow": "target_to_source", "backend": "sparse"}
+    expected = gat.adjacency.as_adjacency(dense != 0, sizes, **read).edge_index
+    indices = jnp.array([[2, 1], [0, 1], [0, 2], [0, 2], [2, 0], [3, 3]])
+    entries = BCOO((jnp.array([-1.0, 2.0, 1.0, -1.0, 1.0, 9.0]), indices), shape=(3, 3))
+    for matrix in (
+        entries,
+        BCOO.fromdense(jnp.asarray(dense)),
+        BCSR.from_bcoo(BCOO.fromdense(jnp.asarray(dense))),
+        sparse.csr_array(dense),
+    ):
+        assert np.array_equal(
+            gat.adjacency.as_adjacency(matrix, sizes, **read).edge_index, expected
+        )
+    with pytest.raises(ValueError, match=r"must have shape \(3, 3\); got \(3, 4\)"):
+        gat.adjacency.as_adjacency(sparse.csr_array((3, 4)), sizes, **read)
+    with pytest.raises(TypeError, match=r"only outside of `jit`"):
+        jax.jit(lambda matrix: gat.adjacency.as_adjacency(matrix, sizes, **read).n_edges)(entries)

@@ -1,0 +1,168 @@
+"""Bad indices and NaN in padding: no crash, nothing wraps, nothing leaks, in every kernel alike."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+gat = pytest.importorskip("gatv2.jax")
+
+N, M, H, F, D, N_EDGES = 5, 4, 2, 3, 2, 12
+N_DRAWN = 200
+BAD = (-1, -3, -N, M, N, 10**8, -(10**8), 2**31 - 1, -(2**31))
+KERNELS = ("auto", "jax")
+
+
+def attend(graph: Any, *features: Any, kernel: str) -> Any:
+    """Result, coefficients, and gradients by all features, with dropout."""
+
+    def loss(*features: Any) -> Any:
+        query, key, attn, edge_features, edge_projection = features
+        out, alpha = gat.gatv2_attention(
+            query,
+            key,
+            attn,
+            graph,
+            edge_features=edge_features,
+            edge_projection=edge_projection,
+            dropout=0.4,
+            seed=3,
+            kernel=kernel,
+            return_attention=True,
+        )
+        return (out**2).sum() + (alpha**3).sum(), (out, alpha)
+
+    gradients, results = jax.grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)(*features)
+    return *results, *gradients
+
+
+def draw(rng: Any) -> Any:
+    """An edge index of which some indices, or all, are bad."""
+    edges = np.stack((rng.integers(0, N, N_EDGES), rng.integers(0, M, N_EDGES))).astype(np.int32)
+    is_bad = rng.random(edges.shape) < rng.choice((0.1, 0.3, 1.0))
+    return np.where(is_bad, rng.choice(np.array(BAD, np.int32), edges.shape), edges)
+
+
+def without_bad_edges(edge_index: Any) -> Any:
+    """The graph that must be attended to, with the numbers of the edges that it keeps."""
+    query, key = edge_index
+    (kept,) = np.nonzero((query >= 0) & (query < N) & (key >= 0) & (key < M))
+    rest = np.setdiff1d(np.arange(N_EDGES), kept)
+    graph = gat.Graph.from_edge_index(edge_index[:, kept], (N, M)).padded(N_EDGES)
+    # numbered as the caller has them
+    return replace(graph, edge_id=jnp.asarray(np.concatenate((kept, rest)), "int32")[graph.edge_id])
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        assert np.isfinite(a).all()
+        assert np.allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+def main() -> None:
+    """Attend to many bad graphs in one process: a crash ends it."""
+    rng = np.random.default_rng(0)
+    shapes = ((N, H, F), (M, H, F), (H, F), (N_EDGES, D), (H, F, D))
+    features = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    compiled = {
+        kernel: (jax.jit(lambda *inputs, kernel=kernel: attend(*inputs, kernel=kernel)))
+        for kernel in KERNELS
+    }
+    n_bad = 0
+    for _ in range(N_DRAWN):
+        edge_index = draw(rng)
+        graph = without_bad_edges(edge_index)
+        n_bad += int(graph.query_ptr[-1]) < N_EDGES
+        for step in compiled.values():
+            assert_close(step(edge_index, *features), step(graph, *features))
+    wrong = compiled["jax"](gat.Graph.from_edge_index(edge_index % M, (N, M)), *features)
+    with pytest.raises(AssertionError):  # what the comparison must reject: indices that wrap
+        assert_close(wrong, compiled["jax"](graph, *features))
+    print(n_bad)
+
+
+def test_bad_indices_under_jit_are_dropped() -> None:
+    """Values and gradients are those of the graph without them, with coefficients of zero for them."""
+    result = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > N_DRAWN / 2
+
+
+def test_bad_indices_outside_of_jit_are_errors() -> None:
+    features = jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((1, 2))
+    for kernel in KERNELS:
+        with pytest.raises(
+            IndexError, match=r"edge 1 has query 100000000, but there are 4 query nodes"
+        ):
+            gat.gatv2_attention(*features, jnp.array([[0, 10**8], [1, 2]]), kernel=kernel)
+        with pytest.raises(IndexError, match=r"edge 0 has key -1, .* must lie in \[0, 4\)"):
+            gat.gatv2_attention(*features, np.array([[0, 1], [-1, 2]]), kernel=kernel)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key_index": [10**8, 1]}, "`key_index` of the graph must lie in"),
+        ({"key_index": [0, -1]}, "`key_index` of the graph must lie in"),
+        ({"query_ptr": [0, 2, 1, 2, 2]}, "`query_ptr` of the graph must ascend"),
+        ({"query_ptr": [0, 1, 1, 1, 9]}, "`query_ptr` of the graph must ascend"),
+    ],
+)
+def test_a_graph_made_by_hand_is_checked(change: dict[str, list[int]], message: str) -> None:
+    """By the fused kernel, which would read and write wherever it is told to."""
+    graph = gat.Graph.from_edge_index(np.array([[0, 1], [1, 2]]), 4)
+    graph = replace(graph, **{name: jnp.array(values) for name, values in change.items()})
+    features = jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((1, 2))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(gat.gatv2_attention(*features, graph, kernel="numba"))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("form", ["graph", "mask"])
+def test_nan_in_padding_reaches_no_gradient(form: str, kernel: str) -> None:
+    """Of nodes and of edges: results and all gradients are those of the graph without padding."""
+    rng = np.random.default_rng(1)
+    config = gat.Config(
+        4, 6, 3, edge_dim=D, bias=True, residual=form == "graph", dropout=0.3, kernel=kernel
+    )
+    params = config.init(jax.random.key(0))
+    edge_index = np.array([[0, 2, 2, 3], [1, 1, 3, 0]])
+    h, x = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((4, 4), (4, D)))
+    nan_h = jnp.pad(h, ((0, 3), (0, 0)), constant_values=jnp.nan)
+    if form == "graph":
+        adj_mat: Any = gat.Graph.from_edge_index(edge_index, 4)
+        padded: Any = adj_mat.padded(9, 7)
+        nan_x = jnp.pad(x, ((0, 5), (0, 0)), constant_values=jnp.nan)
+    else:
+        adj_mat, nan_x = np.zeros((4, 4), bool), np.full((4, 4, D), np.nan, np.float32)
+        adj_mat[tuple(edge_index)] = True
+        nan_x[tuple(edge_index)] = x
+        x = jnp.nan_to_num(nan_x)
+        padded = np.pad(adj_mat, (0, 3))
+        nan_x = jnp.pad(nan_x, ((0, 3), (0, 3), (0, 0)), constant_values=jnp.nan)
+
+    def gradients_of(params: Any, h: Any, x: Any, graph: Any) -> Any:
+        def loss(params: Any) -> Any:
+            out = config.apply(params, h, graph, edge_features=x, seed=7)
+            return (out[:4] ** 2).sum(), out
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    step = jax.jit(gradients_of)
+    gradients, out = step(params, h, x, adj_mat)
+    padded_gradients, padded_out = step(params, nan_h, nan_x, padded)
+    assert_close([padded_out[:4], *padded_gradients.values()], [out, *gradients.values()])
+    if form == "graph":
+        assert not padded_out[4:].any()
+    poisoned = step(params, nan_h.at[0].set(jnp.nan), nan_x, padded)[0]
+    with pytest.raises(AssertionError):  # what the comparison must reject: NaN that is read
+        assert_close(poisoned.values(), gradients.values())
+
+
+if __name__ == "__main__":
+    main()
