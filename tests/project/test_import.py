@@ -34,7 +34,7 @@ def test_import_is_light() -> None:
 
 def test_the_check_sees_what_is_imported() -> None:
     assert "scipy" in imported_by("import gatv2.ranking")
-    assert imported_by("import gatv2, torch._dynamo") == {"torch._dynamo", "sympy"}
+    assert imported_by("import gatv2, torch._dynamo") >= {"torch._dynamo", "sympy"}
 
 
 def test_import_loads_no_other_file_of_ours() -> None:
