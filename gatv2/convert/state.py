@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -117,3 +119,48 @@ def check_together(state: State, prefix: str, names: tuple[str, ...]) -> None:
         raise ValueError(
             f"the state dict has {has} without {lacks}: a layer has all or none of them"
         )
+
+
+def check_ours(layer: object) -> None:
+    """Raise a TypeError for what is not our layer."""
+    if not isinstance(layer, GraphAttentionV2Layer):
+        raise TypeError(f"`layer` must be a GraphAttentionV2Layer; got {type(layer).__name__}")
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray):
+        return torch.tensor(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}")
+    return value
+
+
+def _check_dtypes(tensors: State, prefix: str) -> None:
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
+        got = ", ".join(f"{prefix}{name}: {tensor.dtype}" for name, tensor in tensors.items())
+        raise TypeError(
+            f"parameters must have one floating-point dtype; got {got}: convert them to one"
+        )
+
+
+def _check_shapes(tensors: State, prefix: str, shapes: Shapes) -> None:
+    known: dict[int | str, int] = {}
+    for name, shape in shapes.items():
+        if name not in tensors:
+            continue
+        actual = tuple(tensors[name].shape)
+        wanted = [size if isinstance(size, int) else known.get(size) for size in shape]
+        fits = len(actual) == len(wanted) and all(
+            n > 0 and n == (n if want is None else want)
+            for n, want in zip(actual, wanted, strict=True)
+        )
+        if not fits:
+            told = ", ".join(
+                size if want is None or isinstance(size, int) else f"{size}={want}"
+                for size, want in zip(map(str, shape), wanted, strict=True)
+            )
+            raise ValueError(f"`{prefix}{name}` must have shape ({told}), no size 0; got {actual}")
+        known |= zip(shape, actual, strict=True)
+        if "H" in known and "F" in known:
+            known["H * F"] = known["H"] * known["F"]
