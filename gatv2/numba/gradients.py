@@ -138,7 +138,9 @@ class EdgeFeatureGradients:
         self.d_x = empty((n_rows, n_features), tiles.dtype)
         n_padded = n_features + -n_features % tiles.line
         by_lane = np.zeros((tiles.length, n_padded), tiles.dtype)
-        by_lane[:, :n_features] = (launch.attn * edges.projection.reshape(n_features, -1)).T
+        by_lane[:, :n_features] = (
+            launch.attn * edges.projection.reshape(n_features, launch.tiles.length)
+        ).T
         self.plain: Plain = (self.d_x.ravel(), self.shares.ravel(), by_lane.ravel())
 
     def results(self) -> tuple[Array, Array, Array]:

@@ -81,8 +81,9 @@ def test_a_pair_is_in_the_order_of_the_rows(kernel: Kernel, mask: Tensor) -> Non
     h_query, h_key = torch.randn(n, 3).double(), torch.randn(m, 5).double()
     expected = ours((h_query, h_key), mask)
     edge_index = mask.squeeze(-1).nonzero().T
-    graph = Graph.from_edge_index(edge_index, (n, m))
-    for form in (edge_index.flip(0), mask.transpose(0, 1), graph):
+    theirs_index = edge_index.flip(0)
+    graph = Graph.from_edge_index(theirs_index, (n, m), flow="source_to_target")
+    for form in (theirs_index, mask.transpose(0, 1), graph):
         assert_agrees(theirs((h_key, h_query), form), expected)
 
 
