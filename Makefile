@@ -11,7 +11,7 @@ SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
 
-test: $(VENV)/dev test-triton
+test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -n auto
 
 # the kernels for GPUs, interpreted on the CPU, in a process of their own: Triton asks once

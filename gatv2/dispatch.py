@@ -89,13 +89,16 @@ def _by_triton(attention: Callable[..., Any]) -> Attention:
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel("numba", "sparse", sparse_operator.gatv2_attention, numba_unsupported),
-    Kernel("triton", "sparse", _by_triton(sparse_operator.gatv2_attention), triton_unsupported),
     Kernel("torch", "sparse", sparse_reference.gatv2_attention, serves_every_call),
+    Kernel("triton", "sparse", _by_triton(sparse_operator.gatv2_attention), triton_unsupported),
     Kernel("numba", "dense", dense_operator.gatv2_attention, numba_unsupported),
-    Kernel("triton", "dense", _by_triton(dense_operator.gatv2_attention), triton_unsupported),
     Kernel("torch", "dense", dense_reference.gatv2_attention, serves_every_call),
+    Kernel("triton", "dense", _by_triton(dense_operator.gatv2_attention), triton_unsupported),
 )
-"""In order of preference: "auto" takes the first kernel of a backend that has nothing against it."""
+"""In order of preference: "auto" takes the first kernel of a backend that has nothing against it.
+
+Triton's stand behind plain PyTorch, and so are taken by name only, until they have run on a GPU.
+"""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class GraphAttentionV2Layer(GraphAttention):
             of a node's other edges, "mean", "sum" ("add"), "min", "max" or "mul".
         backend: "dense" (masked attention), "sparse" (edges), or "auto": by the form of `adj_mat`.
         kernel: "numba" (fused, on the CPU), "triton" (fused, on GPUs), "torch" (plain operations,
-            anywhere), or "auto": the first of them that serves a call.
+            anywhere), or "auto": "numba" where it serves a call, else "torch".
         flow: what row 0 of an edge index holds. "target_to_source": the nodes that attend;
             "source_to_target", PyTorch Geometric's default: the nodes attended to. A `Graph` must
             have been made with "source_to_target" then.

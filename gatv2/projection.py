@@ -4,7 +4,7 @@ from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 
 class Where(TypedDict):

@@ -101,7 +101,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
     def _read_list(
         self, edge_index: Tensor | Graph, edge_attr: Tensor | None, query: Tensor, key: Tensor
     ) -> tuple[Graph, Tensor | None]:
-        """The graph of an `edge_index`, which may be prepared, with self-loops, and features that fit it."""
+        """The graph of an `edge_index`, or of a `Graph`, with self-loops, and features that fit."""
         if edge_attr is not None and edge_attr.ndim == 1:
             edge_attr = edge_attr.unsqueeze(1)
         n_queries, n_keys = query.shape[0], key.shape[0]

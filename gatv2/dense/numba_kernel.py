@@ -166,7 +166,7 @@ def _forward(
     results: Plain,
 ) -> None:
     problem, edges, results = as_problem(problem), as_edge_features(edges), Results(*results)
-    n_keys, n_heads = problem.block_keys, problem.n_groups * vectors.heads.lanes
+    n_keys, n_heads = problem.block_keys, problem.layout.n_groups * vectors.heads.lanes
     out, largest, total, alpha = results
     buffers = new_buffers(vectors.heads, out)
     keys = np.empty(n_keys, np.int32)

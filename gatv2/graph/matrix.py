@@ -140,9 +140,11 @@ def _torch_summed(matrix: Tensor) -> Tensor:
 
 def _scipy_entries(matrix: Any) -> _Entries:
     coo = matrix.tocoo()
-    value = coo.data
-    if value.dtype.kind != "c":  # PyTorch has not every dtype of NumPy
-        value = value != 0 if value.dtype.kind in "biu" else value.astype(float)
+    value = coo.data  # in a dtype that PyTorch has
+    if value.dtype.kind in "biu":
+        value = value != 0
+    else:
+        value = value.astype(complex if value.dtype.kind == "c" else float)
     return _Entries(*map(torch.from_numpy, (coo.row, coo.col, value)))
 
 

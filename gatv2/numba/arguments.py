@@ -39,6 +39,15 @@ class Dropout(NamedTuple):
     seed_high: Word
 
 
+class Layout(NamedTuple):
+    """How a row of features is cut into tiles. Numbers only: it costs a loop nothing to be passed."""
+
+    n_groups: Index
+    """Groups of heads."""
+    span: Index
+    """Tiles that a head spans."""
+
+
 class Problem(NamedTuple):
     """What a call computes with: features, their sizes, and options.
 
@@ -46,16 +55,13 @@ class Problem(NamedTuple):
     """
 
     dropout: Dropout
+    layout: Layout
     query: Floats
     """[feature sets, queries, heads, features], padded to whole tiles."""
     key: Floats
     """[feature sets, keys, heads, features]."""
     attn: Floats
     """[heads, features]."""
-    n_groups: Index
-    """Groups of heads."""
-    span: Index
-    """Tiles that a head spans."""
     n_queries: Index
     """Queries of a feature set."""
     n_keys: Index
@@ -235,7 +241,7 @@ class KeyGradients(NamedTuple):
 @inline
 def as_problem(problem: Plain) -> Problem:
     """Name the arguments of a call."""
-    return Problem(Dropout(*problem[0]), *problem[1:])
+    return Problem(Dropout(*problem[0]), Layout(*problem[1]), *problem[2:])
 
 
 @inline

@@ -75,7 +75,7 @@ def backward_query_row(
     heads = vectors.heads
     zero = splat(heads, 0.0)
     n_blocks = (place.stop - place.start + BLOCK - 1) // BLOCK
-    for group in range(problem.n_groups):
+    for group in range(problem.layout.n_groups):
         sum_p, sum_p_dp, sum_de = zero, zero, zero
         scale, delta = zero, zero
         # the first sweep sums; a single block is still in the buffers when the second one starts
@@ -102,7 +102,7 @@ def backward_query_row(
                 sum_de = sum_de + _write_weights(
                     vectors, problem, place, block, scale, delta, buffers, per_edge.weights
                 )
-                for part in range(problem.span):
+                for part in range(problem.layout.span):
                     _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
                     backward_edges(
                         vectors,
@@ -165,7 +165,7 @@ def _coefficients(
     store(scores, n, splat(flat, -np.inf))
     store(d_scores, n, splat(flat, 0.0))
     _add_d_alpha(vectors, problem, place, block, incoming.d_alpha, d_scores)
-    at_lse = heads_at(vectors, problem, place.row, block.group)
+    at_lse = heads_at(vectors, problem.layout, place.row, block.group)
     lse = repeat(flat, load(heads, incoming.lse, at_lse))
     sum_p, sum_p_dp = splat(flat, 0.0), splat(flat, 0.0)
     for at in range(0, n, flat.lanes):
@@ -192,10 +192,11 @@ def _add_d_alpha(
     d_scores: Floats,
 ) -> None:
     """Add the cotangent of alpha, if there is one."""
+    layout = problem.layout
     if d_alpha.size > 0:
         for e in range(block.begin, block.end):
             at = (e - block.begin) * vectors.heads.lanes
-            at_edge = heads_at(vectors, problem, place.first_edge + e, block.group)
+            at_edge = heads_at(vectors, layout, place.first_edge + e, block.group)
             d = load(vectors.heads, d_scores, at) + load(vectors.heads, d_alpha, at_edge)
             store(d_scores, at, d)
 
@@ -211,7 +212,7 @@ def _minus_d_lse(
 ) -> Vector:
     """Delta less the cotangent of the log-sum-exp, if there is one."""
     if d_lse.size > 0:
-        at = heads_at(vectors, problem, place.row, group)
+        at = heads_at(vectors, problem.layout, place.row, group)
         delta = delta - load(vectors.heads, d_lse, at)
     return delta
 
@@ -229,13 +230,15 @@ def _write_weights(
 ) -> Vector:
     """Write keep * p and de of a block's edges to `weights`; return the sum of de."""
     heads, sum_de = vectors.heads, splat(vectors.heads, 0.0)
+    layout, drops = problem.layout, problem.dropout.least_word > 0
+    scores, d_scores, keep = buffers.scores, buffers.d_scores, buffers.keep
     for e in range(block.begin, block.end):
         at = (e - block.begin) * heads.lanes
-        p = load(heads, buffers.scores, at) * scale
-        de = p * (load(heads, buffers.d_scores, at) - delta)
-        if problem.dropout.least_word > 0:
-            p = p * load(heads, buffers.keep, at)
-        at_edge = weights_at(vectors, problem, place.first_edge + e, block.group)
+        p = load(heads, scores, at) * scale
+        de = p * (load(heads, d_scores, at) - delta)
+        if drops:
+            p = p * load(heads, keep, at)
+        at_edge = weights_at(vectors, layout, place.first_edge + e, block.group)
         store(weights, at_edge, p)
         store(weights, at_edge + heads.lanes, de)
         sum_de = sum_de + de
@@ -253,15 +256,16 @@ def _add_positive(
     d_query: Floats,
 ) -> None:
     """Add de of the edges with positive x to the query's row; the first block writes it."""
-    tile = vectors.tile
-    at_query = column_of(vectors, problem, place.row, block.group, part)
+    tile, layout = vectors.tile, problem.layout
+    weights, signs = per_edge.weights, per_edge.signs
+    at_query = column_of(vectors, layout, place.row, block.group, part)
     total = splat(tile, 0.0)
     for e in range(block.begin, block.end):
         edge = place.first_edge + e
-        at = weights_at(vectors, problem, edge, block.group) + vectors.heads.lanes
-        de = load(vectors.heads, per_edge.weights, at)
-        at = signs_at(vectors, problem, edge, block.group, part)
-        total = total + _where_positive(tile, per_edge.signs, at, de)
+        at = weights_at(vectors, layout, edge, block.group) + vectors.heads.lanes
+        de = load(vectors.heads, weights, at)
+        at = signs_at(vectors, layout, edge, block.group, part)
+        total = total + _where_positive(tile, signs, at, de)
     if block.begin > place.start:
         total = total + load(tile, d_query, at_query)
     store(d_query, at_query, total)
@@ -279,17 +283,17 @@ def _finish_query(
 ) -> None:
     """Make the gradient of the query of its sums, and add its share to d_attn."""
     tile = vectors.tile
-    for part in range(problem.span):
-        at_query = column_of(vectors, problem, place.row, group, part)
+    for part in range(problem.layout.span):
+        at_query = column_of(vectors, problem.layout, place.row, group, part)
         if place.start == place.stop:
             store(gradients.d_query, at_query, splat(tile, 0.0))
         else:
             positive = load(tile, gradients.d_query, at_query)
             total = _slopes(tile, problem, positive, sum_de)
-            a = load(tile, problem.attn, column_of(vectors, problem, 0, group, part))
+            a = load(tile, problem.attn, column_of(vectors, problem.layout, 0, group, part))
             store(gradients.d_query, at_query, total * a)
             q = load(tile, problem.query, at_query)
-            at = column_of(vectors, problem, gradients.chunk, group, part)
+            at = column_of(vectors, problem.layout, gradients.chunk, group, part)
             _add_share(tile, head_mask, total, q, gradients.d_attn, at)
 
 
@@ -306,21 +310,21 @@ def backward_key_row(
 ) -> None:
     """Backward of one key: its row of d_key, and its share of d_attn."""
     tile = vectors.tile
-    for group in range(problem.n_groups):
-        for part in range(problem.span):
+    for group in range(problem.layout.n_groups):
+        for part in range(problem.layout.span):
             values, positive, sum_de = _sum_over_queries(
                 vectors, problem, place, key_order, head_mask, group, part, d_out, per_edge
             )
             total = _slopes(tile, problem, positive, sum_de)
-            at_key = column_of(vectors, problem, place.row, group, part)
-            a = load(tile, problem.attn, column_of(vectors, problem, 0, group, part))
+            at_key = column_of(vectors, problem.layout, place.row, group, part)
+            a = load(tile, problem.attn, column_of(vectors, problem.layout, 0, group, part))
             d_key = fma(a, total, values)
             if gradients.adds:
                 d_key = d_key + load(tile, gradients.d_key, at_key)
             store(gradients.d_key, at_key, d_key)
             if place.start < place.stop:
                 k = load(tile, problem.key, at_key)
-                at = column_of(vectors, problem, gradients.chunk, group, part)
+                at = column_of(vectors, problem.layout, gradients.chunk, group, part)
                 _add_share(tile, head_mask, total, k, gradients.d_attn, at)
 
 
@@ -361,27 +365,29 @@ def _sum_over_block(
     per_edge: PerEdge,
 ) -> tuple[Vector, Vector, Vector]:
     """The sums over some of the queries."""
-    tile, heads, group = vectors.tile, vectors.heads, block.group
-    nothing, last = splat(tile, 0.0), key_order.query.size - 1
+    tile, heads, group, layout = vectors.tile, vectors.heads, block.group, problem.layout
+    edges, queries = key_order.edge, key_order.query
+    weights, signs = per_edge.weights, per_edge.signs
+    nothing, last = splat(tile, 0.0), queries.size - 1
     values, positive, sum_de = nothing, nothing, splat(heads, 0.0)
     for i in range(block.begin, block.end):
         ahead = min(i + AHEAD, last)
-        edge = place.first_edge + key_order.edge[ahead]
-        row = place.first_query + key_order.query[ahead]
-        prefetch(tile, d_out, column_of(vectors, problem, row, group, part))
-        prefetch(heads, per_edge.weights, weights_at(vectors, problem, edge, group))
-        prefetch(heads, per_edge.signs, signs_at(vectors, problem, edge, group, part))
-        edge = place.first_edge + key_order.edge[i]
-        row = place.first_query + key_order.query[i]
-        at = weights_at(vectors, problem, edge, group)
-        p = expand(tile, load(heads, per_edge.weights, at))
-        de = load(heads, per_edge.weights, at + heads.lanes)
-        d = load(tile, d_out, column_of(vectors, problem, row, group, part))
+        edge = place.first_edge + edges[ahead]
+        row = place.first_query + queries[ahead]
+        prefetch(tile, d_out, column_of(vectors, layout, row, group, part))
+        prefetch(heads, weights, weights_at(vectors, layout, edge, group))
+        prefetch(heads, signs, signs_at(vectors, layout, edge, group, part))
+        edge = place.first_edge + edges[i]
+        row = place.first_query + queries[i]
+        at = weights_at(vectors, layout, edge, group)
+        p = expand(tile, load(heads, weights, at))
+        de = load(heads, weights, at + heads.lanes)
+        d = load(tile, d_out, column_of(vectors, layout, row, group, part))
         if head_mask is not None:
             d = select(p > nothing, d, nothing)
         values = fma(p, d, values)
-        at = signs_at(vectors, problem, edge, group, part)
-        positive = positive + _where_positive(tile, per_edge.signs, at, de)
+        at = signs_at(vectors, layout, edge, group, part)
+        positive = positive + _where_positive(tile, signs, at, de)
         sum_de = sum_de + de
     return values, positive, sum_de
 

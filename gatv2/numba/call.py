@@ -88,7 +88,10 @@ class Launch:
             self._fold_batch()
         self.attn = self.tiles.pad(arguments.attn)
         self.problem = self._problem()
-        self.edges = None if x is None else self._edge_features(x)
+        projection = arguments.edge_projection
+        self.edges: EdgeFeatures | None = None
+        if x is not None and projection is not None:
+            self.edges = self._edge_features(x, projection)
         self.plain_edges: Plain | None = None if self.edges is None else tuple(self.edges)
 
     def _fold_batch(self) -> None:
@@ -102,11 +105,10 @@ class Launch:
         call, tiles, n_blocks = self.arguments, self.tiles, max(self.n_blocks, 1)
         return (
             self._dropout(),
+            (tiles.n_groups, tiles.span),
             tiles.pad(call.query),
             tiles.pad(call.key),
             self.attn,
-            tiles.n_groups,
-            tiles.span,
             self.n_queries,
             self.n_keys,
             max(self.n_batches, 1),
@@ -124,7 +126,7 @@ class Launch:
             return 0, 1.0, 0, 0
         return int(dropout * 2**32), 1 / (1 - dropout), seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
 
-    def _edge_features(self, x: Array) -> EdgeFeatures:
+    def _edge_features(self, x: Array, projection: Array) -> EdgeFeatures:
         n_batch = self.arguments.query.ndim - 3
         is_folded = prod(x.shape[n_batch:-1]) < self.n_edge_rows
         is_shared = self.n_copies > 0 and not any(x.strides[:n_batch])  # by all feature sets
@@ -132,7 +134,7 @@ class Launch:
             x = x[(0,) * n_batch]
         return EdgeFeatures(
             x.astype(self.tiles.dtype, copy=False).ravel(),
-            self.tiles.pad(np.moveaxis(self.arguments.edge_projection, -1, 0)),
+            self.tiles.pad(np.moveaxis(projection, -1, 0)),
             x.shape[-1],
             max(prod(x.shape[:-1]), 1),
         )

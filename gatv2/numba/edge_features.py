@@ -24,6 +24,7 @@ from gatv2.numba.arguments import (
     Problem,
     QueryGradients,
     Vector,
+    VectorClass,
     VectorClasses,
 )
 from gatv2.numba.compile import inline
@@ -43,30 +44,27 @@ def first_x_of(edges: EdgeFeatures | None, place: Place) -> Index:
 
 
 @inline
+def prefetch_features(flat: VectorClass, x: Floats, at: Index, n_features: Index) -> None:
+    """Ask for the features of an edge, which start at `at`, ahead of their use."""
+    for d in range(0, n_features, flat.lanes):
+        prefetch(flat, x, at + d)
+
+
+@inline
 def add_projection(
-    vectors: VectorClasses,
-    problem: Problem,
-    edges: EdgeFeatures | None,
-    edge_list: EdgeList,
-    first_x: Index,
-    e: Index,
+    tile: VectorClass,
+    x: Floats,
+    at: Index,
+    n_features: Index,
+    projection: Floats,
     column: Index,
+    length: Index,
     total: Vector,
 ) -> Vector:
-    """`total`, a tile, and the tile of W_e x of edge `e` that starts at `column` of a row.
-
-    The features of an edge further on are asked for, ahead of their use.
-    """
-    if edges is None:
-        return total
-    n_features = edges.n_features
-    ahead = (first_x + edge_list.x_row[min(e + AHEAD, edge_list.x_row.size - 1)]) * n_features
-    for d in range(0, n_features, vectors.flat.lanes):
-        prefetch(vectors.flat, edges.x, ahead + d)
-    at, stride = (first_x + edge_list.x_row[e]) * n_features, length_of(vectors, problem)
+    """`total`, and the tile at `column` of W_e x, of the edge whose features start at `at`."""
     for d in range(n_features):
-        w = load(vectors.tile, edges.projection, column + d * stride)
-        total = fma(w, broadcast(vectors.tile, edges.x, at + d), total)
+        w = load(tile, projection, column + d * length)
+        total = fma(w, broadcast(tile, x, at + d), total)
     return total
 
 
@@ -87,7 +85,7 @@ def backward_edges(
     """Backward of the features of a block's edges, through one tile; `buffers` are overwritten."""
     if edges is not None:
         d_edges = EdgeGradients(*gradients.edges)
-        column = column_of(vectors, problem, 0, block.group, part)
+        column = column_of(vectors, problem.layout, 0, block.group, part)
         for begin in range(block.begin, block.end, BATCH):
             batch = Block(block.group, begin, min(begin + BATCH, block.end))
             slopes_de = buffers.d_scores
@@ -129,14 +127,15 @@ def _write_slopes_de(
     slopes_de: Floats,
 ) -> None:
     """Write a tile of de_ij s_ij for each edge."""
-    tile, heads = vectors.tile, vectors.heads
+    tile, heads, layout = vectors.tile, vectors.heads, problem.layout
+    weights, signs = per_edge.weights, per_edge.signs
     slopes = splat(tile, problem.slope)
     for e in range(batch.begin, batch.end):
         edge = place.first_edge + e
-        at = weights_at(vectors, problem, edge, batch.group) + heads.lanes
-        de = expand(tile, load(heads, per_edge.weights, at))
-        at = signs_at(vectors, problem, edge, batch.group, part)
-        bits = load_bits(tile, per_edge.signs, at)
+        at = weights_at(vectors, layout, edge, batch.group) + heads.lanes
+        de = expand(tile, load(heads, weights, at))
+        at = signs_at(vectors, layout, edge, batch.group, part)
+        bits = load_bits(tile, signs, at)
         store(slopes_de, (e - batch.begin) * tile.lanes, select(bits, de, de * slopes))
 
 
@@ -155,18 +154,19 @@ def _add_to_projection(
 ) -> None:
     """Add the edges' share of G to that of the chunk."""
     tile, first_x = vectors.tile, first_x_of(edges, place)
-    nothing = splat(tile, 0.0)
+    nothing, length = splat(tile, 0.0), length_of(vectors, problem.layout)
     shares = EdgeGradients(*gradients.edges).shares
-    for d in range(edges.n_features):
-        at = (gradients.chunk * edges.n_features + d) * length_of(vectors, problem) + column
+    x, x_row, n_features = edges.x, edge_list.x_row, edges.n_features
+    for d in range(n_features):
+        at = (gradients.chunk * n_features + d) * length + column
         share = nothing
         for e in range(batch.begin, batch.end):
-            of_edge = (first_x + edge_list.x_row[e]) * edges.n_features + d
+            of_edge = (first_x + x_row[e]) * n_features + d
             slope_de = load(tile, slopes_de, (e - batch.begin) * tile.lanes)
-            x = broadcast(tile, edges.x, of_edge)
+            value = broadcast(tile, x, of_edge)
             if head_mask is not None:  # of an edge that a head does not use, x may be NaN
-                x = select(slope_de == nothing, nothing, x)
-            share = fma(slope_de, x, share)
+                value = select(slope_de == nothing, nothing, value)
+            share = fma(slope_de, value, share)
         store(shares, at, load(tile, shares, at) + share)
 
 
@@ -184,12 +184,13 @@ def _add_to_features(
 ) -> None:
     """Add what comes through a tile to the gradient of x; the first tile writes it."""
     d_x, n_features, n_lanes = d_edges.d_x, edges.n_features, vectors.line.lanes
+    by_lane, x_row = d_edges.by_lane, edge_list.x_row
     n = batch.end - batch.begin
     for i in range(0, n, 4):
         for d in range(0, n_features, n_lanes):
-            _four_rows(vectors, slopes_de, i, d_edges.by_lane, column, n_features, d, total)
+            _four_rows(vectors, slopes_de, i, by_lane, column, n_features, d, total)
             for k in range(i, min(i + 4, n)):
-                at = (place.first_x + edge_list.x_row[batch.begin + k]) * n_features
+                at = (place.first_x + x_row[batch.begin + k]) * n_features
                 for j in range(d, min(d + n_lanes, n_features)):
                     share = total[(k - i) * n_lanes + j - d]
                     d_x[at + j] = share if column == 0 else d_x[at + j] + share

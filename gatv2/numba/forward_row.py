@@ -44,7 +44,7 @@ def forward_row(
     """Attention of one query: its row of `out`, its largest score, its sum of exponentials, alpha."""
     heads = vectors.heads
     lowest, zero, one = splat(heads, -np.inf), splat(heads, 0.0), splat(heads, 1.0)
-    for group in range(problem.n_groups):
+    for group in range(problem.layout.n_groups):
         largest, total = lowest, zero
         begin = place.start
         while True:
@@ -89,7 +89,7 @@ def forward_row(
             begin = block.end
             if begin >= place.stop:
                 break
-        at = heads_at(vectors, problem, place.row, group)
+        at = heads_at(vectors, problem.layout, place.row, group)
         store(results.largest, at, largest)
         store(results.total, at, total)
         _finish_alpha(vectors, problem, place, group, largest, total, results.alpha)
@@ -105,10 +105,11 @@ def _keep_scores(
     alpha: Floats,
 ) -> None:
     """Copy scores to where alpha will be, if anybody wants it."""
+    layout = problem.layout
     if alpha.size > 0:
         for e in range(block.begin, block.end):
             s = load(vectors.heads, scores, (e - block.begin) * vectors.heads.lanes)
-            store(alpha, heads_at(vectors, problem, place.first_edge + e, block.group), s)
+            store(alpha, heads_at(vectors, layout, place.first_edge + e, block.group), s)
 
 
 @inline
@@ -140,14 +141,14 @@ def _add_values(
     out: Floats,
 ) -> None:
     """Rescale the query's row of `out`, add the keys of a block, weighted, and scale the sum."""
-    tile, heads = vectors.tile, vectors.heads
-    nothing = splat(tile, 0.0)
-    for part in range(problem.span):
-        at_out = column_of(vectors, problem, place.row, block.group, part)
+    tile, heads, layout = vectors.tile, vectors.heads, problem.layout
+    keys, key_index, nothing = problem.key, edge_list.key, splat(tile, 0.0)
+    for part in range(layout.span):
+        at_out = column_of(vectors, layout, place.row, block.group, part)
         total = nothing
         for e in range(block.begin, block.end):
-            row = place.first_key + edge_list.key[e]
-            k = load(tile, problem.key, column_of(vectors, problem, row, block.group, part))
+            row = place.first_key + key_index[e]
+            k = load(tile, keys, column_of(vectors, layout, row, block.group, part))
             p = expand(tile, load(heads, weights, (e - block.begin) * heads.lanes))
             if head_mask is not None:
                 k = select(p > nothing, k, nothing)
@@ -170,11 +171,11 @@ def _finish_alpha(
     alpha: Floats,
 ) -> None:
     """Make coefficients of the scores that were copied to `alpha`."""
-    heads = vectors.heads
+    heads, layout = vectors.heads, problem.layout
     zero = splat(heads, 0.0)
     if alpha.size > 0:
         subtracted = select(largest > splat(heads, -np.inf), largest, zero)
         scale = select(total > zero, splat(heads, 1.0) / total, total)
         for e in range(place.start, place.stop):
-            at = heads_at(vectors, problem, place.first_edge + e, group)
+            at = heads_at(vectors, layout, place.first_edge + e, group)
             store(alpha, at, exp(load(heads, alpha, at) - subtracted) * scale)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gatv2.numba.arguments import Index, Integers, NodeIds, Place, Problem, VectorClasses
+from gatv2.numba.arguments import Index, Integers, Layout, NodeIds, Place, Problem, VectorClasses
 from gatv2.numba.compile import inline
 from gatv2.numba.threads import Chunks, first_row
 
@@ -52,34 +52,34 @@ def place_of(
 
 
 @inline
-def length_of(vectors: VectorClasses, problem: Problem) -> Index:
+def length_of(vectors: VectorClasses, layout: Layout) -> Index:
     """Elements of a row of features."""
-    return problem.n_groups * problem.span * vectors.tile.lanes
+    return layout.n_groups * layout.span * vectors.tile.lanes
 
 
 @inline
 def column_of(
-    vectors: VectorClasses, problem: Problem, row: Index, group: Index, part: Index
+    vectors: VectorClasses, layout: Layout, row: Index, group: Index, part: Index
 ) -> Index:
     """Where a tile of a row of features starts."""
-    return ((row * problem.n_groups + group) * problem.span + part) * vectors.tile.lanes
+    return ((row * layout.n_groups + group) * layout.span + part) * vectors.tile.lanes
 
 
 @inline
-def heads_at(vectors: VectorClasses, problem: Problem, row: Index, group: Index) -> Index:
+def heads_at(vectors: VectorClasses, layout: Layout, row: Index, group: Index) -> Index:
     """Where a group starts in what has a number for each head: of a query, or of an edge."""
-    return (row * problem.n_groups + group) * vectors.heads.lanes
+    return (row * layout.n_groups + group) * vectors.heads.lanes
 
 
 @inline
-def weights_at(vectors: VectorClasses, problem: Problem, edge: Index, group: Index) -> Index:
+def weights_at(vectors: VectorClasses, layout: Layout, edge: Index, group: Index) -> Index:
     """Where a group starts in `PerEdge.weights`: keep * p, and a vector further on de."""
-    return (edge * problem.n_groups + group) * 2 * vectors.heads.lanes
+    return (edge * layout.n_groups + group) * 2 * vectors.heads.lanes
 
 
 @inline
 def signs_at(
-    vectors: VectorClasses, problem: Problem, edge: Index, group: Index, part: Index
+    vectors: VectorClasses, layout: Layout, edge: Index, group: Index, part: Index
 ) -> Index:
     """Where a tile starts in `PerEdge.signs`."""
-    return ((edge * problem.n_groups + group) * problem.span + part) * vectors.tile.bytes
+    return ((edge * layout.n_groups + group) * layout.span + part) * vectors.tile.bytes

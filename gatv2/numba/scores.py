@@ -20,6 +20,7 @@ from gatv2.numba.arguments import (
     Floats,
     Index,
     Integers,
+    Layout,
     Place,
     Problem,
     Vector,
@@ -27,9 +28,9 @@ from gatv2.numba.arguments import (
     VectorClasses,
 )
 from gatv2.numba.compile import inline
-from gatv2.numba.edge_features import AHEAD, add_projection, first_x_of
+from gatv2.numba.edge_features import AHEAD, add_projection, first_x_of, prefetch_features
 from gatv2.numba.philox import LANES, keep_factors
-from gatv2.numba.rows import column_of, heads_at, signs_at
+from gatv2.numba.rows import column_of, heads_at, length_of, signs_at
 from gatv2.numba.simd import group_sum, load, load_mask, prefetch, select, splat, store, store_bits
 
 BLOCK = 1024  # edges whose scores are held at once
@@ -68,35 +69,49 @@ def score_block(
     """
     tile, heads = vectors.tile, vectors.heads
     group, begin = block.group, block.begin
-    key_index, first_key, last_part = edge_list.key, place.first_key, problem.span - 1
-    last, first_x = key_index.size - 1, first_x_of(edges, place)
+    layout, last_part = problem.layout, problem.layout.span - 1
     nothing, slopes = splat(tile, 0.0), splat(tile, problem.slope)
-    for part in range(problem.span):
-        at_query = column_of(vectors, problem, place.row, group, part)
-        column = column_of(vectors, problem, 0, group, part)
+    # arrays that a loop over edges took out of a named tuple would be counted as references, each time
+    keys, key_index, first_key = problem.key, edge_list.key, place.first_key
+    scores, d_scores, last = buffers.scores, buffers.d_scores, key_index.size - 1
+    if edges is not None:
+        features, projection, x_row = edges.x, edges.projection, edge_list.x_row
+        n_features, first_x = edges.n_features, first_x_of(edges, place)
+        length = length_of(vectors, layout)
+    for part in range(layout.span):
+        at_query = column_of(vectors, layout, place.row, group, part)
+        column = column_of(vectors, layout, 0, group, part)
         q, a = load(tile, problem.query, at_query), load(tile, problem.attn, column)
         if d_out is not None:
             d = load(tile, d_out, at_query)
         for e in range(begin, block.end):
             ahead = first_key + key_index[min(e + AHEAD, last)]
-            prefetch(tile, problem.key, column_of(vectors, problem, ahead, group, part))
+            prefetch(tile, keys, column_of(vectors, layout, ahead, group, part))
             row = first_key + key_index[e]
-            k = load(tile, problem.key, column_of(vectors, problem, row, group, part))
-            x = add_projection(vectors, problem, edges, edge_list, first_x, e, column, q + k)
+            k = load(tile, keys, column_of(vectors, layout, row, group, part))
+            x = q + k
+            if edges is not None:
+                at = (first_x + x_row[min(e + AHEAD, last)]) * n_features
+                prefetch_features(vectors.flat, features, at, n_features)
+                at = (first_x + x_row[e]) * n_features
+                x = add_projection(tile, features, at, n_features, projection, column, length, x)
             positive = x > nothing
             s = group_sum(heads, select(positive, x, x * slopes) * a)
             at = (e - begin) * heads.lanes
-            s = _plus_earlier(heads, buffers.scores, at, part, s)
+            if part > 0:
+                s = s + load(heads, scores, at)
             if part == last_part:
-                s = _masked(vectors, problem, head_mask, e, group, s)
-            store(buffers.scores, at, s)
+                s = _masked(vectors, layout, head_mask, e, group, s)
+            store(scores, at, s)
             if part == last_part:
                 largest = select(s > largest, s, largest)
             if d_out is not None:
-                at_signs = signs_at(vectors, problem, place.first_edge + e, group, part)
+                at_signs = signs_at(vectors, layout, place.first_edge + e, group, part)
                 store_bits(signs, at_signs, positive)
                 ds = group_sum(heads, d * k)
-                store(buffers.d_scores, at, _plus_earlier(heads, buffers.d_scores, at, part, ds))
+                if part > 0:
+                    ds = ds + load(heads, d_scores, at)
+                store(d_scores, at, ds)
     return largest
 
 
@@ -126,19 +141,9 @@ def apply_dropout(
 
 
 @inline
-def _plus_earlier(
-    heads: VectorClass, sums: Floats, at: Index, part: Index, value: Vector
-) -> Vector:
-    """`value`, and what earlier tiles of the same head have summed."""
-    if part > 0:
-        value = value + load(heads, sums, at)
-    return value
-
-
-@inline
 def _masked(
     vectors: VectorClasses,
-    problem: Problem,
+    layout: Layout,
     head_mask: Flags | None,
     e: Index,
     group: Index,
@@ -147,5 +152,5 @@ def _masked(
     """Minus infinity for the heads that do not use edge `e`."""
     if head_mask is None:
         return scores
-    used = load_mask(vectors.heads, head_mask, heads_at(vectors, problem, e, group))
+    used = load_mask(vectors.heads, head_mask, heads_at(vectors, layout, e, group))
     return select(used, scores, splat(vectors.heads, -np.inf))

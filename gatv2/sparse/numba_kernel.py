@@ -91,7 +91,8 @@ def backward(
 
 def _graph(arguments: ArrayArguments) -> Adjacency:
     """The graph in contiguous arrays, as all kernels read them."""
-    return Adjacency(*[None if x is None else np.ascontiguousarray(x) for x in arguments.adjacency])
+    arrays = [None if x is None else np.ascontiguousarray(x) for x in arguments.adjacency]
+    return Adjacency(*arrays)  # type: ignore[arg-type]
 
 
 def _edge_list(graph: Adjacency) -> Plain:

@@ -186,7 +186,7 @@ def test_a_writing_thread_makes_no_other_than_a_graph(dtype: torch.dtype) -> Non
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for _ in range(300):
+        for _ in range(30):
             try:
                 graph = Graph.from_edge_index(edge_index, n_nodes)
             except IndexError:

@@ -297,3 +297,16 @@ def test_additive_masks_are_refused(
         gatv2_attention(query, query, attn, mask, backend=backend)
     mask[..., 1, 2, :] = -9000
     gatv2_attention(query, query, attn, mask, backend=backend)
+
+
+def test_graphs_of_networkx_are_one_call_away() -> None:
+    """By the call that the error for them names."""
+    networkx = pytest.importorskip("networkx")
+    graph = networkx.DiGraph([("a", "b"), ("c", "a"), ("a", "c")])
+    graph["a"]["b"]["weight"] = 0.0  # of no meaning here
+    layer = GraphAttentionV2Layer(4, 6, 2, flow="source_to_target").eval()
+    h = torch.randn(3, 4)
+    matrix = networkx.to_scipy_sparse_array(graph, weight=None)
+    assert_agrees(
+        layer.double()(h.double(), matrix), layer(h.double(), torch.tensor([[0, 0, 2], [1, 2, 0]]))
+    )

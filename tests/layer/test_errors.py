@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import networkx
 import numpy as np
 import pytest
 import scipy.sparse
@@ -271,7 +272,7 @@ CALLS: dict[str, Case] = {
         "got Data: pass `adj_mat.edge_index` with flow='source_to_target'",
     ),
     "a graph of NetworkX": (
-        lambda: layer()(H, of_module("networkx.classes.graph")),
+        lambda: layer()(H, networkx.path_graph(5)),
         TypeError,
         "pass `networkx.to_scipy_sparse_array(adj_mat, weight=None)` with flow='source_to_target'",
     ),
@@ -364,8 +365,7 @@ CALLS: dict[str, Case] = {
     "mask of NumPy": (
         lambda: layer()(H, np.ones((5, 5, 1), dtype=bool)),
         TypeError,
-        "`adj_mat` must be a torch.Tensor (mask or edge index), a gatv2.Graph, a torch.sparse or "
-        "scipy.sparse matrix, or a torch_sparse.SparseTensor; got ndarray",
+        "got bool with shape (5, 5, 1): convert a mask with `torch.from_numpy(adj_mat)`",
     ),
     "no graph": (lambda: layer()(H, None), TypeError, "got NoneType"),
     "seed of floats": (

@@ -202,7 +202,7 @@ def test_errors() -> None:
         model.inference(h.double(), edge_index)
     with_edges = GATv2(3, 8, 7, n_heads=2, edge_dim=2).eval()
     with pytest.raises(
-        ValueError, match=r"n_edges=4, D=2\), in the order of the edges; got \(3, 2\)"
+        ValueError, match=r"n_edges=4, D=2\), in the order of the edges.*; got \(3, 2\)"
     ):
         with_edges.inference(h, edge_index, edge_features=torch.randn(3, 2))
     with pytest.raises(TypeError, match=r"`edge_features` must be a torch\.Tensor"):

@@ -27,7 +27,7 @@ REFUSED: dict[str, object] = {
     "additive mask": torch.full((5, 5, 1), -1e9),
     "no graph": "edges",
     "graph of another size": Graph.from_edge_index(EDGES, 6),
-    "graph of blocks": Graph.from_mask(torch.ones(2, 5, 5, 1) > 0),
+    "graph for other heads": Graph.from_mask(torch.ones(5, 5, 3) > 0),
     "no graph of ours": replace(GRAPH, n_keys=2, query_ptr=GRAPH.query_ptr[:3]),
     "matrix of another size": torch.eye(4).to_sparse_coo(),
     "part of another graph": Partition.split(Graph.from_edge_index(EDGES, 6), 1)[0],
