@@ -33,6 +33,19 @@ extensions = [
 ]
 exclude_patterns = ["_figures"]
 nitpicky = True
+# what stands in a signature and has no page: JAX's files import PyTorch's names for type checkers only
+nitpick_ignore = [
+    ("py:class", name)
+    for name in (
+        "TorchGraph",
+        "Tensor",
+        "nn.Module",
+        "numpy.bool",
+        "numpy.number",
+        "jax.numpy.float32",
+        "equinox.nn._linear.Linear",
+    )
+]
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gatv2.checks import refuse_tracing
+from gatv2.checks import is_same, refuse_tracing
 from gatv2.dispatch import KERNELS
 from gatv2.graph.adjacency import Sizes, as_adjacency, check_flow_of_graph, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
@@ -150,7 +150,7 @@ class GraphAttention(nn.Module, ABC):
             for name in ("weight", "bias"):
                 left = state_dict.get(f"{prefix}linear_l.{name}")
                 right = state_dict.get(f"{prefix}linear_r.{name}")
-                if left is not None and right is not None and not torch.equal(left, right):
+                if left is not None and right is not None and not is_same(left, right):
                     error_messages.append(
                         f"`{prefix}linear_l.{name}` and `{prefix}linear_r.{name}` differ, and the layer "
                         "shares one matrix: make it with share_weights=False"

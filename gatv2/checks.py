@@ -1,4 +1,4 @@
-"""Do features and attention vectors fit one another? Imports nothing of gatv2."""
+"""Do tensors fit one another? Imports nothing of gatv2."""
 
 import torch
 from torch import Tensor
@@ -53,3 +53,10 @@ def refuse_tracing() -> None:
             "torch.jit.trace keeps the numbers of the graph that it was traced with: export the model "
             "with torch.export, which reads the graph at each call"
         )
+
+
+def is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two parameters are equal; what is NaN in both is."""
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())

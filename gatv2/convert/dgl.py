@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
+from gatv2.checks import is_same
 from gatv2.convert.state import (
     Shapes,
     State,
     check_ours,
     check_together,
-    is_same,
     known_state,
     layer_of,
     read_state,

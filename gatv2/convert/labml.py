@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from gatv2.convert.state import Shapes, State, is_same, layer_of, read_state
+from gatv2.checks import is_same
+from gatv2.convert.state import Shapes, State, layer_of, read_state
 from gatv2.layer import GraphAttentionV2Layer
 
 _SHAPES: Shapes = {

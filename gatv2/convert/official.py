@@ -1,7 +1,8 @@
 """`GAT2Conv` of the paper's code, by its state dict."""
 
+from gatv2.checks import is_same
 from gatv2.convert.pyg import our_name, shapes_of
-from gatv2.convert.state import State, check_together, is_same, layer_of, read_state
+from gatv2.convert.state import State, check_together, layer_of, read_state
 from gatv2.layer import GraphAttentionV2Layer
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from gatv2.checks import is_same
 from gatv2.layer import GraphAttentionV2Layer
 
 State = Mapping[str, Tensor]
@@ -118,13 +119,6 @@ def check_together(state: State, prefix: str, names: tuple[str, ...]) -> None:
         raise ValueError(
             f"the state dict has {has} without {lacks}: a layer has all or none of them"
         )
-
-
-def is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two parameters are equal; what is NaN in both is."""
-    if one.shape != other.shape:
-        return False
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def check_ours(layer: object) -> None:

@@ -151,7 +151,7 @@ def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor
     graph = graph._replace(edges=graph.edges._replace(query=layout.query()))
     n_features = arguments.edge_features.shape[-1]
     n_slices = -(-n_features // WIDTH.value)
-    size = max(call.n_heads * call.padded_hidden * n_features, 1)
+    size = call.n_heads * call.padded_hidden * max(n_features, 1)
     n_chunks = max(min(-(-layout.n_edges // shape.rows), launch.EDGE_SHARES // size), 1)
     d_features = None
     if arguments.wants_rows:

@@ -42,13 +42,12 @@ def test_is_one_layer_after_another(mask: Tensor, data: st.DataObject) -> None:
     h = torch.randn(2, 5, 3).double()
     one, two, three = model.layers
     embedded = elu(two(elu(one(h, mask)), mask))
-    turned = mask.squeeze(-1) if flow == "target_to_source" else mask.squeeze(-1).T
     edges = mask.squeeze(-1).nonzero().T
     for form in (
         mask,
         edges,
         mask.squeeze(-1).float().to_sparse(),
-        Graph.from_mask(turned[..., None]),
+        Graph.from_mask(mask, flow=flow),
     ):
         out, coefficients = model(h, form, return_attention=True)
         assert_agrees(out, three(embedded, mask))

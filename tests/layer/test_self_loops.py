@@ -81,7 +81,8 @@ def test_every_form_has_them(mask: Tensor, data: st.DataObject) -> None:
         turned = mask if flow == "target_to_source" else mask.transpose(0, 1)
         edge_index = turned.squeeze(-1).nonzero().T
         forms = (turned, turned.squeeze(-1), edge_index, turned.squeeze(-1).float().to_sparse())
-        for form in (*forms, Graph.from_mask(mask), Graph.from_mask(mask).add_self_loops()):
+        graph = Graph.from_mask(turned, flow=flow)
+        for form in (*forms, graph, graph.add_self_loops()):
             for backend in ("auto", "dense", "sparse"):
                 layer.backend = backend
                 assert_agrees(layer(h, form, seed=1), expected)
