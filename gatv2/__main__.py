@@ -114,6 +114,7 @@ def _jax_results(
                 key,
                 attn,
                 to,
+                None,
                 negative_slope=NEGATIVE_SLOPE,
                 dropout=DROPOUT,
                 seed=as_seed(SEED),
