@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from runnable import RUNNABLE
 from torch import Tensor
 
 from gatv2 import GATv2, Graph, GraphAttentionLayer, GraphAttentionV2Layer
-from gatv2.dispatch import KERNELS, Kernel
+from gatv2.dispatch import Kernel
 from gatv2.distributed import Partition
 from gatv2.functional import gat_scores, gatv2_attention, gatv2_scores
 from gatv2.graph import add_self_loops
@@ -120,7 +121,7 @@ def test_files(tmp_path: Path) -> None:
         assert_equal(parts(saved(tmp_path)), expected)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: f"{kernel.backend}-{kernel.name}")
+@pytest.mark.parametrize("kernel", RUNNABLE, ids=lambda kernel: f"{kernel.backend}-{kernel.name}")
 def test_kernels(kernel: Kernel) -> None:
     options: Any = {"backend": kernel.backend, "kernel": kernel.name, "dropout": 0.5}
     leaves = [x.clone().requires_grad_() for x in heads()]
