@@ -21,7 +21,7 @@ N_HEADS, N_HIDDEN = 2, 5
 def watched() -> Iterator[list[Any]]:
     """What happens meanwhile: exchanges with bytes sent and received, waits, and attention."""
     events: list[Any] = []
-    exchange, attend = dist.all_to_all_single, functional.gatv2_attention
+    exchange, attend = dist.all_to_all_single, functional.attend
 
     class Work:
         def __init__(self, work: Any) -> None:
@@ -49,7 +49,7 @@ def watched() -> Iterator[list[Any]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "all_to_all_single", spy)
-        patch.setattr(functional, "gatv2_attention", noted)
+        patch.setattr(functional, "attend", noted)
         yield events
 
 

@@ -165,7 +165,7 @@ def check_edges_of_own_queries(part: Partition) -> None:
     ):
         made = Partition.from_edge_index(given, part.bounds, flow=flow)  # type: ignore[arg-type]
         assert made.edge_id.tolist() == list(range(part.n_edges))
-        local, remote = (replace(x, head_mask=None) for x in (part.local, part.remote))
+        local, remote = (replace(x, head_mask=None, flow=flow) for x in (part.local, part.remote))
         expected = replace(part, local=local, remote=remote, edge_id=made.edge_id)
         assert_alike(made, replace(expected, split_id=made.split_id))
 
