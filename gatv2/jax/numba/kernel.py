@@ -135,7 +135,7 @@ def _attributes(
 
 
 def _array(shape: tuple[int, ...], dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _as_kernel_reads(

@@ -164,7 +164,7 @@ def register(name: str, function: Function) -> None:
     handler = _Handler(handle)
     _handlers.append(handler)
     address = ctypes.cast(handler, ctypes.c_void_p).value
-    capsule = jax.ffi.pycapsule(address)  # type: ignore[no-untyped-call]
+    capsule = jax.ffi.pycapsule(address)
     jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 
 
