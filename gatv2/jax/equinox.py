@@ -193,8 +193,6 @@ class GraphAttentionV2Layer(eqx.Module):
 def _linear(weight: jax.Array, bias: jax.Array | None) -> eqx.nn.Linear:
     n_out, n_in = weight.shape
     linear = eqx.nn.Linear(n_in, n_out, use_bias=bias is not None, key=jax.random.key(0))
-    if bias is None:
-        linear = eqx.tree_at(lambda linear: linear.weight, linear, weight)
-    else:
-        linear = eqx.tree_at(lambda linear: (linear.weight, linear.bias), linear, (weight, bias))
-    return linear
+    parts = (weight,) if bias is None else (weight, bias)
+    result: eqx.nn.Linear = eqx.tree_at(lambda x: (x.weight, x.bias)[: len(parts)], linear, parts)
+    return result

@@ -180,7 +180,7 @@ class GATv2:
             )
         layers, coefficients = self.layers, list[jax.Array]()
         graph = _prepare(layers[0], h, adj_mat)
-        out: jax.Array
+        x = h
         for i, config in enumerate(layers):
             own = f"layers.{i}."
             of_layer = {
@@ -188,7 +188,8 @@ class GATv2:
                 for name, array in params.items()
                 if name.startswith(own)
             }
-            x = self.activation(jnp.asarray(out)) if i else h
+            if i:
+                x = self.activation(jnp.asarray(x))
             of_attention = None
             if drops and rng is not None:
                 rng, of_attention, of_features = jax.random.split(rng, 3)
@@ -204,10 +205,11 @@ class GATv2:
                 return_attention=return_attention,
             )
             if isinstance(result, tuple):
-                out, alpha = result
+                x, alpha = result
                 coefficients.append(alpha)
             else:
-                out = result
+                x = result
+        out = jnp.asarray(x)
         return (out, coefficients) if return_attention else out
 
 
