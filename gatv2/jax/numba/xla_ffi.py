@@ -33,8 +33,8 @@ _DTYPES = {
     12: np.dtype(np.float64),
     16: np.dtype(jnp.bfloat16),
 }
-Scalar = ctypes.c_bool | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_float | ctypes.c_double
-_SCALAR_TYPES: dict[int, type[Scalar]] = {
+_Number = ctypes.c_bool | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_float | ctypes.c_double
+_SCALAR_TYPES: dict[int, type[_Number]] = {
     1: ctypes.c_bool,
     4: ctypes.c_int32,
     5: ctypes.c_int64,
