@@ -40,7 +40,7 @@ def gather_from_ranks(make: Callable[[], T], group: "dist.ProcessGroup | None") 
         Exception: what `make` raised in this one.
     """
     failure: Exception | None = None
-    mine: Any = None
+    mine: T | None = None
     try:
         mine = make()
     except Exception as error:

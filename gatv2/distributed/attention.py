@@ -1,6 +1,6 @@
 """Attention over a part of a graph: over local and over remote keys, joined by their log-sum-exp."""
 
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 import torch.distributed as dist
@@ -253,7 +253,8 @@ def _shares(*lse: Tensor) -> Tensor:
 def _common_seed(seed: int | Tensor | None, part: PartData, device: torch.device) -> Tensor:
     common = as_seed(seed, device)  # all processes draw, so that their generators stay alike
     if seed is None and part.n_parts > 1:
-        group: Any = part.group or dist.group.WORLD
+        group = part.group or dist.group.WORLD
+        assert group is not None
         dist.broadcast(common, src=dist.get_global_rank(group, 0), group=group)
     return common
 
