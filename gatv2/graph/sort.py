@@ -4,7 +4,12 @@ import torch
 from torch import Tensor
 
 from gatv2.numba.support import import_failure
-from gatv2.torch_internals import fits_int32, is_inspectable, without_transforms
+from gatv2.torch_internals import (
+    fits_int32,
+    is_exported_to_onnx,
+    is_inspectable,
+    without_transforms,
+)
 
 
 def sort_edges(
@@ -54,7 +59,7 @@ def _has_counting_sort(index: Tensor) -> bool:
 
 def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
     # ONNX has no other sort than TopK, which is stable: of equal values it takes the first one first
-    in_onnx = torch.onnx.is_in_onnx_export()
+    in_onnx = is_exported_to_onnx()
     ordered, position = torch.sort(values) if in_onnx else torch.sort(values, stable=True)
     return ordered, position
 
