@@ -31,7 +31,7 @@ def sort_edges(
     _, by_key = _stable_sort(key)
     query_index, by_query = _stable_sort(query[by_key])
     edge_id = by_key[by_query]
-    return _pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
+    return pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
 
 
 def sort_by_key(
@@ -48,7 +48,7 @@ def sort_by_key(
             ptr, edge, query = map(torch.from_numpy, order)
         return ptr, edge, query
     sorted_keys, edge = _stable_sort(key_index)
-    ptr = _pointers(sorted_keys, n_keys)
+    ptr = pointers(sorted_keys, n_keys)
     return ptr, edge.to(ptr.dtype), query_index[edge]
 
 
@@ -64,7 +64,8 @@ def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
     return ordered, position
 
 
-def _pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
+def pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
+    """Where the indices of each node start among indices that ascend: `[n_nodes + 1]`."""
     # not searchsorted, which ONNX has not
     ones = torch.ones_like(sorted_index)
     counts = sorted_index.new_zeros(n_nodes + 1).index_add(0, sorted_index + 1, ones)

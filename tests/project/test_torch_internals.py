@@ -30,6 +30,8 @@ NAMES = {
     "is_functorch_wrapped_tensor": "torch._C._functorch",
     "temporarily_clear_interpreter_stack": "torch._functorch.pyfunctorch",
     "_DisableFuncTorch": "torch._C",
+    "_len_torch_dispatch_stack": "torch._C",
+    "_profiler_enabled": "torch._C._autograd",
     "guard_or_false": "torch.fx.experimental.symbolic_shapes",
 }
 
