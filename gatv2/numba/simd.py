@@ -233,6 +233,17 @@ def bits_of(_typing: Typing, mask: Mask) -> Bits:
 
 
 @intrinsic
+def is_any(_typing: Typing, mask: Mask) -> bool:
+    """Whether any lane of a mask is set."""
+    bits = ir.IntType(mask.lanes)
+
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
+        return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), ir.Constant(bits, 0))
+
+    return types.boolean(mask), lower
+
+
+@intrinsic
 def lowest_bit(_typing: Typing, bits: Bits) -> Index:
     """Position of the lowest bit that is set, in an integer that is not zero."""
 
