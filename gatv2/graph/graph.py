@@ -152,7 +152,9 @@ class Graph(SortedEdges):
         ends = counts.cumsum(0)
         n_queries, n_keys, n_edges = ends[-1].tolist()
         dtype = torch.int32 if max(n_queries, n_keys, n_edges) < 2**31 else torch.int64
-        first = torch.from_numpy((ends - counts).repeat(counts[:, 2], 0)).to(graphs[0].device, dtype)
+        first = torch.from_numpy((ends - counts).repeat(counts[:, 2], 0)).to(
+            graphs[0].device, dtype
+        )
 
         def joined(parts: list[Tensor], side: int) -> Tensor:
             return torch.cat(parts).to(dtype) + first[:, side]

@@ -5,34 +5,31 @@ threads that count those of one array wait for each other. A kernel's arguments 
 holds them for as long as the kernel runs. So the kernel borrows them, in its first lines.
 """
 
-from typing import Any, TypeVar
-
 from llvmlite import ir
 from numba import types
 
+from gatv2.numba.arguments import Nothing, Plain
 from gatv2.numba.compile import Builder, Context, Signature, Typing, Value, Values, intrinsic
-
-Borrowed = TypeVar("Borrowed")
 
 
 @intrinsic
-def borrowed(_typing: Typing, value: Borrowed) -> Borrowed:
+def borrowed(_typing: Typing, value: Plain) -> Plain:
     """The same arrays, alone or in a tuple, without an owner; anything else as it is."""
 
     def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         return _without_owner(context, builder, sig.args[0], args[0])
 
-    return value(value), lower  # type: ignore[operator]
+    return value(value), lower
 
 
 @intrinsic
-def keep_alive(_typing: Typing, owner: Any) -> None:
+def keep_alive(_typing: Typing, owner: Plain) -> Nothing:
     """Have what a kernel made itself, and then borrowed, live until here."""
 
     def lower(context: Context, _builder: Builder, _sig: Signature, _args: Values) -> Value:
         return context.get_dummy_value()
 
-    return types.void(owner), lower  # type: ignore[no-any-return]
+    return types.void(owner), lower
 
 
 def _without_owner(context: Context, builder: Builder, kind: types.Type, value: Value) -> Value:

@@ -21,6 +21,7 @@ from gatv2.numba.arguments import (
     Mask,
     Nothing,
     Number,
+    Truth,
     Vector,
     VectorClass,
 )
@@ -233,7 +234,7 @@ def bits_of(_typing: Typing, mask: Mask) -> Bits:
 
 
 @intrinsic
-def is_any(_typing: Typing, mask: Mask) -> bool:
+def is_any(_typing: Typing, mask: Mask) -> Truth:
     """Whether any lane of a mask is set."""
     bits = ir.IntType(mask.lanes)
 

@@ -1,7 +1,7 @@
 """The way of a call past PyTorch's dispatcher, where nothing is at work that it serves.
 
-The dispatcher serves transforms, compilers, modes, subclasses of Tensor and profilers. In a plain call of
-a kernel on a small graph it only takes time, and more than the kernel does.
+The dispatcher serves transforms, compilers, modes, subclasses of Tensor and profilers. In a plain call
+of a kernel on a small graph it only takes time, and more than the kernel does.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,7 +84,7 @@ def take_shortcut(
             return results
 
         @staticmethod
-        def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, *d_results: Any) -> tuple[Tensor | None, ...]:
             lse, *tensors = ctx.saved_tensors
             arguments = unflatten((*tensors, *ctx.numbers), adjacency)
             arguments = wanted(arguments, ctx.needs_input_grad[2:])
@@ -93,13 +93,13 @@ def take_shortcut(
     def call(arguments: Arguments) -> Results:
         if torch.compiler.is_compiling():
             return operator.forward(arguments)
-        launcher = launcher_for(tensors_of(arguments), arguments.query.device)
+        tensors = tensors_of(arguments)
+        launcher = launcher_for(tensors, arguments.query.device)
         if launcher is None:
             return operator.forward(arguments)
-        features = arguments[:N_FEATURES]
+        features = tensors[:N_FEATURES]
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in features):
-            results: Results = Function.apply(launcher, arguments, *features)
-            return results
+            return Function.apply(launcher, arguments, *features)  # type: ignore[no-any-return, no-untyped-call]
         return launcher.forward(arguments)
 
     return call
