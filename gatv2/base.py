@@ -222,17 +222,33 @@ class GraphAttention(nn.Module, ABC):
             (dense). With `add_self_loops` the edges of a list are those of
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
+        if isinstance(adj_mat, Part):
+            out, alpha = adj_mat.told(
+                lambda: self._forward(h, adj_mat, edge_features, return_attention, seed)
+            )
+        else:
+            out, alpha = self._forward(h, adj_mat, edge_features, return_attention, seed)
+        return out if alpha is None else (out, alpha)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # that of `nn.Module` is of any arguments, and returns Any
+
+    def _forward(
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        edge_features: Tensor | None,
+        return_attention: bool,
+        seed: int | Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The result, and the coefficients if they are asked for."""
         _check_order(h, adj_mat)
         h_query, h_key = self.as_pair(h)
         if seed is not None:
             as_seed(seed, h_query.device)
         inputs = self._project(h_query, h_key, adj_mat, edge_features)
         out, alpha = self.attend(inputs, return_attention=return_attention, seed=seed)
-        out = self.join(out, h_query)
-        return out if alpha is None else (out, alpha)
-
-    if TYPE_CHECKING:
-        __call__ = forward  # that of `nn.Module` is of any arguments, and returns Any
+        return self.join(out, h_query), alpha
 
     def attention_scores(
         self, h: NodeFeatures, adj_mat: object, *, edge_features: Tensor | None = None
