@@ -271,11 +271,13 @@ class Graph(SortedEdges):
         save_graph(self, path)
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> "Graph":
+    def load(cls, path: str | PathLike[str], *, mmap: bool = True) -> "Graph":
         """Load a graph that `save` has written, on the CPU.
 
         Its tensors are mapped: they are read from the file when they are needed, by all processes that
-        load it together. Before, every byte is checked, and that it is a graph.
+        load it together. Before, every byte is checked, and that it is a graph. The file must not be
+        written to or cut as long as it is mapped, which would end the process; `save` replaces it and
+        does neither. `mmap=False` reads it into memory.
 
         Raises:
             ImportError: safetensors is missing.
@@ -289,7 +291,7 @@ class Graph(SortedEdges):
             >>> Graph.load(path)
             Graph(n_queries=2, n_keys=2, n_edges=2, dtype=torch.int32, device=cpu)
         """
-        return load_graph(path, cls)
+        return load_graph(path, cls, mmap=mmap)
 
     def __repr__(self) -> str:
         blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""

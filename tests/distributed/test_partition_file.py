@@ -135,6 +135,10 @@ WRONG: dict[str, tuple[str, Callable[[Partition], Partition]]] = {
         "`key_id` must be",
         lambda part: replace(part, remote=replace(part.remote, key_id=torch.arange(1))),
     ),
+    "bounds that are no integers": (
+        "must be lists of integers; got [0, 5.0, 10, 15]",
+        lambda part: replace(part, bounds=(0, 5.0, 10, 15)),
+    ),
     "another split's name": (DO_NOT_FIT, lambda part: replace(part, split_id="another")),
 }
 DAMAGED = {
