@@ -105,7 +105,7 @@ def _prepare(
     sizes = Sizes(*sides, layer.n_heads, batch_shape, h_query.device)
     graph = as_adjacency(adj_mat, sizes, flow=layer.flow, backend="sparse")
     assert isinstance(graph, Graph)
-    if graph.n_blocks > 1:
+    if graph.n_blocks != 1:
         raise ValueError(
             f"the graph is a batch of {graph.n_blocks} masks, which is not taken apart in blocks of "
             "queries: call the model itself, or pass one list of edges"

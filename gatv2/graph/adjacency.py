@@ -50,8 +50,8 @@ def common_batch_shape(adj_mat: object, batch_shape: torch.Size) -> torch.Size:
     """
     if isinstance(adj_mat, Graph):
         check_once(adj_mat)
-    if isinstance(adj_mat, Graph) and adj_mat.n_blocks > 1 and not batch_shape:
-        return torch.Size((adj_mat.n_blocks,))
+    if isinstance(adj_mat, Graph) and not batch_shape:
+        return torch.Size(adj_mat.batch_dims)
     if not isinstance(adj_mat, Tensor) or adj_mat.ndim <= 3:
         return batch_shape
     try:
@@ -93,7 +93,9 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         )
     if backend == "dense" and isinstance(adjacency, Graph):
         mask = adjacency.to_mask()
-        return mask if mask.ndim == 3 else mask.reshape(*sizes.batch_shape, *mask.shape[1:])
+        if not adjacency.batch_dims:
+            return mask
+        return mask.reshape(*sizes.batch_shape, sizes.n_queries, sizes.n_keys, mask.shape[-1])
     return adjacency
 
 
@@ -140,14 +142,18 @@ def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
     check_once(graph)
     check_flow_of_graph(graph.flow, flow)
     has, wants = graph.block_shape, (sizes.n_queries, sizes.n_keys)
-    if has != wants:
+    if has != wants and graph.n_blocks:  # an empty batch is one of any graphs
         raise ValueError(
             f"the graph has {has[0]} queries and {has[1]} keys, "
             f"but the features have {wants[0]} queries and {wants[1]} keys"
         )
-    if graph.n_blocks > 1 and sizes.batch_shape.numel() != graph.n_blocks:
+    dims = graph.batch_dims
+    is_same = sizes.batch_shape.numel() == graph.n_blocks
+    if graph.batch_shape is not None:
+        is_same = tuple(sizes.batch_shape) == dims
+    if dims and not is_same:
         raise ValueError(
-            f"the graph is a batch of {graph.n_blocks} graphs, "
+            f"the graph is a batch of {' x '.join(map(str, dims))} graphs, "
             f"but the features have batch dimensions {tuple(sizes.batch_shape)}"
         )
     if graph.head_mask is not None and graph.head_mask.shape[1] != sizes.n_heads:

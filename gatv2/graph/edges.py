@@ -45,6 +45,8 @@ class SortedEdges:
             flow="source_to_target" takes no graph that was made otherwise.
         is_bipartite: whether queries and keys are other nodes even if there are as many of them: those
             of a batch of bipartite graphs. Where their numbers differ, they are anyway.
+        batch_shape: batch dimensions of the masks that a batch of graphs was made of; None for
+            `(n_blocks,)`, or for one graph.
     """
 
     query_ptr: Tensor
@@ -58,6 +60,7 @@ class SortedEdges:
     key_id: Tensor | None = None
     flow: Flow = "target_to_source"
     is_bipartite: bool = False
+    batch_shape: tuple[int, ...] | None = None
 
     @property
     def n_queries(self) -> int:
@@ -74,6 +77,13 @@ class SortedEdges:
         """Number of queries and of keys in one block; the whole graph's if there is one block."""
         n_blocks = max(self.n_blocks, 1)
         return self.n_queries // n_blocks, self.n_keys // n_blocks
+
+    @property
+    def batch_dims(self) -> tuple[int, ...]:
+        """Batch dimensions of a batch of graphs, also of one or of none; () for a graph alone."""
+        if self.batch_shape is not None:
+            return self.batch_shape
+        return () if self.n_blocks == 1 else (self.n_blocks,)
 
     @property
     def device(self) -> torch.device:

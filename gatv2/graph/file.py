@@ -25,6 +25,8 @@ def save_graph(graph: SortedEdges, path: PathLike) -> None:
     values = {field.name: getattr(graph, field.name) for field in fields(graph)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     numbers = {name: str(int(value)) for name, value in values.items() if isinstance(value, int)}
+    if graph.batch_shape is not None:
+        numbers["batch_shape"] = ",".join(map(str, graph.batch_shape))
     save_tensors(path, tensors, {"kind": _KIND, "flow": graph.flow, **numbers})
 
 
@@ -36,6 +38,8 @@ def load_graph(path: PathLike, build: type[Edges], *, mmap: bool) -> Edges:
         for name, text in metadata.items():
             if name == "flow":  # older files have none
                 values[name] = text
+            elif name == "batch_shape":
+                values[name] = tuple(map(decimal, text.split(",") if text else ()))
             elif name != "kind":
                 values[name] = _flag(text) if name == "is_bipartite" else decimal(text)
         graph = build(**values)

@@ -45,6 +45,8 @@ class Graph(SortedEdges):
             flow="source_to_target" takes no graph that was made otherwise.
         is_bipartite: whether queries and keys are other nodes even if there are as many of them: those
             of a batch of bipartite graphs. Where their numbers differ, they are anyway.
+        batch_shape: batch dimensions of the masks that a batch of graphs was made of; None for
+            `(n_blocks,)`, or for one graph.
 
     Example:
         Query 0 attends to keys 2 and 1, and query 2 to key 0; query 1 has no keys.
@@ -90,8 +92,8 @@ class Graph(SortedEdges):
         """Prepare a mask; edges are numbered as in `mask.any(-1).nonzero()`.
 
         Args:
-            mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool. Batches become one
-                block-diagonal graph.
+            mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool. A batch becomes one
+                block-diagonal graph, which remembers its dimensions.
             flow: with "source_to_target", `mask` is `[*batch, n_keys, n_queries, 1 or n_heads]`.
 
         Raises:
@@ -118,7 +120,8 @@ class Graph(SortedEdges):
             head_mask = blocks[block, row, column]
             if flow == "source_to_target":  # else edges are numbered as they are sorted
                 head_mask = head_mask[graph.edge_id.long()]
-        return changed(graph, head_mask=head_mask, n_blocks=n_blocks)
+        batch = tuple(batch_shape) if batch_shape else None
+        return changed(graph, head_mask=head_mask, n_blocks=n_blocks, batch_shape=batch)
 
     @classmethod
     def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
@@ -229,7 +232,7 @@ class Graph(SortedEdges):
             query, key = self.query_index.long(), self.key_index.long()
             heads = True if self.head_mask is None else self.head_mask
             mask[query // block_queries, query % block_queries, key % block_keys] = heads
-        return mask if self.n_blocks > 1 else mask.squeeze(0)
+        return mask.reshape(*self.batch_dims, *mask.shape[1:])
 
     def to(self, device: torch.device | str) -> "Graph":
         """The graph on another device."""
@@ -294,7 +297,9 @@ class Graph(SortedEdges):
         return load_graph(path, cls, mmap=mmap)
 
     def __repr__(self) -> str:
-        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""
+        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks != 1 else ""
+        if self.batch_shape not in (None, (self.n_blocks,)) or self.batch_shape == (1,):
+            blocks += f", batch_shape={self.batch_shape}"
         blocks += ", is_bipartite=True" if self.is_bipartite else ""
         blocks += f", flow={self.flow!r}" if self.flow != "target_to_source" else ""
         return (
@@ -375,7 +380,7 @@ def _add_self_loops(graph: Graph) -> SelfLoops:
 
 def _with_nodes_of(graph: Graph, other: Graph) -> Graph:
     """`other`, with what `graph` has beside its edges."""
-    names = ("n_blocks", "query_id", "key_id", "flow", "is_bipartite")
+    names = ("n_blocks", "query_id", "key_id", "flow", "is_bipartite", "batch_shape")
     result = replace(other, **{name: getattr(graph, name) for name in names})
     return trusted(result) if is_trusted(graph) else result
 
