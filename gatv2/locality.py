@@ -16,6 +16,7 @@ from gatv2.graph import Graph
 from gatv2.graph.check import check_once
 from gatv2.graph.edges import changed
 from gatv2.optional import require
+from gatv2.torch_internals import refuse_mapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ def reorder(graph: Graph, order: Tensor | None = None) -> Reordered:
     Source: E. Cuthill and J. McKee, "Reducing the bandwidth of sparse symmetric matrices", 1969.
     """
     check_once(graph)
+    refuse_mapped(graph.key_index, "reorder the graphs before vmap")
     if graph.n_queries != graph.n_keys or graph.n_blocks != 1 or graph.is_bipartite:
         of = "a batch of bipartite graphs, " if graph.is_bipartite else ""
         raise ValueError(

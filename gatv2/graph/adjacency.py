@@ -147,14 +147,12 @@ def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
             f"the graph has {has[0]} queries and {has[1]} keys, "
             f"but the features have {wants[0]} queries and {wants[1]} keys"
         )
-    dims = graph.batch_dims
-    is_same = sizes.batch_shape.numel() == graph.n_blocks
-    if graph.batch_shape is not None:
-        is_same = tuple(sizes.batch_shape) == dims
-    if dims and not is_same:
+    dims, batch_shape = graph.batch_dims, tuple(sizes.batch_shape)
+    is_same = dims == batch_shape or 1 in (len(dims), len(batch_shape))  # or one of them is flat
+    if dims and not (is_same and sizes.batch_shape.numel() == graph.n_blocks):
         raise ValueError(
             f"the graph is a batch of {' x '.join(map(str, dims))} graphs, "
-            f"but the features have batch dimensions {tuple(sizes.batch_shape)}"
+            f"but the features have batch dimensions {batch_shape}"
         )
     if graph.head_mask is not None and graph.head_mask.shape[1] != sizes.n_heads:
         raise ValueError(

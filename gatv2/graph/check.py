@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gatv2.graph.edges import SortedEdges, is_trusted, trusted
 from gatv2.options import FLOWS
-from gatv2.torch_internals import is_inspectable
+from gatv2.torch_internals import is_inspectable, refuse_mapped
 
 _CHUNK = 1 << 22  # edges that are looked at in one go
 _INDICES = ("query_ptr", "key_index", "query_index", "edge_id")
@@ -33,6 +33,7 @@ def check_graph(graph: SortedEdges) -> None:
         ValueError: not a graph: `key_index` must lie in [0, 1); edge 1 has 1
     """
     _check_layout(graph)
+    refuse_mapped(graph.key_index, "check the graphs before vmap")
     ptr, n_edges = graph.query_ptr, graph.n_edges
     for start in range(0, ptr.shape[0], _CHUNK):
         part = ptr[start : start + _CHUNK + 1]

@@ -106,7 +106,7 @@ class SortedEdges:
     def multiplicity(self) -> Tensor:
         """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
         position = torch.arange(self.n_edges, device=self.device)
-        is_first = torch.ones_like(position, dtype=torch.bool)
+        is_first = torch.ones_like(self.query_index, dtype=torch.bool)
         is_first[1:] = (self.query_index[1:] != self.query_index[:-1]) | (
             self.key_index[1:] != self.key_index[:-1]
         )

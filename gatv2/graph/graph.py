@@ -15,7 +15,7 @@ from gatv2.graph.edges import SortedEdges, changed, is_trusted, trusted
 from gatv2.graph.file import load_graph, save_graph
 from gatv2.graph.sort import sort_edges
 from gatv2.options import Flow, check_flow
-from gatv2.torch_internals import made_once
+from gatv2.torch_internals import made_once, refuse_mapped
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -105,6 +105,7 @@ class Graph(SortedEdges):
                 "`mask` must be bool with shape (*batch, n_queries, n_keys, 1 or n_heads); "
                 f"got {mask.dtype} with shape {tuple(mask.shape)}"
             )
+        refuse_mapped(mask, "use backend='dense', or pass all masks in one batch and without vmap")
         batch_shape, (n_rows, n_columns, n_heads) = mask.shape[:-3], mask.shape[-3:]
         n_blocks = batch_shape.numel()
         blocks = mask.reshape(n_blocks, n_rows, n_columns, n_heads)
@@ -177,6 +178,7 @@ class Graph(SortedEdges):
 
     def coalesce(self) -> "Graph":
         """The graph with each set of parallel edges replaced by one edge, numbered by (query, key)."""
+        refuse_mapped(self.key_index, "coalesce the graphs before vmap")
         is_first = self.multiplicity == 0
         head_mask = None if self.head_mask is None else self.head_mask[is_first]
         edge_index = torch.stack((self.query_index[is_first], self.key_index[is_first]))
@@ -218,6 +220,7 @@ class Graph(SortedEdges):
                 "the graph numbers its nodes for dropout (`query_id`, `key_id`), which a dense mask "
                 "cannot hold: use backend='sparse'"
             )
+        refuse_mapped(self.key_index, "use backend='sparse', or pass masks")
         if bool((self.multiplicity > 0).any()):
             raise ValueError(
                 "the graph has parallel edges, which a dense mask cannot hold: use backend='sparse', "
@@ -364,6 +367,7 @@ def _add_self_loops(graph: Graph) -> SelfLoops:
             "a batch of bipartite graphs has no self-loops to add, though it has as many queries as "
             f"keys, {graph.n_queries}: with add_self_loops=False pass the edges that you want"
         )
+    refuse_mapped(graph.key_index, "add the self-loops before vmap, or pass masks")
     edge_index, n_nodes = graph.edge_index, graph.n_queries
     kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
     edge_index = edge_index[:, kept]

@@ -69,15 +69,18 @@ def test_features_without_a_batch_get_that_of_the_graph(
 
 
 def test_its_dimensions_are_those_of_the_features() -> None:
-    layer = GraphAttentionV2Layer(3, 4, 2).eval()
-    for shape, other in (((2, 3), (3, 2)), ((2, 3), (6,)), ((1,), (4,)), ((0,), (2,))):
+    layer = GraphAttentionV2Layer(3, 4, 2, dtype=DTYPE).eval()
+    for shape, other in (((2, 3), (3, 2)), ((2, 3), (5,)), ((1,), (4,)), ((0,), (2,))):
         graph = Graph.from_mask(random_mask(shape))
         with pytest.raises(
             ValueError, match=r"the graph is a batch of .* graphs, but the features"
         ):
-            layer(torch.randn(*other, N, 3), graph)
+            layer(torch.randn(*other, N, 3, dtype=DTYPE), graph)
     by_hand = replace(Graph.from_mask(random_mask((6,))), batch_shape=None)
-    assert layer(torch.randn(2, 3, N, 3), by_hand).shape == (2, 3, N, 4)
+    h = torch.randn(2, 3, N, 3, dtype=DTYPE)
+    flat = layer(h.flatten(0, 1), Graph.from_mask(random_mask((2, 3)).flatten(0, 1)))
+    assert_agrees(layer(h, Graph.from_mask(random_mask((2, 3)))), flat.unflatten(0, (2, 3)))
+    assert layer(h, by_hand).shape == (2, 3, N, 4)
     for wrong in ((5,), [6], (2.0, 3)):
         with pytest.raises(ValueError, match="`batch_shape` must be"):
             replace(by_hand, batch_shape=wrong).check()  # type: ignore[arg-type]
