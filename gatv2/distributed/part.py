@@ -51,6 +51,16 @@ class PartData:
     split_id: str
     group: "dist.ProcessGroup | None" = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone, without what was made of them."""
+        if self.group is not None:
+            raise TypeError(
+                "a Partition with a `group` can't be pickled or copied, as a group of processes can't: "
+                "save it with `partition.save(directory)`, or take "
+                "`dataclasses.replace(partition, group=None)`"
+            )
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def n_parts(self) -> int:
         """Number of parts, and of processes."""

@@ -1,6 +1,6 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -61,6 +61,10 @@ class SortedEdges:
     flow: Flow = "target_to_source"
     is_bipartite: bool = False
     batch_shape: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what was made of them is made again, and they are checked again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def n_queries(self) -> int:

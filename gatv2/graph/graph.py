@@ -311,6 +311,10 @@ class Graph(SortedEdges):
         )
 
 
+# `torch.load(weights_only=True)` reads graphs: loaded ones are checked when they are first used
+torch.serialization.add_safe_globals([Graph])
+
+
 class SelfLoops(NamedTuple):
     """A graph with one self-loop at each node, and what it has of the graph it was made of."""
 

@@ -23,7 +23,11 @@ from gatv2.precision import computed_in
 
 __all__ = ["Arguments", "Cotangents", "Launcher", "define"]
 
-_library = torch.library.Library("gatv2", "DEF")
+# kept with PyTorch's names of the operators, which outlive this module when it is loaded again
+_kept: dict[str, Any] = vars(torch.ops.gatv2).setdefault("_kept", {})
+if not _kept:
+    _kept["library"] = torch.library.Library("gatv2", "DEF")
+_library: torch.library.Library = _kept["library"]
 _EDGE_FEATURES = Arguments._fields.index("edge_features")
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool"}
 
@@ -65,6 +69,9 @@ def define(
     Returns:
         The function: the operator, of `Arguments`.
     """
+    if name in _kept:
+        known: Callable[[Arguments], tuple[Tensor, ...]] = _kept[name]
+        return known
     schema = ", ".join(_schema(Arguments, adjacency=_schema(adjacency)))
     cotangents = ", ".join(_schema(Cotangents))
     # the flag has two names in exported programs
@@ -95,7 +102,9 @@ def define(
         ),
         _library,
     )
-    return lambda arguments: call(*flatten(arguments))
+    _kept[name] = lambda arguments: call(*flatten(arguments))
+    made: Callable[[Arguments], tuple[Tensor, ...]] = _kept[name]
+    return made
 
 
 def _schema(fields: type[Any], **parts: list[str]) -> list[str]:
