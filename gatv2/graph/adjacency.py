@@ -82,6 +82,7 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         ValueError: shapes, sizes or devices do not fit, or a `Graph` was made with another flow or is
             none.
         IndexError: an index of an edge is out of range.
+        NotImplementedError: the dense backend is exported with a list of edges.
     """
     check_flow(flow)
     check_backend(backend)
@@ -92,6 +93,11 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
             "move one of them with `.to(device)`"
         )
     if backend == "dense" and isinstance(adjacency, Graph):
+        if torch.compiler.is_exporting() and not isinstance(adj_mat, Graph):
+            raise NotImplementedError(
+                "torch.export can't see whether a list of edges has parallel ones, which a dense mask "
+                "cannot hold: export with backend='sparse', or pass a mask"
+            )
         mask = adjacency.to_mask()
         if not adjacency.batch_dims:
             return mask

@@ -7,6 +7,7 @@ from typing import Generic, NamedTuple, Self, TypedDict, TypeVar, Unpack
 from torch import Tensor
 
 from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.graph.graph import Graph
 from gatv2.options import Backend, Flow
 
 P = TypeVar("P")
@@ -37,6 +38,9 @@ class Loops(NamedTuple, Generic[P]):
 
 class Part(ABC):
     """One process's part of a graph: some queries, and all edges by which they attend to others."""
+
+    local: Graph
+    """The edges among the part's own nodes."""
 
     @property
     @abstractmethod
