@@ -5,9 +5,9 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Literal, SupportsIndex, TypeVar, cast, get_args
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+Method = TypeVar("Method", bound=Callable[..., object])
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = get_args(Flow)
@@ -51,7 +51,7 @@ def tells_our_names(function: Method) -> Method:
     names = tuple(parameters)[1:]
 
     @functools.wraps(function)
-    def checked(self: object, *args: Any, **kwargs: Any) -> Any:
+    def checked(self: object, *args: object, **kwargs: object) -> object:
         for name in kwargs:
             if name not in names and (name in _OUR_NAMES or not hands_on):
                 ours = f"here it is {_OUR_NAMES[name]}" if name in _OUR_NAMES else f"it has {names}"
@@ -108,7 +108,7 @@ def _check_is_number(value: object, name: str, expected: str) -> None:
         raise TypeError(f"`{name}` must be {expected}; got {value!r}")
 
 
-def check_sizes(**sizes: Any) -> None:
+def check_sizes(**sizes: SupportsIndex) -> None:
     """Raise unless each size is a positive integer, Python's or NumPy's.
 
     Raises:
@@ -120,7 +120,7 @@ def check_sizes(**sizes: Any) -> None:
             raise ValueError(f"`{name}` must be positive; got {size}")
 
 
-def as_int(value: Any, name: str) -> int:
+def as_int(value: SupportsIndex, name: str) -> int:
     """An integer, Python's or NumPy's, as an int.
 
     Raises:

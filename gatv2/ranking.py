@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,10 @@ from scipy.stats import kendalltau
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.layer import GraphAttention
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow
 
-ArrayLike = npt.NDArray[Any] | torch.Tensor
+ArrayLike = NumPyArray | torch.Tensor
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -352,7 +353,7 @@ def _compare(one: _Chains, other: _Chains) -> tuple[float, bool] | None:
     return tau, bool(is_reversed.any())
 
 
-def _to_numpy(array: ArrayLike) -> npt.NDArray[Any]:
+def _to_numpy(array: ArrayLike) -> NumPyArray:
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
 
 
@@ -385,9 +386,7 @@ def _from_dense(scores: Floats, mask: ArrayLike | None) -> tuple[Ints, Ints, Flo
     return _check_scores(query, key, scores[query, key])
 
 
-def _from_edges(
-    scores: Floats, edge_index: npt.NDArray[Any], flow: Flow
-) -> tuple[Ints, Ints, Floats]:
+def _from_edges(scores: Floats, edge_index: NumPyArray, flow: Flow) -> tuple[Ints, Ints, Floats]:
     if edge_index.ndim != 2 or edge_index.shape[0] != 2 or edge_index.dtype.kind not in "iu":
         raise ValueError(
             "`edge_index` must hold integers and have shape (2, n_edges); "

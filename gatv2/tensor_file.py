@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from types import ModuleType
+from typing import IO
 
 from torch import Tensor
 
@@ -249,5 +250,5 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _required(name: str) -> Any:
+def _required(name: str) -> ModuleType:
     return require(name, extra="files", needed_for="saving and loading")

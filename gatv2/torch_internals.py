@@ -7,7 +7,7 @@ nothing else. Imports nothing of gatv2.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def _beneath_transforms() -> Iterator[None]:
         yield
 
 
-def _no_interpreters() -> AbstractContextManager[Any]:
+def _no_interpreters() -> AbstractContextManager[object]:
     """Private because a transform wraps what is made in it; without it, that is the transform's own."""
     try:
         from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -74,13 +74,13 @@ def _no_interpreters() -> AbstractContextManager[Any]:
     return temporarily_clear_interpreter_stack()
 
 
-def without_transforms() -> AbstractContextManager[Any]:
+def without_transforms() -> AbstractContextManager[object]:
     """For kernels that read and write arrays: a transform would wrap every new tensor.
 
     Private because `torch.empty` and `torch.from_numpy` are wrapped too; without it, no graph can be
     prepared inside a transform.
     """
-    make: Callable[[], AbstractContextManager[Any]]
+    make: Callable[[], AbstractContextManager[object]]
     make = getattr(torch._C, "_DisableFuncTorch", nullcontext)
     return make()
 
@@ -88,10 +88,29 @@ def without_transforms() -> AbstractContextManager[Any]:
 if TYPE_CHECKING:
     from functools import cached_property
 
+    from torch._ops import OpOverload
+    from torch.autograd.function import _SingleLevelFunction
+
     made_once = cached_property
+    AutogradBase: TypeAlias = _SingleLevelFunction
+
+    class Operator(OpOverload):
+        """What `torch.ops` has of ours."""
+
+        def __call__(self, *arguments: object, **_: object) -> tuple[Tensor, ...]:  # noqa: D102
+            ...
+
+    class AutogradFunction(AutogradBase):
+        """An autograd function of ours."""
+
+        vmap: Callable[..., object]
+
+        @classmethod
+        def apply(cls, *arguments: object) -> tuple[Tensor, ...]:  # noqa: D102
+            ...
 else:
 
-    def made_once(make: Callable[[Any], Any]) -> property:
+    def made_once(make: Callable[[object], object]) -> property:
         """A property of a graph that is made when first asked for, and kept with it.
 
         It outlives transforms, as the graph does (its `edge_id`), and takes no lock, which
@@ -100,7 +119,7 @@ else:
         name = f"_{make.__name__}"
 
         @wraps(make)
-        def read(owner: Any) -> Any:
+        def read(owner: object) -> object:
             if name not in owner.__dict__:
                 with made_to_last(owner.edge_id):
                     owner.__dict__[name] = make(owner)
@@ -185,7 +204,7 @@ def forward_mode_level() -> int:
 class SingleLevelAutograd(NamedTuple):
     """What an operator needs to be differentiated at one level of transforms after the other."""
 
-    function: type[Any]
+    function: "type[AutogradBase]"
     """The base of an autograd function that the dispatcher calls at each level."""
     allow: Callable[[], AbstractContextManager[None]]
     """Lets such a function be applied."""

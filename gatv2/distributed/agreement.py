@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,7 +31,7 @@ class Kind(Protocol):
     def what(self) -> str:
         """In words."""
 
-    def _asdict(self) -> dict[str, Any]: ...
+    def _asdict(self) -> dict[str, object]: ...
 
     def __hash__(self) -> int: ...
 
@@ -85,16 +85,15 @@ class Meeting:
             seed: see `Header`.
             weights: see `Header`.
         """
-        world: Any = group or dist.group.WORLD
-        self.number = _n_meetings.get(world, 0)
-        _n_meetings[world] = self.number + 1
+        self.number = _n_meetings_of(group)
+        _n_meetings[_world(group)] = self.number + 1
         self._kind, self._group = kind, group
         number = self.number if number is None else number
         header = _FORMAT.pack(_digest(kind), number, seed, *weights)
         device = torch.device(dist.get_backend_config(group).partition(":")[0])
         sent = torch.tensor(list(header), dtype=torch.uint8, device=device)
         self._received = sent.new_empty(dist.get_world_size(group), _FORMAT.size)
-        self._work: Any = dist.all_gather(list(self._received), sent, group=group, async_op=True)
+        self._work = dist.all_gather(list(self._received), sent, group=group, async_op=True)
 
     def agreed(self) -> list[Header]:
         """Wait for all headers, by rank.
@@ -103,12 +102,11 @@ class Meeting:
             RuntimeError: a process refuses, or does something else than another one.
             ValueError: all do the same, but differ in what they must have in common.
         """
+        assert self._work is not None
         self._work.wait()
         headers = [_unpacked(row) for row in self._received.cpu()]
         if len({header.kind for header in headers}) > 1 or not headers[0].kind:
-            kinds: list[Any] = [None] * len(headers)
-            dist.all_gather_object(kinds, self._kind, group=self._group)
-            raise _difference(kinds)
+            raise _difference(_gathered(self._kind, self._group))
         numbers = [header.number for header in headers]
         if len(set(numbers)) > 1:
             raise RuntimeError(
@@ -182,12 +180,11 @@ def told(call: Callable[[], T], group: "dist.ProcessGroup | None") -> T:
 
     Without that, they would wait for this one.
     """
-    world: Any = group or dist.group.WORLD
-    n_meetings = _n_meetings.get(world, 0)
+    n_meetings = _n_meetings_of(group)
     try:
         return call()
     except Exception as error:
-        if _n_meetings.get(world, 0) == n_meetings:
+        if _n_meetings_of(group) == n_meetings:
             with without_transforms(), suppress(RuntimeError):
                 Meeting(Refusal(f"{type(error).__name__}: {error}"), group).agreed()
         raise
@@ -224,6 +221,20 @@ def gather_from_ranks(make: Callable[[], T], group: "dist.ProcessGroup | None") 
     """
     mine = told(make, group)
     Meeting(Making(), group).agreed()
-    gathered: list[Any] = [None] * dist.get_world_size(group)
+    return _gathered(mine, group)
+
+
+def _gathered(mine: T, group: "dist.ProcessGroup | None") -> list[T]:
+    gathered = [mine] * dist.get_world_size(group)
     dist.all_gather_object(gathered, mine, group=group)
     return gathered
+
+
+def _world(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
+    group = group or dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _n_meetings_of(group: "dist.ProcessGroup | None") -> int:
+    return _n_meetings.get(_world(group), 0)

@@ -4,11 +4,10 @@ import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.distributed.agreement import gather_from_ranks, place_in
@@ -18,6 +17,7 @@ from gatv2.graph import Graph
 from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import read_edge_index
 from gatv2.graph.edges import changed
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_sizes
 
 Data = TypeVar("Data", bound=PartData)
@@ -47,7 +47,7 @@ def from_graph(graph: Graph, group: "dist.ProcessGroup | None", build: type[Data
 
 
 def from_edge_index(
-    edge_index: Tensor | NDArray[Any],
+    edge_index: Tensor | NumPyArray,
     bounds: Sequence[int],
     group: "dist.ProcessGroup | None",
     flow: Flow,
@@ -220,7 +220,7 @@ def _tell_whole(graph: Graph) -> str:
     return f", edges={graph.n_edges}, flow={graph.flow!r}, digest={digest.hexdigest()[:16]}"
 
 
-def _add(tensor: Tensor | None, digest: Any) -> None:
+def _add(tensor: Tensor | None, digest: "hashlib._Hash") -> None:
     """Digest a tensor, which may be mapped, a piece at a time."""
     for piece in () if tensor is None else tensor.split(_CHUNK):
         digest.update(piece.cpu().contiguous().numpy().data)

@@ -7,7 +7,7 @@ differentiation works. All processes take part in each exchange, also those that
 and in the meeting before it (`gatv2.distributed.agreement`).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -51,7 +51,7 @@ class Exchange:
         self.group = group
         self.number = number
         self.what = what
-        self._on_its_way: Any = None
+        self._on_its_way: tuple[dist.Work, Tensor] | None = None
         self._of_gradients: Exchange | None = None
 
     def begin(self, rows: Tensor) -> None:
@@ -69,10 +69,10 @@ class Exchange:
 
     def end(self) -> Tensor:
         """Wait for the rows that others send, `[n_received, ...]`, grouped by rank."""
+        assert self._on_its_way is not None
         (work, received), self._on_its_way = self._on_its_way, None
         work.wait()
-        rows: Tensor = received
-        return rows
+        return received
 
     def begin_gradients(self, rows: Tensor) -> Tensor:
         """Send gradients of what came back to where it came from."""
@@ -101,24 +101,30 @@ def finish(token: Tensor, exchange: Exchange) -> Tensor:
     return rows
 
 
+class _Context(Protocol):
+    """What backward gets of forward."""
+
+    exchange: Exchange
+
+
 class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: Exchange) -> Tensor:
+    def forward(ctx: _Context, rows: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
         exchange.begin(rows)
         return rows.new_empty(0)
 
     @staticmethod
-    def backward(ctx: Any, *d_token: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, *d_token: Tensor) -> tuple[Tensor, None]:
         return ctx.exchange.end_gradients(*d_token), None
 
 
 class _Finish(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, _token: Tensor, exchange: Exchange) -> Tensor:
+    def forward(ctx: _Context, _token: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
         return exchange.end()
 
     @staticmethod
-    def backward(ctx: Any, *d_rows: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, *d_rows: Tensor) -> tuple[Tensor, None]:
         return ctx.exchange.begin_gradients(*d_rows), None

@@ -22,20 +22,7 @@ Data = TypeVar("Data", bound="PartData")
 class PartData:
     """One process's part of a graph; :class:`gatv2.distributed.Partition` makes it and attends over it.
 
-    Attributes:
-        rank: which part it is.
-        bounds: `n_parts + 1` ints; the nodes of rank r are `bounds[r]` to `bounds[r + 1] - 1`.
-        edge_id: `[n_edges]`, the caller's numbers of the part's edges, ascending; -1 for self-loops
-            that were added.
-        is_local: `[n_edges]`, bool, whether the key is an own node.
-        local: the edges among own nodes, which are numbered from the block's start.
-        remote: the edges to nodes of other ranks, which are numbered by their place in `halo`.
-        halo: `[n_halo]`, int64, the nodes whose rows are fetched, ascending and so grouped by rank.
-        halo_counts: how many of them each rank sends.
-        sent: `[n_sent]`, int64, own rows that others fetch, grouped by who does.
-        sent_counts: how many of them each rank fetches.
-        split_id: the same for all parts of one split, and another one for another.
-        group: the processes; None for the default group of `torch.distributed`.
+    Attributes are those of that class.
     """
 
     rank: int
@@ -51,7 +38,7 @@ class PartData:
     split_id: str
     group: "dist.ProcessGroup | None" = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """The fields alone, without what was made of them."""
         if self.group is not None:
             raise TypeError(

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.distributed import cut, part_file
@@ -13,6 +12,7 @@ from gatv2.distributed.attention import attend
 from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
 from gatv2.graph.part import AttendOptions, Loops, Part
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow
 from gatv2.tensor_file import PathLike
 
@@ -95,7 +95,7 @@ class Partition(PartData, Part):
     @classmethod
     def from_edge_index(
         cls,
-        edge_index: Tensor | NDArray[Any],
+        edge_index: Tensor | NumPyArray,
         bounds: Sequence[int],
         group: "dist.ProcessGroup | None" = None,
         *,

@@ -10,11 +10,10 @@ itself would sum them, and the order is that of the summed matrix then. Only an 
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -23,6 +22,7 @@ from gatv2.graph.edge_index import remedy_for_edge_index
 from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Backend, Flow, check_backend, check_flow
 from gatv2.torch_internals import is_inspectable, made_to_last
 
@@ -121,7 +121,7 @@ def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Ad
     return graph_of_matrix(adj_mat, (sizes.n_queries, sizes.n_keys), flow)
 
 
-def _of_array(array: NDArray[Any], sizes: Sizes, flow: Flow) -> Graph:
+def _of_array(array: NumPyArray, sizes: Sizes, flow: Flow) -> Graph:
     if array.ndim != 2 or array.dtype == np.bool_:
         raise TypeError(
             "`adj_mat` may be a NumPy array if it is an edge index, [2, n_edges] of integers; got "

@@ -28,25 +28,7 @@ class KeyOrder(NamedTuple):
 class SortedEdges:
     """Edges sorted by (query, key), and the way back to the caller's order of them.
 
-    All index tensors have one dtype: int32 where every index and count fits, else int64.
-
-    Attributes:
-        query_ptr: `[n_queries + 1]`, CSR: the edges of query i are `query_ptr[i]:query_ptr[i + 1]`.
-        key_index: `[n_edges]`, key of each edge.
-        query_index: `[n_edges]`, query of each edge, ascending.
-        edge_id: `[n_edges]`, the caller's number of each edge.
-        n_keys: number of keys.
-        head_mask: `[n_edges, n_heads]` bool, the heads that use an edge; None if all do.
-        n_blocks: B if the graph is the block-diagonal union of B graphs of one size, else 1.
-        query_id: `[n_queries]`, int64, the numbers by which dropout knows the queries: those of a whole
-            graph that this one is a part of, so that both drop the same. None: their positions.
-        key_id: `[n_keys]`, int64, the same of the keys.
-        flow: how rows of the edge index were read that the graph was made of; a layer of
-            flow="source_to_target" takes no graph that was made otherwise.
-        is_bipartite: whether queries and keys are other nodes even if there are as many of them: those
-            of a batch of bipartite graphs. Where their numbers differ, they are anyway.
-        batch_shape: batch dimensions of the masks that a batch of graphs was made of; None for
-            `(n_blocks,)`, or for one graph.
+    Attributes are those of :class:`gatv2.Graph`.
     """
 
     query_ptr: Tensor
@@ -62,7 +44,7 @@ class SortedEdges:
     is_bipartite: bool = False
     batch_shape: tuple[int, ...] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """The fields alone: what was made of them is made again, and they are checked again."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.graph.check import check_graph
@@ -14,6 +13,7 @@ from gatv2.graph.edge_index import read_edge_index
 from gatv2.graph.edges import SortedEdges, changed, is_trusted, trusted
 from gatv2.graph.file import load_graph, save_graph
 from gatv2.graph.sort import sort_edges
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow
 from gatv2.torch_internals import made_once, refuse_mapped
 
@@ -64,7 +64,7 @@ class Graph(SortedEdges):
     @classmethod
     def from_edge_index(
         cls,
-        edge_index: Tensor | NDArray[Any],
+        edge_index: Tensor | NumPyArray,
         n_nodes: SupportsIndex | tuple[SupportsIndex, SupportsIndex],
         *,
         flow: Flow = "target_to_source",
@@ -240,7 +240,7 @@ class Graph(SortedEdges):
     def to(self, device: torch.device | str) -> "Graph":
         """The graph on another device."""
         device = torch.device(device)  # and not a dtype
-        tensors: dict[str, Any] = {
+        tensors: dict[str, Tensor] = {
             field.name: value.to(device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)

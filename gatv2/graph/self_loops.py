@@ -4,8 +4,6 @@ As in PyTorch Geometric: those that there are give way, with their features, and
 ones are given or come from those of the node's other edges.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ FillValue = float | Tensor | Reduction
 """Features of a self-loop: a number, `[D]`, or how those of the node's other edges are reduced."""
 
 
-def check_fill_value(fill_value: Any) -> None:
+def check_fill_value(fill_value: object) -> None:
     """Raise a ValueError for an unknown reduction, a TypeError for what is no fill value."""
     if isinstance(fill_value, str):
         check_reduction(fill_value)

@@ -4,15 +4,16 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 
 LINE_BYTES = 64
 """Of a cache line, where a large array starts."""
 _LARGE_BYTES = 1 << 12
 
 
-def empty(shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[Any]) -> Array:
+def empty(shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[np.generic]) -> Array:
     """`np.empty`, but a large array starts with a cache line."""
     n_bytes = np.dtype(dtype).itemsize * prod(shape)
     if n_bytes < _LARGE_BYTES:
