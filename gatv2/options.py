@@ -24,6 +24,8 @@ _OUR_NAMES = {
     "heads": "n_heads",
     "concat": "is_concat",
     "negative_slope": "leaky_relu_negative_slope",
+    "hidden_channels": "hidden_features",
+    "num_layers": "n_layers",
     "in_feats": "in_features",
     "out_feats": "out_features, which is num_heads * out_feats",
     "num_heads": "n_heads",
@@ -40,13 +42,18 @@ _OUR_NAMES = {
 
 
 def tells_our_names(function: Method) -> Method:
-    """A method whose TypeError for an unknown keyword says how we call what it is elsewhere."""
-    names = tuple(inspect.signature(function).parameters)[1:]
+    """A method whose TypeError for an unknown keyword says how we call what it is elsewhere.
+
+    Where a method hands on keywords that it does not name, only those of other libraries are refused.
+    """
+    parameters = inspect.signature(function).parameters
+    hands_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    names = tuple(parameters)[1:]
 
     @functools.wraps(function)
     def checked(self: object, *args: object, **kwargs: object) -> object:
         for name in kwargs:
-            if name not in names:
+            if name not in names and (name in _OUR_NAMES or not hands_on):
                 ours = f"here it is {_OUR_NAMES[name]}" if name in _OUR_NAMES else f"it has {names}"
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}: {ours}")
         return function(self, *args, **kwargs)

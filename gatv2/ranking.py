@@ -30,7 +30,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import kendalltau
 
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Sizes, as_adjacency
+from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.layer import GraphAttention
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow
@@ -116,7 +116,9 @@ def measure_ranking(
         seed: see :func:`measure_scores`.
 
     Raises:
-        ValueError: `h` has batch dimensions: each element has keys, and a ranking, of its own.
+        TypeError: `layer` is none of ours, or `h` is a pair.
+        ValueError: `h` or the graph has batch dimensions: each element has keys, and a ranking, of its
+            own.
 
     Example:
         >>> from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer
@@ -130,10 +132,22 @@ def measure_ranking(
            0    dynamic    2 of 6        0.920           60.0%
            1    dynamic    3 of 6        0.884           73.3%
     """
-    if h.ndim != 2:
+    if not isinstance(layer, GraphAttention):
+        raise TypeError(
+            "`layer` must be a GraphAttentionV2Layer or a GraphAttentionLayer; got "
+            f"{type(layer).__name__}: convert it with `gatv2.convert`, or pass its scores or "
+            "coefficients to `measure_scores`"
+        )
+    if not isinstance(h, torch.Tensor):
+        raise TypeError(
+            f"`h` must be a torch.Tensor, the features of one set of nodes; got {type(h).__name__}: for "
+            "a bipartite graph pass `layer.attention_scores(h, adj_mat)` to `measure_scores`"
+        )
+    batch_shape = common_batch_shape(adj_mat, h.shape[:-2])
+    if h.ndim != 2 or batch_shape:
         raise ValueError(
-            f"`h` must have shape (n_nodes, in_features); got {tuple(h.shape)}: "
-            "measure one element of a batch at a time"
+            f"`h` must have shape (n_nodes, in_features), and the graph no batch; got {tuple(h.shape)} "
+            f"and a batch of shape {tuple(batch_shape)}: measure one element of a batch at a time"
         )
     scores = layer.attention_scores(h, adj_mat)
     if scores.ndim == 3:

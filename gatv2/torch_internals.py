@@ -37,6 +37,24 @@ def _is_wrapped(tensor: Tensor) -> bool:
     return is_wrapped
 
 
+def refuse_mapped(tensor: Tensor, remedy: str) -> None:
+    """Raise where vmap would need results of different shapes, one for each graph, or look at values.
+
+    Private because no public function tells what vmap maps over; without it, PyTorch raises later.
+
+    Raises:
+        NotImplementedError: `torch.func.vmap` maps over `tensor`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    is_mapped = getattr(torch._C._functorch, "is_batchedtensor", None)
+    if is_mapped is not None and is_mapped(tensor):
+        raise NotImplementedError(
+            "vmap can't map over graphs here, as each would get a number of edges of its own or be "
+            f"checked by its values: {remedy}"
+        )
+
+
 def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
     """For what is made of `tensor` and kept: it outlives the active transforms and inference mode."""
     return _beneath_transforms() if is_inspectable(tensor) else nullcontext()

@@ -1,6 +1,6 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -42,6 +42,11 @@ class SortedEdges:
     key_id: Tensor | None = None
     flow: Flow = "target_to_source"
     is_bipartite: bool = False
+    batch_shape: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """The fields alone: what was made of them is made again, and they are checked again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def n_queries(self) -> int:
@@ -58,6 +63,13 @@ class SortedEdges:
         """Number of queries and of keys in one block; the whole graph's if there is one block."""
         n_blocks = max(self.n_blocks, 1)
         return self.n_queries // n_blocks, self.n_keys // n_blocks
+
+    @property
+    def batch_dims(self) -> tuple[int, ...]:
+        """Batch dimensions of a batch of graphs, also of one or of none; () for a graph alone."""
+        if self.batch_shape is not None:
+            return self.batch_shape
+        return () if self.n_blocks == 1 else (self.n_blocks,)
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +92,7 @@ class SortedEdges:
     def multiplicity(self) -> Tensor:
         """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
         position = torch.arange(self.n_edges, device=self.device)
-        is_first = torch.ones_like(position, dtype=torch.bool)
+        is_first = torch.ones_like(self.query_index, dtype=torch.bool)
         is_first[1:] = (self.query_index[1:] != self.query_index[:-1]) | (
             self.key_index[1:] != self.key_index[:-1]
         )

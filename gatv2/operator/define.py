@@ -35,7 +35,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Arguments", "Cotangents", "Launcher", "define"]
 
-_library = torch.library.Library("gatv2", "DEF")
+
+class _Defined(NamedTuple):
+    library: torch.library.Library
+    functions: dict[str, Callable[[Arguments], tuple[Tensor, ...]]]
+
+
+# kept with PyTorch's names of the operators, which outlive this module when it is loaded again
+_defined: _Defined = vars(torch.ops.gatv2).get("_defined") or _Defined(
+    torch.library.Library("gatv2", "DEF"), {}
+)
+vars(torch.ops.gatv2)["_defined"] = _defined
+_library = _defined.library
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool"}
 
 
@@ -62,6 +73,8 @@ def define(
     Returns:
         The function: the operator, of `Arguments`.
     """
+    if name in _defined.functions:
+        return _defined.functions[name]
     schema = ", ".join(_schema(Arguments, adjacency=_schema(adjacency)))
     cotangents = ", ".join(_schema(Cotangents))
     # the flag has two names in exported programs
@@ -96,7 +109,9 @@ def define(
         lambda arguments: call(*flatten(arguments)),
         lambda cotangents, arguments: call_gradient(*cotangents, *flatten(arguments)),
     )
-    return take_shortcut(by_dispatcher, adjacency, launchers)
+    function = take_shortcut(by_dispatcher, adjacency, launchers)
+    _defined.functions[name] = function
+    return function
 
 
 def _schema(fields: type[NamedTuple], **parts: list[str]) -> list[str]:
