@@ -219,6 +219,18 @@ def needs_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
         return True
 
 
+def is_mapped_by_autograd(cotangents: Sequence[Tensor]) -> bool:
+    """Whether a backward pass is mapped over many cotangents, by `is_grads_batched`.
+
+    Private because its vmap, which is not that of `torch.func`, is seen by nothing else; without it,
+    each may be mapped.
+    """
+    try:
+        return any(map(torch._C._functorch.is_legacy_batchedtensor, cotangents))
+    except AttributeError:
+        return True
+
+
 def forward_mode_level() -> int:
     """The level of forward mode, -1 outside of it.
 

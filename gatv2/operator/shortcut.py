@@ -20,7 +20,7 @@ from gatv2.operator.arguments import (
     unflatten,
 )
 from gatv2.operator.gradient import Results, backward, wanted
-from gatv2.torch_internals import needs_dispatcher
+from gatv2.torch_internals import is_mapped_by_autograd, needs_dispatcher
 
 Outputs = tuple[Tensor, ...]
 
@@ -67,7 +67,7 @@ def take_shortcut(
     def gradient(cotangents: Cotangents, arguments: Arguments) -> Outputs:
         tensors = (*cotangents, *tensors_of(arguments))
         launcher = launcher_for(tensors, arguments.query.device)
-        if launcher is None or torch.is_grad_enabled():
+        if launcher is None or torch.is_grad_enabled() or is_mapped_by_autograd(cotangents):
             return operator.backward(cotangents, arguments)
         return launcher.backward(cotangents, arguments)
 

@@ -33,6 +33,7 @@ NAMES = {
     "_DisableFuncTorch": "torch._C",
     "_len_torch_dispatch_stack": "torch._C",
     "_profiler_enabled": "torch._C._autograd",
+    "is_legacy_batchedtensor": "torch._C._functorch",
     "guard_or_false": "torch.fx.experimental.symbolic_shapes",
 }
 
@@ -237,6 +238,22 @@ def test_without_the_name_the_dispatcher_is_needed(
 ) -> None:
     monkeypatch.delattr(f"{NAMES[name]}.{name}")
     assert torch_internals.needs_dispatcher((torch.ones(2),))
+
+
+def test_is_mapped_by_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def look(cotangent: Tensor) -> None:
+        seen.append(torch_internals.is_mapped_by_autograd((torch.ones(1), cotangent)))
+
+    x = torch.randn(2, requires_grad=True)
+    y = x.sin()
+    y.register_hook(look)
+    torch.autograd.grad(y, x, torch.ones(3, 2), is_grads_batched=True, retain_graph=True)
+    torch.autograd.grad(y, x, torch.ones(2), retain_graph=True)
+    monkeypatch.delattr("torch._C._functorch.is_legacy_batchedtensor")
+    torch.autograd.grad(y, x, torch.ones(2))
+    assert seen == [True, False, True]
 
 
 def test_without_the_name_a_transform_may_always_be_active(
