@@ -39,6 +39,7 @@ from gatv2.projection import (
     linear,
     n_inputs_of,
     reset_parameters,
+    weight_and_size,
     weight_of,
 )
 from gatv2.random import as_seed
@@ -302,9 +303,9 @@ class GraphAttention(nn.Module, ABC):
         return h_query, h_key
 
     def _check_features(self, h: Tensor, name: str, projection: nn.Module) -> None:
-        weight, size = weight_of(projection), n_inputs_of(projection)
         if not isinstance(h, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
+        weight, size = weight_and_size(projection)
         if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
             of_both = f": the layer has in_features={self.in_features}" if self._is_pair else ""
             raise ValueError(
@@ -354,13 +355,15 @@ class GraphAttention(nn.Module, ABC):
         self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
     ) -> Projected:
         self.check_edge_features(edge_features)
-        if -1 in (n_inputs_of(self.linear_l), n_inputs_of(self.linear_r)):
+        linear_l, linear_r = self.linear_l, self.linear_r
+        are_plain = type(linear_l) is type(linear_r) is nn.Linear
+        if not are_plain and -1 in (n_inputs_of(linear_l), n_inputs_of(linear_r)):
             # a call that is refused must not tell the layer its sizes
             self._check_graph(h_query, h_key, adj_mat, edge_features)
         heads = (self.n_heads, self.n_hidden)
-        query = self.linear_l(h_query).unflatten(-1, heads)
+        query = linear_l(h_query).unflatten(-1, heads)
         is_same = self.share_weights and h_key is h_query
-        key = query if is_same else self.linear_r(h_key).unflatten(-1, heads)
+        key = query if is_same else linear_r(h_key).unflatten(-1, heads)
         if not self.add_self_loops:
             return Projected(query, key, adj_mat, edge_features, self.flow)
         if isinstance(adj_mat, Part):

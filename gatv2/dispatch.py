@@ -142,8 +142,8 @@ def select_kernel(
     """
     backend = "sparse" if isinstance(adjacency, Graph) else "dense"
     candidates = [candidate for candidate in KERNELS if candidate.backend == backend]
-    names = tuple(candidate.name for candidate in candidates)
-    if kernel != "auto" and kernel not in names:
+    if kernel != "auto" and all(kernel != candidate.name for candidate in candidates):
+        names = tuple(candidate.name for candidate in candidates)
         raise ValueError(
             f"`kernel` must be 'auto' or, for the {backend} backend, one of {names}; got {kernel!r}"
         )

@@ -4,7 +4,7 @@ A name is looked up when it is needed, so that one that PyTorch moves takes away
 nothing else. Imports nothing of gatv2.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 
 def is_inspectable(tensor: Tensor) -> bool:
@@ -141,13 +142,19 @@ def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return matrix.indices(), matrix.values()
 
 
+def is_exported_to_onnx() -> bool:
+    """`torch.onnx.is_in_onnx_export()`, asked only while something is traced: it is slow."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return is_traced and torch.onnx.is_in_onnx_export()
+
+
 def fits_int32(count: int) -> bool:
     """Whether a count fits; under the compiler, False for one that depends on values.
 
     Private because only the compiler's own function answers without fixing the count; without it, the
     count is fixed.
     """
-    if torch.onnx.is_in_onnx_export():
+    if is_exported_to_onnx():
         return False  # ONNX scatters by int64 alone
     if not torch.compiler.is_compiling():
         return count < 2**31
@@ -191,6 +198,25 @@ def is_transformed() -> bool:
     except AttributeError:
         return True
     return is_active
+
+
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
+
+
+def needs_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether something that the dispatcher serves may want to see an operator's call.
+
+    That is a transform, forward mode, a subclass of Tensor, a mode, or the profiler. Private because no
+    public function tells of the last two; without it, there may always be one.
+    """
+    if is_transformed() or forward_mode_level() >= 0:
+        return True
+    if not _ORDINARY.issuperset(map(type, tensors)) or has_torch_function(tensors):
+        return True
+    try:
+        return torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
+    except AttributeError:
+        return True
 
 
 def forward_mode_level() -> int:

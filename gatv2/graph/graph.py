@@ -5,14 +5,15 @@ from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import NamedTuple, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gatv2.graph.check import check_graph
+from gatv2.graph.check import check_graph, check_once
 from gatv2.graph.edge_index import read_edge_index
 from gatv2.graph.edges import SortedEdges, changed, is_trusted, trusted
 from gatv2.graph.file import load_graph, save_graph
-from gatv2.graph.sort import sort_edges
+from gatv2.graph.sort import pointers, sort_edges
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow
 from gatv2.torch_internals import made_once, refuse_mapped
@@ -147,34 +148,38 @@ class Graph(SortedEdges):
         if not graphs:
             raise ValueError("a batch needs at least one graph; got none")
         flow = _common_flow(graphs)
-        counts = torch.tensor(
-            [(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs], device="cpu"
-        )
-        offsets = torch.nn.functional.pad(counts.cumsum(0), (0, 0, 1, 0))
-        n_queries, n_keys, n_edges = offsets[-1].tolist()
+        for graph in graphs:
+            check_once(graph)
+        # a few operations on all graphs, not on each: of small graphs there are many
+        sizes = [(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs]
+        counts = np.array(sizes)
+        ends = counts.cumsum(0)
+        n_queries, n_keys, n_edges = ends[-1].tolist()
         dtype = torch.int32 if max(n_queries, n_keys, n_edges) < 2**31 else torch.int64
-        offsets = offsets.to(graphs[0].device, dtype)
+        first = torch.from_numpy((ends - counts).repeat(counts[:, 2], 0)).to(
+            graphs[0].device, dtype
+        )
 
-        def shifted(name: str, by: int) -> list[Tensor]:
-            return [
-                getattr(graph, name).to(dtype) + offset[by]
-                for graph, offset in zip(graphs, offsets, strict=False)
-            ]
+        def joined(parts: list[Tensor], side: int) -> Tensor:
+            return torch.cat(parts).to(dtype) + first[:, side]
 
-        starts = [ptr[:-1] for ptr in shifted("query_ptr", 2)]
+        query_index = joined([graph.query_index for graph in graphs], 0)
         batch = cls(
-            query_ptr=torch.cat((*starts, offsets[-1, 2:])),
-            key_index=torch.cat(shifted("key_index", 1)),
-            query_index=torch.cat(shifted("query_index", 0)),
-            edge_id=torch.cat(shifted("edge_id", 2)),
+            query_ptr=pointers(query_index, n_queries),
+            key_index=joined([graph.key_index for graph in graphs], 1),
+            query_index=query_index,
+            edge_id=joined([graph.edge_id for graph in graphs], 2),
             n_keys=n_keys,
             head_mask=_join_head_masks(graphs),
-            query_id=_join_ids([graph.query_id for graph in graphs], offsets[:, 0]),
-            key_id=_join_ids([graph.key_id for graph in graphs], offsets[:, 1]),
+            query_id=_join_ids([graph.query_id for graph in graphs], sizes, 0),
+            key_id=_join_ids([graph.key_id for graph in graphs], sizes, 1),
             flow=flow,
-            is_bipartite=any(g.is_bipartite or g.n_queries != g.n_keys for g in graphs),
+            is_bipartite=any(
+                graph.is_bipartite or n_queries != n_keys
+                for graph, (n_queries, n_keys, _) in zip(graphs, sizes, strict=True)
+            ),
         )
-        return trusted(batch) if all(map(is_trusted, graphs)) else batch
+        return trusted(batch)
 
     def coalesce(self) -> "Graph":
         """The graph with each set of parallel edges replaced by one edge, numbered by (query, key)."""
@@ -350,17 +355,17 @@ def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
     )
 
 
-def _join_ids(ids: list[Tensor | None], offsets: Tensor) -> Tensor | None:
+def _join_ids(
+    ids: list[Tensor | None], sizes: list[tuple[int, int, int]], side: int
+) -> Tensor | None:
     """Numbers of the nodes of a batch: those that a graph gives them, else their positions."""
-    if all(own is None for own in ids):
+    given = [own for own in ids if own is not None]
+    if not given:
         return None
-    positions = torch.arange(int(offsets[-1]), device=offsets.device)
-    starts_and_ends = offsets.unfold(0, 2, 1).tolist()
+    counts = [size[side] for size in sizes]
+    positions = torch.arange(sum(counts), device=given[0].device).split(counts)
     return torch.cat(
-        [
-            positions[start:end] if own is None else own
-            for own, (start, end) in zip(ids, starts_and_ends, strict=True)
-        ]
+        [position if own is None else own for position, own in zip(positions, ids, strict=True)]
     )
 
 

@@ -52,9 +52,15 @@ class Cotangents(NamedTuple):
     """The log-sum-exp that the operator returned."""
 
 
-_AT = Arguments._fields.index("adjacency")
+N_FEATURES = _AT = Arguments._fields.index("adjacency")
+"""How many arguments have gradients; they come first."""
 N_NUMBERS = sum(kind in (int, float, bool) for kind in Arguments.__annotations__.values())
 """How many arguments are no tensors; they come last."""
+
+
+def tensors_of(arguments: Arguments) -> tuple[Tensor | None, ...]:
+    """The flat arguments that are tensors, or None."""
+    return (*arguments[:_AT], *arguments.adjacency, arguments.seed)
 
 
 def names_of(adjacency: type[NamedTuple]) -> tuple[str, ...]:

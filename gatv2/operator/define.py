@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -19,7 +19,15 @@ from gatv2.operator.arguments import (
 )
 from gatv2.operator.autograd import Call, Context, Formula, make_differentiable
 from gatv2.operator.batching import batching_rule
-from gatv2.operator.gradient import Gradients, Reference, Results, backward, double_backward
+from gatv2.operator.gradient import (
+    Gradients,
+    Reference,
+    Results,
+    backward,
+    double_backward,
+    wanted,
+)
+from gatv2.operator.shortcut import Dispatched, Launcher, take_shortcut
 from gatv2.precision import computed_in
 
 if TYPE_CHECKING:
@@ -39,22 +47,7 @@ _defined: _Defined = vars(torch.ops.gatv2).get("_defined") or _Defined(
 )
 vars(torch.ops.gatv2)["_defined"] = _defined
 _library = _defined.library
-_EDGE_FEATURES = Arguments._fields.index("edge_features")
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool"}
-
-
-class Launcher(Protocol):
-    """The compiled kernels of one device."""
-
-    def forward(self, arguments: Arguments, /) -> tuple[Tensor, Tensor, Tensor]:
-        """(out, log-sum-exp, alpha); alpha is empty unless `wants_rows`."""
-
-    def backward(self, cotangents: Cotangents, arguments: Arguments, /) -> tuple[Tensor, ...]:
-        """Gradients of query, key, attn, edge_features and edge_projection.
-
-        Those of attn and edge_projection have the `n_mapped` leading batch dimensions. That of
-        edge_features is empty unless `wants_rows`, and so are those of what is None.
-        """
 
 
 def define(
@@ -112,7 +105,12 @@ def define(
         ),
         _library,
     )
-    function = _defined.functions[name] = lambda arguments: call(*flatten(arguments))
+    by_dispatcher = Dispatched(
+        lambda arguments: call(*flatten(arguments)),
+        lambda cotangents, arguments: call_gradient(*cotangents, *flatten(arguments)),
+    )
+    function = take_shortcut(by_dispatcher, adjacency, launchers)
+    _defined.functions[name] = function
     return function
 
 
@@ -197,9 +195,12 @@ def _backward(
     ctx: Context, d_results: Results, adjacency: type[NamedTuple], gradient: Call
 ) -> tuple[Tensor | None, ...]:
     lse, *tensors = ctx.saved_tensors
-    arguments = unflatten((*tensors, *ctx.numbers), adjacency)
-    arguments = arguments._replace(wants_rows=ctx.needs_input_grad[_EDGE_FEATURES])
-    return _for_each_input(ctx, backward(gradient, d_results, lse, arguments))
+    arguments = wanted(unflatten((*tensors, *ctx.numbers), adjacency), ctx.needs_input_grad)
+
+    def by_operator(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
+        return gradient(*cotangents, *flatten(arguments))
+
+    return _for_each_input(ctx, backward(by_operator, d_results, lse, arguments))
 
 
 def _double_backward(
