@@ -255,7 +255,7 @@ def _of_entries(entries: _Entries, pair: tuple[int, int], flow: Flow) -> Graph:
 def _has_twice(entries: _Entries) -> bool:
     """Whether a place has several entries, which are summed then."""
     places = np.stack((entries.row, entries.column))
-    return int(np.unique(places, axis=1).shape[1]) < places.shape[1]
+    return bool(np.unique(places, axis=1).shape[1] < places.shape[1])
 
 
 def _jax_entries(matrix: "JAXSparse") -> _Entries:
