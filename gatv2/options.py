@@ -17,6 +17,9 @@ Bias = bool | Literal["projections"]
 Reduction = Literal["mean", "sum", "add", "min", "max", "mul"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
+ADDED = -1e4
+"""What is added to a score to have no edge is this or less."""
+
 
 _OUR_NAMES = {
     "in_channels": "in_features",

@@ -23,10 +23,8 @@ from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.numba.memory import Array as NumPyArray
-from gatv2.options import Backend, Flow, check_backend, check_flow
+from gatv2.options import ADDED, Backend, Flow, check_backend, check_flow
 from gatv2.torch_internals import is_inspectable, made_to_last
-
-_ADDED = -1e4  # what is added to a score to have no edge is this or less
 
 Adjacency = Graph | Tensor
 """A prepared graph, or a bool mask `[*batch, n_queries, n_keys, 1 or n_heads]`."""
@@ -230,12 +228,12 @@ def _check_numbers(mask: Tensor) -> None:
         return
     smallest = mask.min()
     if mask.dtype.is_floating_point:  # as the dtype has the number: in bfloat16 it is -9984
-        is_added = bool(smallest <= smallest.new_tensor(_ADDED))
+        is_added = bool(smallest <= smallest.new_tensor(ADDED))
     else:
-        is_added = int(smallest) <= _ADDED
+        is_added = int(smallest) <= ADDED
     if is_added:
         raise ValueError(
-            f"`adj_mat` has entries of {_ADDED:g} and less, as an additive mask has where there is no "
+            f"`adj_mat` has entries of {ADDED:g} and less, as an additive mask has where there is no "
             f"edge (the smallest is {smallest.item():g}). Non-zero entries are edges: pass "
             "`adj_mat == 0` for an additive mask, `adj_mat != 0` for a mask of edges"
         )

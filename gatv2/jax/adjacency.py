@@ -6,9 +6,9 @@ read by shape and dtype alone, so that they may be traced. What only PyTorch can
 
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ import numpy as np
 from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete
 from gatv2.jax.graph import Graph
 from gatv2.jax.interop import as_jax
-from gatv2.options import Backend, Flow, check_backend, check_flow
+from gatv2.options import ADDED, Backend, Flow, check_backend, check_flow
 
 if TYPE_CHECKING:
-    from jax.experimental.sparse import JAXSparse
+    from jax.experimental.sparse import BCOO, JAXSparse
     from scipy.sparse import sparray, spmatrix
     from torch import Tensor
 
@@ -109,9 +109,11 @@ def read_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow) -> Graph | Arra
     if isinstance(adj_mat, jax.Array | np.ndarray):
         return _read_array(adj_mat, sizes, flow)
     if _is_matrix_of_jax(adj_mat):
-        return _of_matrix(*_jax_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
+        pair = _shape_of(adj_mat, sizes, flow)
+        return _of_entries(_jax_entries(adj_mat), pair, flow)
     if _is_matrix_of_scipy(adj_mat):
-        return _of_matrix(*_scipy_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
+        pair = _shape_of(adj_mat, sizes, flow)
+        return _of_entries(_scipy_entries(adj_mat), pair, flow)
     if (
         _is_tensor(adj_mat)
         or is_graph(adj_mat)
@@ -158,13 +160,10 @@ def _read_array(array: ArrayLike, sizes: Sizes, flow: Flow) -> Graph | ArrayLike
     pair = (sizes.n_queries, sizes.n_keys)
     if array.ndim == 2 and array.dtype != bool:
         expected = _matrix_shape(sizes, flow)
-        looks_like_edges = array.shape[0] == 2 and jnp.issubdtype(array.dtype, jnp.integer)
-        if array.shape == expected or not looks_like_edges:
-            is_both = looks_like_edges and array.shape == expected
-            problem = "could be an edge index or a mask" if is_both else "is neither"
+        if array.shape[0] != 2 or not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(
                 "a 2-D `adj_mat` must be an integer edge index of shape (2, n_edges) or a bool mask "
-                f"of shape {expected}; got {array.dtype} with shape {array.shape}, which {problem}: "
+                f"of shape {expected}; got {array.dtype} with shape {array.shape}, which is neither: "
                 "pass `Graph.from_edge_index(adj_mat, n_nodes)` for an edge index, "
                 "`(adj_mat != 0)[..., None]` for a mask"
             )
@@ -181,13 +180,9 @@ def _matrix_shape(sizes: Sizes, flow: Flow) -> tuple[int, int]:
 def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
     xp: ModuleType = jnp if isinstance(array, jax.Array) else np  # jnp would trace what NumPy knows
     mask = array[..., None] if array.ndim == 2 else array
-    is_float = jnp.issubdtype(mask.dtype, jnp.floating)
-    if is_float and is_concrete(mask) and not xp.isfinite(mask).all():
-        raise ValueError(
-            "`adj_mat` has entries that are not finite. Non-zero entries are edges: "
-            "for an additive mask of 0 and -inf pass `adj_mat == 0`"
-        )
     if mask.dtype != bool:
+        if is_concrete(mask):
+            _check_numbers(np.asarray(mask))
         mask = mask != 0
     if flow == "source_to_target" and mask.ndim >= 3:
         mask = xp.swapaxes(mask, -3, -2)
@@ -205,6 +200,26 @@ def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
     return mask
 
 
+def _check_numbers(mask: NumPyArray) -> None:
+    """Raise a ValueError for a mask of numbers that is no mask of edges, but something that is added."""
+    if not np.isfinite(mask).all():
+        raise ValueError(
+            "`adj_mat` has entries that are not finite. Non-zero entries are edges: "
+            "for an additive mask of 0 and -inf pass `adj_mat == 0`"
+        )
+    if not mask.size or jnp.issubdtype(mask.dtype, jnp.complexfloating):
+        return
+    is_float = jnp.issubdtype(mask.dtype, jnp.floating)
+    # as the dtype has the number: in bfloat16 it is -9984
+    added, smallest = float(np.asarray(ADDED, mask.dtype)) if is_float else ADDED, float(mask.min())
+    if smallest <= added:
+        raise ValueError(
+            f"`adj_mat` has entries of {ADDED:g} and less, as an additive mask has where there is no "
+            f"edge (the smallest is {smallest:g}). Non-zero entries are edges: pass `adj_mat == 0` "
+            "for an additive mask, `adj_mat != 0` for a mask of edges"
+        )
+
+
 def _shape_of(
     matrix: "JAXSparse | sparray | spmatrix", sizes: Sizes, flow: Flow
 ) -> tuple[int, int]:
@@ -217,14 +232,34 @@ def _shape_of(
     return sizes.n_queries, sizes.n_keys
 
 
-def _of_matrix(rows: NumPyArray, columns: NumPyArray, pair: tuple[int, int], flow: Flow) -> Graph:
-    """A graph of a matrix's non-zero entries, numbered by (query, key)."""
-    graph = Graph.from_edge_index(np.stack((rows, columns)), pair, flow=flow)
-    return replace(graph, edge_id=jnp.arange(graph.n_edges, dtype=graph.edge_id.dtype))
+class _Entries(NamedTuple):
+    """The entries that a matrix stores, in its order of them."""
+
+    row: NumPyArray
+    column: NumPyArray
+    value: NumPyArray
 
 
-def _jax_entries(matrix: "JAXSparse") -> tuple[NumPyArray, NumPyArray]:
-    """Rows and columns of the entries of a matrix that are not zero; duplicates are summed first."""
+def _of_entries(entries: _Entries, pair: tuple[int, int], flow: Flow) -> Graph:
+    """A graph of the entries that are not zero, in the order in which a matrix has them."""
+    if not np.isfinite(entries.value).all():
+        raise ValueError(
+            "`adj_mat` must have finite values, of which those that are not zero are edges; some are "
+            "NaN or infinite: store only the edges, or make these values 0 or 1"
+        )
+    is_edge = entries.value != 0
+    edge_index = np.stack((entries.row[is_edge], entries.column[is_edge]))
+    return Graph.from_edge_index(edge_index, pair, flow=flow)
+
+
+def _has_twice(entries: _Entries) -> bool:
+    """Whether a place has several entries, which are summed then."""
+    places = np.stack((entries.row, entries.column))
+    return bool(np.unique(places, axis=1).shape[1] < places.shape[1])
+
+
+def _jax_entries(matrix: "JAXSparse") -> _Entries:
+    """The entries of a BCOO or BCSR matrix, in its order; those of one place summed."""
     from jax.experimental.sparse import BCOO, BCSR
 
     coo = matrix.to_bcoo() if isinstance(matrix, BCSR) else matrix
@@ -238,18 +273,27 @@ def _jax_entries(matrix: "JAXSparse") -> tuple[NumPyArray, NumPyArray]:
             "a sparse matrix becomes a Graph only outside of `jit`, where its non-zero entries are "
             "known: prepare it there, or pass its edge index"
         )
-    coo = coo.sum_duplicates()
+    entries = _bcoo_entries(coo)
+    return _bcoo_entries(coo.sum_duplicates()) if _has_twice(entries) else entries
+
+
+def _bcoo_entries(coo: "BCOO") -> _Entries:
     indices, values = np.asarray(coo.indices), np.asarray(coo.data)
     is_inside = (indices < np.array(coo.shape)).all(axis=1)  # how BCOO marks its padding
-    rows, columns = indices[is_inside & (values != 0)].T
-    return rows, columns
+    row, column = indices[is_inside].T
+    return _Entries(row, column, values[is_inside])
 
 
-def _scipy_entries(matrix: "sparray | spmatrix") -> tuple[NumPyArray, NumPyArray]:
-    csr = matrix.tocsr(copy=True)
-    csr.sum_duplicates()
-    rows, columns = csr.nonzero()
-    return rows, columns
+def _scipy_entries(matrix: "sparray | spmatrix") -> _Entries:
+    """The entries of a matrix of SciPy, in the order of `tocoo()`; those of one place summed."""
+    coo = matrix.tocoo()
+    entries = _Entries(coo.row, coo.col, coo.data)
+    if _has_twice(entries):
+        compressed = matrix.tocsc(copy=True) if matrix.format == "csc" else matrix.tocsr(copy=True)
+        compressed.sum_duplicates()
+        coo = compressed.tocoo()
+        entries = _Entries(coo.row, coo.col, coo.data)
+    return entries
 
 
 def _read_with_torch(adj_mat: object, sizes: Sizes, flow: Flow) -> Adjacency:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from gatv2.testing import masks
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 gat = pytest.importorskip("gatv2.jax")
+sparse = pytest.importorskip("jax.experimental.sparse")
 
 
 def assert_equal(one: Any, other: Any) -> None:
@@ -155,8 +157,21 @@ def test_errors_say_what_was_expected_and_what_came() -> None:
         attend(np.array([[0, 1], [1, 3]]))
     with pytest.raises(ValueError, match=r"got float32 with shape \(2, 5\), which is neither"):
         attend(jnp.ones((2, 5)))
-    with pytest.raises(ValueError, match=r"could be an edge index or a mask"):
-        gat.gatv2_attention(x[:2], x[:2], attn, np.zeros((2, 2), int))
+    for added in (-1e4, float(np.finfo("f").min)):
+        with pytest.raises(ValueError, match=r"as an additive mask has .*pass `adj_mat == 0`"):
+            attend(jnp.full((3, 3, 1), added))
+    for dtype in (np.int8, np.uint8, jnp.bfloat16, np.float16):
+        attend(jnp.ones((3, 3, 1), dtype))
+    with pytest.raises(ValueError, match=r"as an additive mask has"):
+        attend(jnp.full((3, 3, 1), -1e4, jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"as an additive mask has"):
+        attend(np.full((3, 3, 1), -10_000))
+    for matrix in (
+        scipy.sparse.coo_array(([np.nan], ([0], [1])), shape=(3, 3)),
+        sparse.BCOO((jnp.array([jnp.inf]), jnp.array([[0, 1]])), shape=(3, 3)),
+    ):
+        with pytest.raises(ValueError, match=r"must have finite values"):
+            attend(matrix)
     with pytest.raises(ValueError, match=r"entries that are not finite"):
         attend(jnp.full((3, 3, 1), -jnp.inf))
     with pytest.raises(ValueError, match=r"4 queries and 4 keys, but the features have 3"):
@@ -177,6 +192,53 @@ def test_errors_say_what_was_expected_and_what_came() -> None:
         gat.Graph.from_edge_index(np.zeros((2, 2), int), 3).split(2)
     with pytest.raises(TypeError, match=r"outside of `jit`"):
         jax.jit(lambda mask: attend(mask, backend="sparse"))(jnp.ones((3, 3, 1), bool))
+
+
+def test_two_rows_of_integers_are_an_edge_index() -> None:
+    """Whatever the number of edges: also where a mask would have that shape."""
+    x, attn = jnp.ones((2, 2, 4)), jnp.ones((2, 4))
+    edges = np.array([[0, 1], [1, 1]])
+    _, alpha = gat.gatv2_attention(x, x, attn, edges, return_attention=True)
+    assert alpha.shape == (2, 2)
+    with pytest.raises(ValueError, match=r"which is neither"):
+        gat.gatv2_attention(jnp.ones((3, 2, 4)), jnp.ones((3, 2, 4)), attn, np.ones((3, 3), int))
+
+
+@pytest.mark.parametrize("flow", ["target_to_source", "source_to_target"])
+@pytest.mark.parametrize("form", ["coo", "csr", "csc", "BCOO", "BCSR"])
+def test_edges_of_a_matrix_are_numbered_as_its_entries(form: str, flow: Any) -> None:
+    """Features of edges come, and coefficients go, in the order in which a matrix has its entries."""
+    rng = np.random.default_rng(0)
+    place = rng.permutation(20)[:9]  # in no order
+    values = np.where(np.arange(9) == 4, 0.0, 1.0)  # an entry of zero is no edge
+    coo = scipy.sparse.coo_array((values, (place // 5, place % 5)), shape=(4, 5))
+    if form.startswith("BC"):
+        matrix: Any = sparse.BCOO(
+            (jnp.asarray(values), jnp.asarray(np.stack(coo.coords, 1))), shape=(4, 5)
+        )
+        matrix = matrix if form == "BCOO" else sparse.BCSR.from_bcoo(matrix.sort_indices())
+        entries = np.asarray((matrix if form == "BCOO" else matrix.to_bcoo()).indices).T
+        stored = np.asarray(matrix.data)
+    else:
+        matrix = coo.asformat(form)
+        entries, stored = np.stack(matrix.tocoo().coords), matrix.tocoo().data
+    edge_index = entries[:, stored != 0]
+    sides = (4, 5) if flow == "target_to_source" else (5, 4)
+    query, key = (jnp.asarray(rng.normal(size=(n, 2, 3))) for n in sides)
+    attn, projection = jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(rng.normal(size=(2, 3, 2)))
+    x = jnp.asarray(rng.normal(size=(8, 2)))
+    actual, expected = (
+        gat.gatv2_attention(
+            *(query, key, attn, graph),
+            edge_features=x,
+            edge_projection=projection,
+            flow=flow,
+            return_attention=True,
+        )
+        for graph in (matrix, edge_index)
+    )
+    for mine, its in zip(actual, expected, strict=True):
+        assert np.array_equal(mine, its)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (3, 3)], ids=str)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from types import ModuleType
@@ -414,10 +415,11 @@ class Graph(SortedEdges[jax.Array]):
         return mask if self.n_blocks > 1 else mask[0]
 
 
-jax.export.register_namedtuple_serialization(KeyOrder, serialized_name="gatv2.jax.KeyOrder")
-jax.export.register_pytree_node_serialization(
-    Graph,
-    serialized_name="gatv2.jax.Graph",
-    serialize_auxdata=lambda static: json.dumps(static).encode(),
-    deserialize_auxdata=lambda text: tuple(json.loads(text)),
-)
+with suppress(ValueError):  # the names are taken if this module is loaded again
+    jax.export.register_namedtuple_serialization(KeyOrder, serialized_name="gatv2.jax.KeyOrder")
+    jax.export.register_pytree_node_serialization(
+        Graph,
+        serialized_name="gatv2.jax.Graph",
+        serialize_auxdata=lambda static: json.dumps(static).encode(),
+        deserialize_auxdata=lambda text: tuple(json.loads(text)),
+    )
