@@ -8,8 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from gatv2.checks import is_same, refuse_tracing
-from gatv2.dispatch import KERNELS
-from gatv2.graph.adjacency import Sizes, as_adjacency, check_flow_of_graph, common_batch_shape
+from gatv2.dispatch import KERNELS, select_kernel
+from gatv2.graph.adjacency import (
+    Adjacency,
+    Sizes,
+    as_adjacency,
+    check_flow_of_graph,
+    common_batch_shape,
+)
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.graph import Graph
 from gatv2.graph.part import Part
@@ -223,17 +229,33 @@ class GraphAttention(nn.Module, ABC):
             (dense). With `add_self_loops` the edges of a list are those of
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
-        _check_order(h, adj_mat)
+        if isinstance(adj_mat, Part):
+            out, alpha = adj_mat.told(
+                lambda: self._forward(h, adj_mat, edge_features, return_attention, seed)
+            )
+        else:
+            out, alpha = self._forward(h, adj_mat, edge_features, return_attention, seed)
+        return out if alpha is None else (out, alpha)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # that of `nn.Module` is of any arguments, and returns Any
+
+    def _forward(
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        edge_features: Tensor | None,
+        return_attention: bool,
+        seed: int | Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The result, and the coefficients if they are asked for."""
+        check_order(h, adj_mat)
         h_query, h_key = self.as_pair(h)
         if seed is not None:
             as_seed(seed, h_query.device)
         inputs = self._project(h_query, h_key, adj_mat, edge_features)
         out, alpha = self.attend(inputs, return_attention=return_attention, seed=seed)
-        out = self.join(out, h_query)
-        return out if alpha is None else (out, alpha)
-
-    if TYPE_CHECKING:
-        __call__ = forward  # that of `nn.Module` is of any arguments, and returns Any
+        return self.join(out, h_query), alpha
 
     def attention_scores(
         self, h: NodeFeatures, adj_mat: object, *, edge_features: Tensor | None = None
@@ -378,6 +400,7 @@ class GraphAttention(nn.Module, ABC):
                     f"`h` must have a row for each of the part's {adj_mat.n_own} own nodes; "
                     f"got {tuple(h_query.shape)}"
                 )
+            self._check_kernel_serves(h_query, h_key, adj_mat.local)
             return
         batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
         if edge_features is not None:
@@ -386,12 +409,21 @@ class GraphAttention(nn.Module, ABC):
         sizes = Sizes(*sides, self.n_heads, batch_shape, h_query.device)
         backend = "auto" if self.add_self_loops else self.backend
         graph = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
-        as_adjacency(graph, sizes, flow="target_to_source", backend=backend)
+        adjacency = as_adjacency(graph, sizes, flow="target_to_source", backend=backend)
+        self._check_kernel_serves(h_query, h_key, adjacency)
         if edge_features is not None:
             laid_out_as = adj_mat if is_mask(adj_mat) else graph
             as_backend_reads(edge_features, laid_out_as, graph, sizes, self.flow)
         if self.add_self_loops:
             add_self_loops(graph, is_block=self._is_block(adj_mat, sizes))
+
+    def _check_kernel_serves(self, h_query: Tensor, h_key: Tensor, adjacency: Adjacency) -> None:
+        """Raise what the choice of a kernel would raise of projected features."""
+        device = h_query.device.type
+        is_autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_autocast else h_query.dtype
+        attn = getattr(self, self.attention_vectors[0])
+        select_kernel(h_query.to(dtype), h_key.to(dtype), attn, adjacency, kernel=self.kernel)
 
     def join(self, out: Tensor, h_query: Tensor) -> Tensor:
         """The result: heads side by side or their mean, the residual of the queries, the bias."""
@@ -442,7 +474,7 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
     return int(first), int(second)
 
 
-def _check_order(h: object, adj_mat: object) -> None:
+def check_order(h: object, adj_mat: object) -> None:
     """Raise a TypeError if features and a graph came in each other's place."""
     is_edge_index = isinstance(h, Tensor) and h.dtype in (torch.int32, torch.int64)
     is_features = isinstance(adj_mat, Tensor) and adj_mat.dtype.is_floating_point

@@ -83,7 +83,7 @@ def triton_unsupported(query: Tensor, *features: Tensor) -> list[str]:
     return unsupported_by_triton(query.device) + unsupported_when_fused(query, *features)
 
 
-def _by_triton(attention: Callable[..., Any]) -> Attention:
+def _by_triton(attention: Callable[..., tuple[Tensor, Tensor, Tensor | None]]) -> Attention:
     return partial(attention, is_interpreted=True) if IS_INTERPRETED else attention
 
 

@@ -7,7 +7,7 @@ nothing else. Imports nothing of gatv2.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,6 +37,24 @@ def _is_wrapped(tensor: Tensor) -> bool:
     return is_wrapped
 
 
+def refuse_mapped(tensor: Tensor, remedy: str) -> None:
+    """Raise where vmap would need results of different shapes, one for each graph, or look at values.
+
+    Private because no public function tells what vmap maps over; without it, PyTorch raises later.
+
+    Raises:
+        NotImplementedError: `torch.func.vmap` maps over `tensor`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    is_mapped = getattr(torch._C._functorch, "is_batchedtensor", None)
+    if is_mapped is not None and is_mapped(tensor):
+        raise NotImplementedError(
+            "vmap can't map over graphs here, as each would get a number of edges of its own or be "
+            f"checked by its values: {remedy}"
+        )
+
+
 def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
     """For what is made of `tensor` and kept: it outlives the active transforms and inference mode."""
     return _beneath_transforms() if is_inspectable(tensor) else nullcontext()
@@ -48,7 +66,7 @@ def _beneath_transforms() -> Iterator[None]:
         yield
 
 
-def _no_interpreters() -> AbstractContextManager[Any]:
+def _no_interpreters() -> AbstractContextManager[object]:
     """Private because a transform wraps what is made in it; without it, that is the transform's own."""
     try:
         from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -57,13 +75,13 @@ def _no_interpreters() -> AbstractContextManager[Any]:
     return temporarily_clear_interpreter_stack()
 
 
-def without_transforms() -> AbstractContextManager[Any]:
+def without_transforms() -> AbstractContextManager[object]:
     """For kernels that read and write arrays: a transform would wrap every new tensor.
 
     Private because `torch.empty` and `torch.from_numpy` are wrapped too; without it, no graph can be
     prepared inside a transform.
     """
-    make: Callable[[], AbstractContextManager[Any]]
+    make: Callable[[], AbstractContextManager[object]]
     make = getattr(torch._C, "_DisableFuncTorch", nullcontext)
     return make()
 
@@ -71,10 +89,29 @@ def without_transforms() -> AbstractContextManager[Any]:
 if TYPE_CHECKING:
     from functools import cached_property
 
+    from torch._ops import OpOverload
+    from torch.autograd.function import _SingleLevelFunction
+
     made_once = cached_property
+    AutogradBase: TypeAlias = _SingleLevelFunction
+
+    class Operator(OpOverload):
+        """What `torch.ops` has of ours."""
+
+        def __call__(self, *arguments: object, **_: object) -> tuple[Tensor, ...]:  # noqa: D102
+            ...
+
+    class AutogradFunction(AutogradBase):
+        """An autograd function of ours."""
+
+        vmap: Callable[..., object]
+
+        @classmethod
+        def apply(cls, *arguments: object) -> tuple[Tensor, ...]:  # noqa: D102
+            ...
 else:
 
-    def made_once(make: Callable[[Any], Any]) -> property:
+    def made_once(make: Callable[[object], object]) -> property:
         """A property of a graph that is made when first asked for, and kept with it.
 
         It outlives transforms, as the graph does (its `edge_id`), and takes no lock, which
@@ -83,7 +120,7 @@ else:
         name = f"_{make.__name__}"
 
         @wraps(make)
-        def read(owner: Any) -> Any:
+        def read(owner: object) -> object:
             if name not in owner.__dict__:
                 with made_to_last(owner.edge_id):
                     owner.__dict__[name] = make(owner)
@@ -205,7 +242,7 @@ def forward_mode_level() -> int:
 class SingleLevelAutograd(NamedTuple):
     """What an operator needs to be differentiated at one level of transforms after the other."""
 
-    function: type[Any]
+    function: "type[AutogradBase]"
     """The base of an autograd function that the dispatcher calls at each level."""
     allow: Callable[[], AbstractContextManager[None]]
     """Lets such a function be applied."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
 
 from gatv2.operator.arguments import (
     N_NUMBERS,
+    Argument,
     Arguments,
     Cotangents,
     flatten,
@@ -16,21 +17,42 @@ from gatv2.operator.arguments import (
     unflatten,
     unflatten_gradient,
 )
-from gatv2.operator.autograd import Call, Formula, make_differentiable
+from gatv2.operator.autograd import Call, Context, Formula, make_differentiable
 from gatv2.operator.batching import batching_rule
-from gatv2.operator.gradient import Gradients, Reference, backward, double_backward, wanted
-from gatv2.operator.shortcut import Launcher, Operator, take_shortcut
+from gatv2.operator.gradient import (
+    Gradients,
+    Reference,
+    Results,
+    backward,
+    double_backward,
+    wanted,
+)
+from gatv2.operator.shortcut import Dispatched, Launcher, take_shortcut
 from gatv2.precision import computed_in
+
+if TYPE_CHECKING:
+    from gatv2.torch_internals import Operator
 
 __all__ = ["Arguments", "Cotangents", "Launcher", "define"]
 
-_library = torch.library.Library("gatv2", "DEF")
+
+class _Defined(NamedTuple):
+    library: torch.library.Library
+    functions: dict[str, Callable[[Arguments], tuple[Tensor, ...]]]
+
+
+# kept with PyTorch's names of the operators, which outlive this module when it is loaded again
+_defined: _Defined = vars(torch.ops.gatv2).get("_defined") or _Defined(
+    torch.library.Library("gatv2", "DEF"), {}
+)
+vars(torch.ops.gatv2)["_defined"] = _defined
+_library = _defined.library
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool"}
 
 
 def define(
     name: str,
-    adjacency: type[Any],
+    adjacency: type[NamedTuple],
     launchers: Mapping[str, Callable[[], Launcher]],
     reference: Reference,
     alpha_shape: Callable[[Arguments], tuple[int, ...]],
@@ -51,6 +73,8 @@ def define(
     Returns:
         The function: the operator, of `Arguments`.
     """
+    if name in _defined.functions:
+        return _defined.functions[name]
     schema = ", ".join(_schema(Arguments, adjacency=_schema(adjacency)))
     cotangents = ", ".join(_schema(Cotangents))
     # the flag has two names in exported programs
@@ -81,33 +105,38 @@ def define(
         ),
         _library,
     )
-    by_dispatcher = Operator(
+    by_dispatcher = Dispatched(
         lambda arguments: call(*flatten(arguments)),
         lambda cotangents, arguments: call_gradient(*cotangents, *flatten(arguments)),
     )
-    return take_shortcut(by_dispatcher, adjacency, launchers)
+    function = take_shortcut(by_dispatcher, adjacency, launchers)
+    _defined.functions[name] = function
+    return function
 
 
-def _schema(fields: type[Any], **parts: list[str]) -> list[str]:
+def _schema(fields: type[NamedTuple], **parts: list[str]) -> list[str]:
     """The fields of a named tuple as arguments of an operator, those of `parts` given in full."""
     kinds = get_type_hints(fields)
     each = (parts.get(name, [f"{_TYPES.get(kinds[name])} {name}"]) for name in fields._fields)
     return [argument for arguments in each for argument in arguments]
 
 
-def _declare(name: str, inputs: str, n_results: int) -> Any:
+def _declare(name: str, inputs: str, n_results: int) -> "Operator":
     _library.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * n_results)})")
-    return getattr(torch.ops.gatv2, name).default
+    operator: Operator = getattr(torch.ops.gatv2, name).default
+    return operator
 
 
-def _launch(name: str, adjacency: type[Any], key: str, launcher: Callable[[], Launcher]) -> None:
+def _launch(
+    name: str, adjacency: type[NamedTuple], key: str, launcher: Callable[[], Launcher]
+) -> None:
     """Have a device's kernels called for its tensors."""
     launcher = cache(launcher)
 
-    def forward(*flat: Any) -> tuple[Tensor, ...]:
+    def forward(*flat: Argument) -> tuple[Tensor, ...]:
         return launcher().forward(unflatten(flat, adjacency))
 
-    def backward(*flat: Any) -> tuple[Tensor, ...]:
+    def backward(*flat: Argument) -> tuple[Tensor, ...]:
         return launcher().backward(*unflatten_gradient(flat, adjacency))
 
     _library.impl(name, forward, key)
@@ -115,14 +144,14 @@ def _launch(name: str, adjacency: type[Any], key: str, launcher: Callable[[], La
 
 
 def _register_shapes(
-    operator: Any,
-    gradient: Any,
-    adjacency: type[Any],
+    operator: "Operator",
+    gradient: "Operator",
+    adjacency: type[NamedTuple],
     alpha_shape: Callable[[Arguments], tuple[int, ...]],
 ) -> None:
     """Tell the compiler what the results look like."""
 
-    def forward(*flat: Any) -> tuple[Tensor, ...]:
+    def forward(*flat: Argument) -> tuple[Tensor, ...]:
         arguments = unflatten(flat, adjacency)
         query = arguments.query
         return (
@@ -131,7 +160,7 @@ def _register_shapes(
             query.new_empty(alpha_shape(arguments) if arguments.wants_rows else (0,)),
         )
 
-    def backward(*flat: Any) -> tuple[Tensor, ...]:
+    def backward(*flat: Argument) -> tuple[Tensor, ...]:
         _, arguments = unflatten_gradient(flat, adjacency)
         query, key, attn = arguments.query, arguments.key, arguments.attn
         rows = arguments.edge_features if arguments.wants_rows else None
@@ -148,12 +177,14 @@ def _register_shapes(
     torch.library.register_fake(gradient, backward, lib=_library)
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_inputs(ctx: Context, inputs: tuple[Argument, ...], output: tuple[Tensor, ...]) -> None:
     ctx.numbers = inputs[-N_NUMBERS:]
     ctx.save_for_backward(*inputs[:-N_NUMBERS])
 
 
-def _save_inputs_and_lse(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_inputs_and_lse(
+    ctx: Context, inputs: tuple[Argument, ...], output: tuple[Tensor, ...]
+) -> None:
     _, lse, _ = output
     ctx.set_materialize_grads(False)
     ctx.numbers = inputs[-N_NUMBERS:]
@@ -161,7 +192,7 @@ def _save_inputs_and_lse(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _backward(
-    ctx: Any, d_results: Any, adjacency: type[Any], gradient: Call
+    ctx: Context, d_results: Results, adjacency: type[NamedTuple], gradient: Call
 ) -> tuple[Tensor | None, ...]:
     lse, *tensors = ctx.saved_tensors
     arguments = wanted(unflatten((*tensors, *ctx.numbers), adjacency), ctx.needs_input_grad)
@@ -173,7 +204,7 @@ def _backward(
 
 
 def _double_backward(
-    ctx: Any, upon: Any, adjacency: type[Any], reference: Reference
+    ctx: Context, upon: tuple[Tensor | None, ...], adjacency: type[NamedTuple], reference: Reference
 ) -> tuple[Tensor | None, ...]:
     saved = (*ctx.saved_tensors, *ctx.numbers)
     cotangents, arguments = unflatten_gradient(saved, adjacency)
@@ -181,5 +212,7 @@ def _double_backward(
     return _for_each_input(ctx, (*to_results, None, *to_features))  # None: the log-sum-exp
 
 
-def _for_each_input(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _for_each_input(
+    ctx: Context, gradients: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
     return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))

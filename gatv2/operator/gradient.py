@@ -91,7 +91,7 @@ def double_backward(
     wanted = [name for name in features if name != "edge_features" or arguments.wants_rows]
 
     def gradients(given: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
-        def attend(features: dict[str, Any]) -> dict[str, Any]:
+        def attend(features: dict[str, Any]) -> dict[str, Tensor | None]:
             results = reference(arguments._replace(**features))
             return {
                 name: result

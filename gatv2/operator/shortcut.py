@@ -19,10 +19,10 @@ from gatv2.operator.arguments import (
     tensors_of,
     unflatten,
 )
-from gatv2.operator.gradient import backward, wanted
+from gatv2.operator.gradient import Results, backward, wanted
 from gatv2.torch_internals import is_mapped_by_autograd, needs_dispatcher
 
-Results = tuple[Tensor, ...]
+Outputs = tuple[Tensor, ...]
 
 
 class Launcher(Protocol):
@@ -39,16 +39,18 @@ class Launcher(Protocol):
         """
 
 
-class Operator(NamedTuple):
+class Dispatched(NamedTuple):
     """An operator and its gradient, as the dispatcher calls them."""
 
-    forward: Callable[[Arguments], Results]
-    backward: Callable[[Cotangents, Arguments], Results]
+    forward: Callable[[Arguments], Outputs]
+    backward: Callable[[Cotangents, Arguments], Outputs]
 
 
 def take_shortcut(
-    operator: Operator, adjacency: type[Any], launchers: Mapping[str, Callable[[], Launcher]]
-) -> Callable[[Arguments], Results]:
+    operator: Dispatched,
+    adjacency: type[NamedTuple],
+    launchers: Mapping[str, Callable[[], Launcher]],
+) -> Callable[[Arguments], Outputs]:
     """An operator that calls its kernels itself where it can.
 
     Args:
@@ -62,7 +64,7 @@ def take_shortcut(
         make = by_device.get(device.type)
         return None if make is None or needs_dispatcher(tensors) else make()
 
-    def gradient(cotangents: Cotangents, arguments: Arguments) -> Results:
+    def gradient(cotangents: Cotangents, arguments: Arguments) -> Outputs:
         tensors = (*cotangents, *tensors_of(arguments))
         launcher = launcher_for(tensors, arguments.query.device)
         if launcher is None or torch.is_grad_enabled() or is_mapped_by_autograd(cotangents):
@@ -75,7 +77,7 @@ def take_shortcut(
         @staticmethod
         def forward(
             ctx: Any, launcher: Launcher, arguments: Arguments, *_features: Tensor | None
-        ) -> Results:
+        ) -> Outputs:
             ctx.set_materialize_grads(False)
             results = launcher.forward(arguments)
             tensors = tensors_of(arguments)
@@ -84,22 +86,22 @@ def take_shortcut(
             return results
 
         @staticmethod
-        def backward(ctx: Any, *d_results: Any) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, *d_results: *Results) -> tuple[Tensor | None, ...]:
             lse, *tensors = ctx.saved_tensors
             arguments = unflatten((*tensors, *ctx.numbers), adjacency)
             arguments = wanted(arguments, ctx.needs_input_grad[2:])
             return None, None, *backward(gradient, d_results, lse, arguments)
 
-    def call(arguments: Arguments) -> Results:
+    def call(arguments: Arguments) -> Outputs:
         if torch.compiler.is_compiling():
             return operator.forward(arguments)
-        tensors = tensors_of(arguments)
-        launcher = launcher_for(tensors, arguments.query.device)
+        launcher = launcher_for(tensors_of(arguments), arguments.query.device)
         if launcher is None:
             return operator.forward(arguments)
-        features = tensors[:N_FEATURES]
+        features: tuple[Tensor | None, ...] = arguments[:N_FEATURES]  # type: ignore[assignment]
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in features):
-            return Function.apply(launcher, arguments, *features)  # type: ignore[no-any-return, no-untyped-call]
+            results: Outputs = Function.apply(launcher, arguments, *features)  # type: ignore[no-untyped-call]
+            return results
         return launcher.forward(arguments)
 
     return call
