@@ -51,6 +51,24 @@ def check_edge_inputs(edges: EdgeInputs | None, query: Tensor) -> None:
         )
 
 
+def check_score_bias(score_bias: Tensor | None, query: Tensor) -> None:
+    """Raise unless a bias of the scores fits the queries.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype than `query`.
+        ValueError: another device, or its last dimension is not that of heads.
+    """
+    if score_bias is None:
+        return
+    _check_fits(score_bias, "score_bias", query)
+    n_heads = query.shape[-2]
+    if score_bias.ndim < 2 or score_bias.shape[-1] not in (1, n_heads):
+        raise ValueError(
+            f"the last dimension of `score_bias` must be of heads, 1 or {n_heads}; got shape "
+            f"{tuple(score_bias.shape)}: add it with `.unsqueeze(-1)` if the bias is for all heads"
+        )
+
+
 def _check_fits(tensor: Tensor, name: str, query: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")

@@ -22,8 +22,8 @@ from gatv2.numba.arguments import (
     Bytes,
     EdgeFeatures,
     EdgeList,
-    Flags,
     Floats,
+    HeadMask,
     Incoming,
     Index,
     Integers,
@@ -41,6 +41,7 @@ from gatv2.numba.arguments import (
 from gatv2.numba.compile import inline
 from gatv2.numba.edge_features import AHEAD, backward_edges
 from gatv2.numba.exp import exp
+from gatv2.numba.head_mask import bias_of, write_d_bias
 from gatv2.numba.rows import column_of, heads_at, signs_at, weights_at
 from gatv2.numba.scores import BLOCK, apply_dropout, score_block
 from gatv2.numba.simd import (
@@ -65,7 +66,7 @@ def backward_query_row(
     key_id: Integers | None,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     buffers: Buffers,
     incoming: Incoming,
     per_edge: PerEdge,
@@ -100,7 +101,16 @@ def backward_query_row(
                     sum_p, sum_p_dp = sum_p + p, sum_p_dp + p_dp
                     continue
                 sum_de = sum_de + _write_weights(
-                    vectors, problem, place, block, scale, delta, buffers, per_edge.weights
+                    vectors,
+                    problem,
+                    place,
+                    edge_list,
+                    head_mask,
+                    block,
+                    scale,
+                    delta,
+                    buffers,
+                    per_edge.weights,
                 )
                 for part in range(problem.layout.span):
                     _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
@@ -138,7 +148,7 @@ def _coefficients(
     key_id: Integers | None,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     block: Block,
     buffers: Buffers,
     incoming: Incoming,
@@ -222,20 +232,29 @@ def _write_weights(
     vectors: VectorClasses,
     problem: Problem,
     place: Place,
+    edge_list: EdgeList,
+    head_mask: HeadMask | None,
     block: Block,
     scale: Vector,
     delta: Vector,
     buffers: Buffers,
     weights: Floats,
 ) -> Vector:
-    """Write keep * p and de of a block's edges to `weights`; return the sum of de."""
-    heads, sum_de = vectors.heads, splat(vectors.heads, 0.0)
+    """Write keep * p and de of a block's edges to `weights`, de to a bias too; return the sum of de."""
+    heads, nothing = vectors.heads, splat(vectors.heads, 0.0)
     layout, drops = problem.layout, problem.dropout.least_word > 0
     scores, d_scores, keep = buffers.scores, buffers.d_scores, buffers.keep
+    _bias, d_bias, width, _n_rows = bias_of(head_mask)
+    x_row, sum_de = edge_list.x_row, nothing
     for e in range(block.begin, block.end):
         at = (e - block.begin) * heads.lanes
-        p = load(heads, scores, at) * scale
+        unscaled = load(heads, scores, at)
+        p = unscaled * scale
         de = p * (load(heads, d_scores, at) - delta)
+        if head_mask is not None:  # NaN of the row is not that of an edge that a head does not use
+            p = select(unscaled == nothing, nothing, p)
+            de = select(unscaled == nothing, nothing, de)
+        write_d_bias(heads, d_bias, width, place, x_row, e, block.group, de)
         if drops:
             p = p * load(heads, keep, at)
         at_edge = weights_at(vectors, layout, place.first_edge + e, block.group)
@@ -276,7 +295,7 @@ def _finish_query(
     vectors: VectorClasses,
     problem: Problem,
     place: Place,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     group: Index,
     sum_de: Vector,
     gradients: QueryGradients,
@@ -303,7 +322,7 @@ def backward_key_row(
     problem: Problem,
     place: KeyPlace,
     key_order: KeyOrder,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     d_out: Floats,
     per_edge: PerEdge,
     gradients: KeyGradients,
@@ -334,7 +353,7 @@ def _sum_over_queries(
     problem: Problem,
     place: KeyPlace,
     key_order: KeyOrder,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     group: Index,
     part: Index,
     d_out: Floats,
@@ -358,7 +377,7 @@ def _sum_over_block(
     problem: Problem,
     place: KeyPlace,
     key_order: KeyOrder,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     block: Block,
     part: Index,
     d_out: Floats,
@@ -408,7 +427,7 @@ def _slopes(tile: VectorClass, problem: Problem, positive: Vector, sum_de: Vecto
 @inline
 def _add_share(
     tile: VectorClass,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     total: Vector,
     features: Vector,
     d_attn: Floats,

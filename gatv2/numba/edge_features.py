@@ -16,8 +16,8 @@ from gatv2.numba.arguments import (
     EdgeFeatures,
     EdgeGradients,
     EdgeList,
-    Flags,
     Floats,
+    HeadMask,
     Index,
     PerEdge,
     Place,
@@ -80,7 +80,7 @@ def backward_edges(
     buffers: Buffers,
     per_edge: PerEdge,
     gradients: QueryGradients,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
 ) -> None:
     """Backward of the features of a block's edges, through one tile; `buffers` are overwritten."""
     if edges is not None:
@@ -146,7 +146,7 @@ def _add_to_projection(
     edges: EdgeFeatures,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     batch: Block,
     column: Index,
     slopes_de: Floats,

@@ -16,11 +16,10 @@ from gatv2.numba.arguments import (
     Bytes,
     EdgeFeatures,
     EdgeList,
-    Flags,
     Floats,
+    HeadMask,
     Index,
     Integers,
-    Layout,
     Place,
     Problem,
     Vector,
@@ -29,9 +28,10 @@ from gatv2.numba.arguments import (
 )
 from gatv2.numba.compile import inline
 from gatv2.numba.edge_features import AHEAD, add_projection, first_x_of, prefetch_features
+from gatv2.numba.head_mask import bias_of, biased, flags_of, masked
 from gatv2.numba.philox import LANES, keep_factors
-from gatv2.numba.rows import column_of, heads_at, length_of, signs_at
-from gatv2.numba.simd import group_sum, load, load_mask, prefetch, select, splat, store, store_bits
+from gatv2.numba.rows import column_of, length_of, signs_at
+from gatv2.numba.simd import group_sum, load, prefetch, select, splat, store, store_bits
 
 BLOCK = 1024  # edges whose scores are held at once
 MAX_WIDTH = 64  # lanes of `flat`, at most
@@ -56,7 +56,7 @@ def score_block(
     edges: EdgeFeatures | None,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     block: Block,
     largest: Vector,
     buffers: Buffers,
@@ -74,8 +74,11 @@ def score_block(
     # arrays that a loop over edges took out of a named tuple would be counted as references, each time
     keys, key_index, first_key = problem.key, edge_list.key, place.first_key
     scores, d_scores, last = buffers.scores, buffers.d_scores, key_index.size - 1
+    flags, x_row = flags_of(head_mask), edge_list.x_row
+    bias, _d_bias, width, n_bias_rows = bias_of(head_mask)
+    first_bias = place.first_x % n_bias_rows
     if edges is not None:
-        features, projection, x_row = edges.x, edges.projection, edge_list.x_row
+        features, projection = edges.x, edges.projection
         n_features, first_x = edges.n_features, first_x_of(edges, place)
         length = length_of(vectors, layout)
     for part in range(layout.span):
@@ -101,7 +104,8 @@ def score_block(
             if part > 0:
                 s = s + load(heads, scores, at)
             if part == last_part:
-                s = _masked(vectors, layout, head_mask, e, group, s)
+                s = masked(vectors, layout, flags, e, group, s)
+                s = biased(heads, bias, width, first_bias, x_row, e, group, s)
             store(scores, at, s)
             if part == last_part:
                 largest = select(s > largest, s, largest)
@@ -138,19 +142,3 @@ def apply_dropout(
         for at in range(0, (block.end - block.begin) * n_lanes, flat.lanes):
             kept = load(flat, coefficients, at) * load(flat, buffers.keep, at)
             store(coefficients, at, kept)
-
-
-@inline
-def _masked(
-    vectors: VectorClasses,
-    layout: Layout,
-    head_mask: Flags | None,
-    e: Index,
-    group: Index,
-    scores: Vector,
-) -> Vector:
-    """Minus infinity for the heads that do not use edge `e`."""
-    if head_mask is None:
-        return scores
-    used = load_mask(vectors.heads, head_mask, heads_at(vectors, layout, e, group))
-    return select(used, scores, splat(vectors.heads, -np.inf))

@@ -25,6 +25,7 @@ __all__ = ["Arguments", "Cotangents", "Launcher", "define"]
 
 _library = torch.library.Library("gatv2", "DEF")
 _EDGE_FEATURES = Arguments._fields.index("edge_features")
+_SCORE_BIAS = Arguments._fields.index("score_bias")
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool"}
 
 
@@ -35,10 +36,11 @@ class Launcher(Protocol):
         """(out, log-sum-exp, alpha); alpha is empty unless `wants_rows`."""
 
     def backward(self, cotangents: Cotangents, arguments: Arguments, /) -> tuple[Tensor, ...]:
-        """Gradients of query, key, attn, edge_features and edge_projection.
+        """Gradients of query, key, attn, edge_features, edge_projection and score_bias.
 
         Those of attn and edge_projection have the `n_mapped` leading batch dimensions. That of
-        edge_features is empty unless `wants_rows`, and so are those of what is None.
+        edge_features is empty unless `wants_rows`, that of score_bias unless `wants_bias_rows`, and so
+        are those of what is None.
         """
 
 
@@ -67,9 +69,10 @@ def define(
     """
     schema = ", ".join(_schema(Arguments, adjacency=_schema(adjacency)))
     cotangents = ", ".join(_schema(Cotangents))
-    # the flag has two names in exported programs
+    # flags have names of their own in exported programs
     operator = _declare(name, schema.replace("wants_rows", "with_alpha"), 3)
-    inputs = f"{cotangents}, {schema.replace('wants_rows', 'with_d_edge_features')}"
+    schema = schema.replace("wants_rows", "with_d_edge_features")
+    inputs = f"{cotangents}, {schema.replace('wants_bias_rows', 'with_d_score_bias')}"
     gradient = _declare(f"{name}_backward", inputs, len(Gradients._fields))
     for key, launcher in launchers.items():
         _launch(name, adjacency, key, launcher)
@@ -145,6 +148,7 @@ def _register_shapes(
         _, arguments = unflatten_gradient(flat, adjacency)
         query, key, attn = arguments.query, arguments.key, arguments.attn
         rows = arguments.edge_features if arguments.wants_rows else None
+        bias = arguments.score_bias if arguments.wants_bias_rows else None
         projection, mapped = arguments.edge_projection, query.shape[: arguments.n_mapped]
         return (
             query.new_empty(query.shape),
@@ -152,6 +156,7 @@ def _register_shapes(
             attn.new_empty((*mapped, *attn.shape)),
             query.new_empty((0,) if rows is None else rows.shape),
             query.new_empty((0,) if projection is None else (*mapped, *projection.shape)),
+            query.new_empty((0,) if bias is None else bias.shape),
         )
 
     torch.library.register_fake(operator, forward, lib=_library)
@@ -175,7 +180,10 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     lse, *tensors = ctx.saved_tensors
     arguments = unflatten((*tensors, *ctx.numbers), adjacency)
-    arguments = arguments._replace(wants_rows=ctx.needs_input_grad[_EDGE_FEATURES])
+    arguments = arguments._replace(
+        wants_rows=ctx.needs_input_grad[_EDGE_FEATURES],
+        wants_bias_rows=ctx.needs_input_grad[_SCORE_BIAS],
+    )
     return _for_each_input(ctx, backward(gradient, d_results, lse, arguments))
 
 

@@ -29,6 +29,7 @@ class Gradients(NamedTuple):
     attn: Tensor | None
     edge_features: Tensor | None
     edge_projection: Tensor | None
+    score_bias: Tensor | None
 
 
 def backward(
@@ -43,7 +44,8 @@ def backward(
         gradient: the fused gradient, an operator.
         d_results: cotangents of (out, log-sum-exp, alpha), None where they are zero.
         lse: the log-sum-exp that the operator returned.
-        arguments: what it was given; `wants_rows` tells whether edge_features want a gradient.
+        arguments: what it was given; `wants_rows` and `wants_bias_rows` tell whether edge_features and
+            score_bias want a gradient.
     """
     query, attn, edge_projection = arguments.query, arguments.attn, arguments.edge_projection
     d_out, d_lse, d_alpha = d_results
@@ -55,13 +57,14 @@ def backward(
         lse,
     )
     found = gradient(*cotangents, *flatten(arguments))
-    d_query, d_key, d_attn, d_edge_features, d_edge_projection = found
+    d_query, d_key, d_attn, d_edge_features, d_edge_projection, d_score_bias = found
     return Gradients(
         d_query,
         d_key,
         d_attn.sum_to_size(attn.shape),
         d_edge_features if arguments.wants_rows else None,
         None if edge_projection is None else d_edge_projection.sum_to_size(edge_projection.shape),
+        d_score_bias if arguments.wants_bias_rows else None,
     )
 
 
@@ -78,7 +81,8 @@ def double_backward(
     given |= {} if cotangents.d_alpha.numel() == 0 else {"d_alpha": cotangents.d_alpha}
     features = {name: getattr(arguments, name) for name in Gradients._fields}
     features = {name: feature for name, feature in features.items() if feature is not None}
-    wanted = [name for name in features if name != "edge_features" or arguments.wants_rows]
+    is_wanted = {"edge_features": arguments.wants_rows, "score_bias": arguments.wants_bias_rows}
+    wanted = [name for name in features if is_wanted.get(name, True)]
 
     def gradients(given: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
         def attend(features: dict[str, Any]) -> dict[str, Any]:

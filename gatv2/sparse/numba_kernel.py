@@ -6,7 +6,7 @@ import numpy as np
 
 from gatv2.numba.arguments import (
     EdgeList,
-    Flags,
+    HeadMask,
     Integers,
     Plain,
     Results,
@@ -21,6 +21,7 @@ from gatv2.numba.compile import kernel
 from gatv2.numba.counting_sort import transpose
 from gatv2.numba.forward_row import forward_row
 from gatv2.numba.gradients import Gradients
+from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array
 from gatv2.numba.rows import place_of, rows_of
 from gatv2.numba.scores import new_buffers
@@ -38,7 +39,7 @@ class Adjacency(NamedTuple):
     queries_by_key: Array | None = None
     head_mask: Array | None = None
     edge_id: Array | None = None
-    """Row of each edge in edge_features; None without them."""
+    """Row of each edge in edge_features and score_bias; None without them."""
     query_id: Array | None = None
     """With the next one the numbers of nodes for dropout; None if they are the positions."""
     key_id: Array | None = None
@@ -65,7 +66,7 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         _node_ids(graph),
         graph.query_ptr,
         _edge_list(graph),
-        _head_mask(launch, graph),
+        _head_mask(launch, graph) if launch.bias is None else launch.bias,
         tuple(x.ravel() for x in results),
         n_copies=launch.n_copies,
     )
@@ -74,8 +75,8 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
 
 def backward(
     cotangents: ArrayCotangents, arguments: ArrayArguments
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Gradients of query, key, attn, edge_features and edge_projection; empty for what is None."""
+) -> tuple[Array, ...]:
+    """Gradients of query, key, attn, edge_features, edge_projection, score_bias; empty for None."""
     launch, graph = Launch(arguments), _graph(arguments)
     gradients = Gradients(launch, cotangents, graph.key_index.size)
     gradients.add(
@@ -122,10 +123,11 @@ def _forward(
     node_ids: Plain | None,
     query_ptr: Integers,
     edge_list: Plain,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     results: Plain,
 ) -> None:
     problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
+    head_mask = as_head_mask(head_mask)
     edge_list, results = EdgeList(*edge_list), Results(*results)
     buffers, key_id = new_buffers(vectors.heads, results.out), key_ids(node_ids)
     n_edges = edge_list.key.size
