@@ -10,7 +10,7 @@ from gatv2.checks import check_projections, refuse_tracing
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape
+from gatv2.graph.adjacency import Adjacency, Sizes, all_pairs, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.options import Backend, Flow, check_dropout, check_slope
@@ -140,8 +140,8 @@ def gatv2_attention(
         \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
         \mathrm{out}_i = \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
 
-    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` and a bias
-    :math:`b_{ij}` the score is
+    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` and a
+    bias :math:`b_{ij}` the score is
     :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij}) + b_{ij}`. So edges of
     weights :math:`w_{ij} \geq 0` have coefficients proportional to :math:`w_{ij} \exp e_{ij}` with
     `score_bias=weight.log()`.
@@ -151,14 +151,14 @@ def gatv2_attention(
         key: :math:`g^r`, `[*batch, n_keys, n_heads, n_hidden]`, also the values.
         attn: :math:`a`, one vector a head, `[n_heads, n_hidden]`.
         graph: who attends to whom, in any form that :func:`gatv2.graph.as_adjacency` reads;
-            `graph[i][j]` lets query i attend to key j. None, which comes with a `score_bias` laid out as a
-            mask: every query to every key.
+            `graph[i][j]` lets query i attend to key j. None, with a `score_bias` laid out as a mask:
+            every query to every key.
         edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
             `[*batch, n_edges, D]` in its order (one list for a batch of graphs in one `Graph`), with
             a mask `[*batch, n_queries, n_keys, D]`, entry for entry (what has no edge is not read).
         edge_projection: :math:`W_e`, `[n_heads, n_hidden, D]`; given if `edge_features` are.
-        score_bias: :math:`b`, laid out as `edge_features` are, with 1 or n_heads in the place of D. Where
-            it is -inf a head has no edge; NaN and +inf make a row of NaN, of their query and head.
+        score_bias: :math:`b`, laid out as `edge_features` are, with 1 or n_heads in the place of D.
+            Where it is -inf a head has no edge; NaN and +inf make a row of NaN, of their query and head.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability, in [0, 1), that a coefficient is dropped. It acts whenever it is not
             zero; a module passes zero outside of training.
@@ -461,9 +461,9 @@ class Prepared(NamedTuple):
         """Bring a caller's graph to the form of a backend, and all the rest to its layout."""
         refuse_tracing()
         check_edge_inputs(edges, query)
-        check_score_bias(score_bias, query)
+        check_score_bias(score_bias, query, query.shape[-2])
         if graph is None:
-            graph = _all_pairs(query, key, score_bias, flow)
+            graph = all_pairs((query.shape[-3], key.shape[-3]), score_bias, flow)
         batch_shape = common_batch_shape(graph, query.shape[:-3])
         if edges is not None:
             batch_shape = broadcast_batch(edges.features, graph, batch_shape)
@@ -503,18 +503,6 @@ class Prepared(NamedTuple):
         if isinstance(adjacency, Graph):
             return sparse_reference.add_bias(scores, self.score_bias, adjacency)
         return dense_reference.add_bias(scores, self.score_bias, adjacency)
-
-
-def _all_pairs(query: Tensor, key: Tensor, score_bias: Tensor | None, flow: Flow) -> Tensor:
-    """The mask of a graph that is None, as the caller would have it."""
-    if score_bias is None:
-        raise TypeError(
-            "the graph is None: pass a mask, an edge index or another form of a graph, or a `score_bias` "
-            "for every query to attend to every key"
-        )
-    sides = (query.shape[-3], key.shape[-3])
-    sides = sides if flow == "target_to_source" else sides[::-1]
-    return torch.ones(1, dtype=torch.bool, device=query.device).expand(*sides, 1)
 
 
 def _gat_scores(

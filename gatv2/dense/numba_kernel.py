@@ -69,9 +69,7 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
     return launch.results(*results)
 
 
-def backward(
-    cotangents: ArrayCotangents, arguments: ArrayArguments
-) -> tuple[Array, ...]:
+def backward(cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
     """Gradients of query, key, attn, edge_features, edge_projection, score_bias; empty for None."""
     launch, mask = _launch(arguments)
     tiles, n_heads, n_queries = launch.tiles, mask.shape[-1], launch.n_queries

@@ -97,6 +97,21 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
     return adjacency
 
 
+def all_pairs(sides: tuple[int, int], score_bias: Tensor | None, flow: Flow) -> Tensor:
+    """The mask, as a caller would have it, of a graph that is None: all queries and all keys.
+
+    Raises:
+        TypeError: no bias of the scores came with it.
+    """
+    if score_bias is None:
+        raise TypeError(
+            "the graph is None: pass a mask, an edge index or another form of a graph, or a "
+            "`score_bias` for every query to attend to every key"
+        )
+    shape = sides if flow == "target_to_source" else sides[::-1]
+    return torch.ones(1, dtype=torch.bool, device=score_bias.device).expand(*shape, 1)
+
+
 def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Adjacency:
     if isinstance(adj_mat, Graph):
         return _checked_graph(adj_mat, sizes, flow)

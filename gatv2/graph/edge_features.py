@@ -14,7 +14,6 @@ from gatv2.graph.edge_inputs import EdgeInputs as EdgeInputs
 from gatv2.graph.graph import Graph
 from gatv2.options import Flow
 
-
 _LAST = {"edge_features": "D", "score_bias": "1 or n_heads"}
 
 
@@ -44,8 +43,8 @@ def broadcast_batch(
     if isinstance(adj_mat, Graph) and adj_mat.n_blocks > 1 and own:
         raise ValueError(
             f"the graph is a batch of {adj_mat.n_blocks} graphs: `{name}` must have shape "
-            f"(n_edges, {_LAST[name]})=({adj_mat.n_edges}, {edge_features.shape[-1]}), the edges of all of them; "
-            f"got {tuple(edge_features.shape)}"
+            f"(n_edges, {_LAST[name]})=({adj_mat.n_edges}, {edge_features.shape[-1]}), the edges of all "
+            f"of them; got {tuple(edge_features.shape)}"
         )
     try:
         return torch.Size(torch.broadcast_shapes(own, batch_shape))
@@ -107,9 +106,7 @@ def _from_list(
     return pairs.reshape(*sizes.batch_shape, sizes.n_queries, n_keys, n_features)
 
 
-def _from_mask(
-    values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow, name: str
-) -> Tensor:
+def _from_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow, name: str) -> Tensor:
     pair, n_features = (sizes.n_queries, sizes.n_keys), values.shape[-1]
     expected = pair if flow == "target_to_source" else pair[::-1]
     if values.ndim < 3 or values.shape[-3:-1] != expected:

@@ -93,7 +93,7 @@ class EdgeFeatures(NamedTuple):
 
 
 class ScoreBias(NamedTuple):
-    """What is added to the scores of edges: minus infinity where a head does not use one."""
+    """What is added to the scores of edges; minus infinity where a head does not use one."""
 
     values: Floats
     """[rows, width]."""
@@ -101,6 +101,8 @@ class ScoreBias(NamedTuple):
     """1, for all heads, or the number of heads."""
     n_rows: Index
     """Rows of the values, which feature sets may share."""
+    removes: bool
+    """Whether any value is minus infinity."""
     gradient: Floats
     """[feature sets, rows, width], or empty if nobody wants it."""
 

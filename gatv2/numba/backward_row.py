@@ -39,10 +39,10 @@ from gatv2.numba.arguments import (
     VectorClasses,
 )
 from gatv2.numba.compile import inline
-from gatv2.numba.edge_features import AHEAD, backward_edges
+from gatv2.numba.edge_features import backward_edges
 from gatv2.numba.exp import exp
-from gatv2.numba.head_mask import bias_of, write_d_bias
-from gatv2.numba.rows import column_of, heads_at, signs_at, weights_at
+from gatv2.numba.head_mask import bias_of, has_unused, write_d_bias
+from gatv2.numba.rows import AHEAD, column_of, heads_at, signs_at, weights_at
 from gatv2.numba.scores import BLOCK, apply_dropout, score_block
 from gatv2.numba.simd import (
     expand,
@@ -245,13 +245,13 @@ def _write_weights(
     layout, drops = problem.layout, problem.dropout.least_word > 0
     scores, d_scores, keep = buffers.scores, buffers.d_scores, buffers.keep
     _bias, d_bias, width, _n_rows = bias_of(head_mask)
-    x_row, sum_de = edge_list.x_row, nothing
+    x_row, sum_de, is_guarded = edge_list.x_row, nothing, has_unused(head_mask)
     for e in range(block.begin, block.end):
         at = (e - block.begin) * heads.lanes
         unscaled = load(heads, scores, at)
         p = unscaled * scale
         de = p * (load(heads, d_scores, at) - delta)
-        if head_mask is not None:  # NaN of the row is not that of an edge that a head does not use
+        if is_guarded:  # NaN of the row is not that of an edge that a head does not use
             p = select(unscaled == nothing, nothing, p)
             de = select(unscaled == nothing, nothing, de)
         write_d_bias(heads, d_bias, width, place, x_row, e, block.group, de)
@@ -387,7 +387,7 @@ def _sum_over_block(
     tile, heads, group, layout = vectors.tile, vectors.heads, block.group, problem.layout
     edges, queries = key_order.edge, key_order.query
     weights, signs = per_edge.weights, per_edge.signs
-    nothing, last = splat(tile, 0.0), queries.size - 1
+    nothing, last, is_guarded = splat(tile, 0.0), queries.size - 1, has_unused(head_mask)
     values, positive, sum_de = nothing, nothing, splat(heads, 0.0)
     for i in range(block.begin, block.end):
         ahead = min(i + AHEAD, last)
@@ -402,7 +402,7 @@ def _sum_over_block(
         p = expand(tile, load(heads, weights, at))
         de = load(heads, weights, at + heads.lanes)
         d = load(tile, d_out, column_of(vectors, layout, row, group, part))
-        if head_mask is not None:
+        if is_guarded:
             d = select(p > nothing, d, nothing)
         values = fma(p, d, values)
         at = signs_at(vectors, layout, edge, group, part)

@@ -44,7 +44,7 @@ class ArrayArguments(NamedTuple):
     edge_features."""
     n_threads: int
     score_bias: Array | None = None
-    """[*mapped, *batch, edges or (queries, keys), 1 or heads], or None. With it there is no head mask."""
+    """[*mapped, *batch, edges or (queries, keys), 1 or heads], or None; no head mask comes with it."""
     wants_bias_rows: bool = False
     """Whether backward's gradient of score_bias is wanted."""
 
@@ -145,10 +145,14 @@ class Launch:
     def _score_bias(self, bias: Array) -> Plain:
         bias, tiles = self._once(bias), self.tiles
         is_for_all = bias.shape[-1] == 1
+        values = (
+            bias.astype(tiles.dtype, copy=False).ravel() if is_for_all else tiles.pad_heads(bias)
+        )
         return (
-            bias.astype(tiles.dtype, copy=False).ravel() if is_for_all else tiles.pad_heads(bias),
+            values,
             1 if is_for_all else tiles.padded[0],
             max(prod(bias.shape[:-1]), 1),
+            bool(np.fmin.reduce(values, initial=0) == -np.inf),  # unlike min, it passes over NaN
             np.empty(0, tiles.dtype),
         )
 

@@ -84,7 +84,8 @@ class Gradients:
         mask_or_bias: Any = head_mask
         if launch.bias is not None:
             mask_or_bias = (*launch.bias[:-1], self.d_bias.ravel())
-            head_mask = np.empty(0, np.bool_)  # the pass over keys asks only whether there is one
+            # of which the pass over keys asks only whether there is one
+            head_mask = np.empty(0, np.bool_) if launch.bias[3] else None
         run_chunks(
             _backward_queries,
             n_threads,

@@ -18,7 +18,6 @@ from gatv2.numba.arguments import (
     EdgeList,
     Floats,
     HeadMask,
-    Index,
     Integers,
     Place,
     Problem,
@@ -27,10 +26,10 @@ from gatv2.numba.arguments import (
     VectorClasses,
 )
 from gatv2.numba.compile import inline
-from gatv2.numba.edge_features import AHEAD, add_projection, first_x_of, prefetch_features
+from gatv2.numba.edge_features import add_projection, first_x_of, prefetch_features
 from gatv2.numba.head_mask import bias_of, biased, flags_of, masked
 from gatv2.numba.philox import LANES, keep_factors
-from gatv2.numba.rows import column_of, length_of, signs_at
+from gatv2.numba.rows import AHEAD, column_of, length_of, signs_at
 from gatv2.numba.simd import group_sum, load, prefetch, select, splat, store, store_bits
 
 BLOCK = 1024  # edges whose scores are held at once

@@ -25,9 +25,7 @@ class ArrayKernels(Protocol):
     def forward(self, arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         """(out, log-sum-exp, alpha)."""
 
-    def backward(
-        self, cotangents: ArrayCotangents, arguments: ArrayArguments
-    ) -> tuple[Array, ...]:
+    def backward(self, cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
         """Gradients of query, key, attn, edge_features, edge_projection and score_bias."""
 
 

@@ -73,9 +73,7 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
     return launch.results(*results)
 
 
-def backward(
-    cotangents: ArrayCotangents, arguments: ArrayArguments
-) -> tuple[Array, ...]:
+def backward(cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
     """Gradients of query, key, attn, edge_features, edge_projection, score_bias; empty for None."""
     launch, graph = Launch(arguments), _graph(arguments)
     gradients = Gradients(launch, cotangents, graph.key_index.size)
