@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from filelock import FileLock, Timeout
 from llvmlite import ir
 from numba import njit
 from numba.core import base, extending, typing
@@ -44,6 +45,9 @@ def _sources() -> list[Path]:
     return sorted(path for pattern in _PATTERNS for path in _PACKAGE.glob(pattern))
 
 
+_LONGEST_COMPILATION = 120
+"""Seconds after which a process compiles what another one seems to be compiling."""
+
 _DIGEST = hashlib.blake2b(
     b"".join(path.read_bytes() for path in _sources()), digest_size=8
 ).hexdigest()
@@ -59,14 +63,16 @@ def kernel(function: Function) -> Function:
         cache = compiled._cache  # private, but there is no public way to a version
         index = cache._cache_file
         index._version = f"{index._version} {_DIGEST}"
-        compiled._cache = _Tolerant(cache)
+        compiled._cache = _SharedCache(cache)
     except AttributeError:  # of another Numba: slower to start is better than stale
         return _not_cached(function)
     return compiled  # type: ignore[no-any-return]
 
 
-class _Tolerant:
-    """A cache whose failures are misses: files are cut by a crash, and disks are full.
+class _SharedCache:
+    """A cache for several processes, of which one compiles a signature and the others wait for it.
+
+    A failure is a miss: files are cut by a crash, and disks are full.
 
     Args:
         cache: Numba's.
@@ -74,21 +80,60 @@ class _Tolerant:
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
+        self._held: dict[object, FileLock] = {}
 
     def load_overload(self, signature: object, target: object) -> object:
         """Compiled code, or None for it to be compiled anew."""
+        code = self._load(signature, target)
+        if code is None and signature not in self._held and self._waits(signature):
+            code = self._load(signature, target)
+            if code is not None:
+                self._release(signature)
+        return code
+
+    def save_overload(self, signature: object, compiled: object) -> None:
+        """Keep compiled code, if that can be done."""
+        try:
+            # two processes that add to one index at once would lose an entry
+            with self._lock("index"):
+                self._cache.save_overload(signature, compiled)
+        except Exception as error:
+            self._warn("written", error)
+        self._release(signature)
+
+    def _load(self, signature: object, target: object) -> object:
         try:
             return self._cache.load_overload(signature, target)
         except Exception as error:  # a damaged file may raise anything
             self._warn("read", error)
             return None
 
-    def save_overload(self, signature: object, compiled: object) -> None:
-        """Keep compiled code, if that can be done."""
+    def _waits(self, signature: object) -> bool:
+        """Take the right to compile a signature, and say whether another process had it before."""
+        name = hashlib.blake2b(repr(signature).encode(), digest_size=8).hexdigest()
+        has_waited = False
         try:
-            self._cache.save_overload(signature, compiled)
-        except Exception as error:
-            self._warn("written", error)
+            lock = self._lock(name)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                has_waited = True
+                lock.acquire()
+        except (OSError, Timeout):  # no lock can be had there, or its owner has stopped
+            return has_waited
+        self._held[signature] = lock
+        return has_waited
+
+    def _release(self, signature: object) -> None:
+        lock = self._held.pop(signature, None)
+        if lock is not None:
+            lock.release()
+
+    def _lock(self, name: str) -> FileLock:
+        path = Path(self._cache.cache_path)
+        path.mkdir(parents=True, exist_ok=True)
+        file = path / f"{self._cache._cache_file._index_name}.{name}.lock"
+        return FileLock(file, timeout=_LONGEST_COMPILATION, thread_local=False)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._cache, name)

@@ -19,8 +19,7 @@ from gatv2.testing.assertions import (
 if TYPE_CHECKING:
     from gatv2.testing.strategies import (
         BATCH_SHAPES,
-        HEADS,
-        HIDDEN,
+        HEAD_SHAPES,
         SIZES,
         AttentionInputs,
         attention_inputs,
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_SHAPES",
-    "HEADS",
-    "HIDDEN",
+    "HEAD_SHAPES",
     "SIZES",
     "AttentionInputs",
     "assert_agrees",

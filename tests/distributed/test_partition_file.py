@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.distributed import Partition
+from gatv2.options import Flow
 from gatv2.tensor_file import save_tensors
 
 N_PROCESSES = 3
@@ -159,11 +161,12 @@ def message_of(call: Callable[[], object]) -> str:
 def check_edges_of_own_queries(part: Partition) -> None:
     """A part made of them alone is the part of the graph, but for heads and the edges' numbers."""
     edge_index = graph_of(0).edge_index[:, part.edge_id]
-    for flow, given in (
-        ("target_to_source", edge_index),
-        ("source_to_target", edge_index.flip(0).numpy().astype("uint16")),
-    ):
-        made = Partition.from_edge_index(given, part.bounds, flow=flow)  # type: ignore[arg-type]
+    forms: dict[Flow, Tensor | np.ndarray[Any, Any]] = {
+        "target_to_source": edge_index,
+        "source_to_target": edge_index.flip(0).numpy().astype("uint16"),
+    }
+    for flow, given in forms.items():
+        made = Partition.from_edge_index(given, part.bounds, flow=flow)
         assert made.edge_id.tolist() == list(range(part.n_edges))
         local, remote = (replace(x, head_mask=None, flow=flow) for x in (part.local, part.remote))
         expected = replace(part, local=local, remote=remote, edge_id=made.edge_id)

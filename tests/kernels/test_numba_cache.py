@@ -2,10 +2,14 @@
 
 import ast
 import importlib.util
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from numba.core import caching
 
 from gatv2.numba import compile as numba_compile
@@ -87,6 +91,33 @@ def imported_files(source: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gatv2.")
     }
     return {module.replace(".", "/") + ".py" for module in modules}
+
+
+def test_of_processes_that_need_a_kernel_at_once_one_compiles_it(tmp_path: Path) -> None:
+    """As do the processes of torchrun, on a machine where nothing has been compiled yet."""
+    path = tmp_path / "kernel_of_a_test.py"
+    path.write_text(f"{SOURCE}\nprint(twice(3), sum(twice.stats.cache_misses.values()))")
+    processes = [
+        subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    printed = [process.communicate(timeout=100)[0].split() for process in processes]
+    assert sorted(printed) == [["6", "0"], ["6", "0"], ["6", "1"]]
+
+
+def test_a_process_that_never_finishes_is_not_waited_for_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kernel_of_a_test.py"
+    path.write_text(SOURCE)
+    locks = list(Path(twice_of(path).stats.cache_path).glob("kernel_of_a_test.twice*.lock"))
+    monkeypatch.setattr(numba_compile, "_DIGEST", "of other sources")
+    monkeypatch.setattr(numba_compile, "_LONGEST_COMPILATION", 0.1)
+    with ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(FileLock(lock))
+        with pytest.warns(RuntimeWarning, match="can't be written"):
+            assert sum(twice_of(path).stats.cache_misses.values()) == 1
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut", "flipped"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.ranking import measure_ranking, measure_scores
-from gatv2.testing import HEADS, HIDDEN, SIZES, edge_indices, masks
+from gatv2.testing import HEAD_SHAPES, SIZES, edge_indices, masks
 
 NO_EDGE = -math.inf
 
@@ -26,7 +26,7 @@ def everyone(n_nodes: int) -> Tensor:
 @given(data=st.data())
 def test_gat_is_static_always(dtype: torch.dtype, data: st.DataObject) -> None:
     n_nodes = data.draw(st.sampled_from(SIZES[2:]))
-    n_heads, n_hidden = data.draw(st.sampled_from(HEADS)), data.draw(st.sampled_from(HIDDEN))
+    n_heads, n_hidden = data.draw(st.sampled_from(HEAD_SHAPES))
     layer = GraphAttentionLayer(
         3, n_heads * n_hidden, n_heads, share_weights=data.draw(st.booleans()), dtype=dtype
     )
@@ -45,7 +45,7 @@ def test_gat_is_static_always(dtype: torch.dtype, data: st.DataObject) -> None:
         assert head.reversed_pairs == 0 or math.isnan(head.reversed_pairs)
 
 
-@given(seed=st.integers(0, 2**32), n_heads=st.sampled_from(HEADS))
+@given(seed=st.integers(0, 2**32), n_heads=st.sampled_from((1, 2, 3, 5, 8)))
 def test_gatv2_is_dynamic(dtype: torch.dtype, seed: int, n_heads: int) -> None:
     """Random weights and inputs do: two queries that rank keys differently are soon found."""
     torch.manual_seed(seed)
