@@ -1,11 +1,13 @@
 """`python -m gatv2`: what a bug report needs. Versions, threads, kernels, and whether they agree."""
 
+import argparse
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,29 +19,51 @@ from gatv2.graph import Graph
 from gatv2.graph.adjacency import Adjacency
 from gatv2.testing.assertions import largest_error, value_and_gradients
 
-DISTRIBUTIONS = ("torch", "numpy", "numba", "scipy", "jax", "torch-geometric")
+DISTRIBUTIONS = ("torch", "triton", "numpy", "numba", "scipy", "jax", "torch-geometric")
+ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "NUMBA_", "OMP_", "TRITON_", "XLA_")
+"""Beginnings of the names of variables that change what is computed with."""
 NEGATIVE_SLOPE, DROPOUT = 0.2, 0.3
 SEED = 1
 
 
-def main() -> int:
-    """Print the report; 1 if a kernel disagrees with the formula, else 0."""
-    print(f"gatv2 {__version__}")
-    print(f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs")
-    print(", ".join(f"{name} {_version(name)}" for name in DISTRIBUTIONS))
-    print(f"PyTorch threads: {torch.get_num_threads()}, CUDA: {torch.cuda.is_available()}")
-    print("\nLargest error on a small graph, values and gradients with dropout, beside the formula")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; 1 if a kernel disagrees with the formula, else 0.
+
+    Args:
+        arguments: of the command line; by default those of this process.
+    """
+    argparse.ArgumentParser(
+        prog="python -m gatv2",
+        description="Print what a bug report needs: versions, processor, threads, and for each kernel "
+        "its largest error on a small graph. The exit status is 1 if a kernel disagrees with the formula.",
+    ).parse_args(arguments)
+    print_environment()
+    print(
+        "\nLargest error against the formula, on a small graph: values and gradients, with dropout"
+    )
     disagrees = False
     for name, dtype, outcome in check_kernels():
         label = f"{name:18}  {str(dtype).removeprefix('torch.'):7}"
         if isinstance(outcome, str):
-            print(f"{label}  not at hand: {outcome}")
+            print(f"{label}  not available: {outcome}")
             continue
         # not `error <= allowed`, which is false for NaN
         agrees = outcome <= 1e3 * torch.finfo(dtype).eps
         disagrees |= not agrees
         print(f"{label}  {outcome:.1e}  {'agrees' if agrees else 'DISAGREES'}")
     return int(disagrees)
+
+
+def print_environment() -> None:
+    """Versions, the machine, and what this process is told about both."""
+    print(f"gatv2 {__version__}, {Path(__file__).parent}")
+    print(f"Python {platform.python_version()}, {platform.platform()}")
+    print(f"{_processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads of PyTorch")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"GPUs: {', '.join(devices) or 'none'}")
+    print(", ".join(f"{name} {_version(name)}" for name in DISTRIBUTIONS))
+    for name in sorted(filter(lambda name: name.startswith(ENVIRONMENT), os.environ)):
+        print(f"{name}={os.environ[name]}")
 
 
 def check_kernels() -> Iterator[tuple[str, torch.dtype, float | str]]:
@@ -137,6 +161,16 @@ def small_problem() -> tuple[list[Tensor], Tensor, Tensor]:
     mask = torch.rand(n_queries, n_keys, 1, generator=generator) < 0.5
     mask[2] = False
     return inputs, mask, normal(n_queries, *heads)
+
+
+def _processor() -> str:
+    """The processor's name, which `platform` tells on some systems only."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(distribution: str) -> str:

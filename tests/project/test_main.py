@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ PLAIN = next(kernel for kernel in KERNELS if (kernel.name, kernel.backend) == ("
 
 
 def test_every_kernel_is_reported_and_agrees(capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main() == 0
+    assert report.main([]) == 0
     printed = capsys.readouterr().out
     for kernel in RUNNABLE:
         lines = re.findall(rf"^{kernel.backend} {kernel.name} +float.*$", printed, re.MULTILINE)
@@ -45,14 +46,34 @@ def test_a_wrong_kernel_is_noticed(
 
     wrong = replace(right, name="wrong", attention=attention)
     monkeypatch.setattr(dispatch, "KERNELS", (wrong, right))
-    assert report.main() == 1
+    assert report.main([]) == 1
     assert capsys.readouterr().out.count("DISAGREES") == 2
 
 
-def test_what_is_not_at_hand_says_why(
+def test_what_is_not_available_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = Kernel("missing", "dense", PLAIN.attention, lambda *_: ["no such device"])
     monkeypatch.setattr(dispatch, "KERNELS", (missing, PLAIN))
-    assert report.main() == 0
-    assert "not at hand: no such device" in capsys.readouterr().out
+    assert report.main([]) == 0
+    assert "not available: no such device" in capsys.readouterr().out
+
+
+def test_an_option_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--nonsense"])
+    told = capsys.readouterr()
+    assert not told.out
+    assert "--nonsense" in told.err
+
+
+def test_the_environment_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("SECRET", "of nobody's business")
+    report.print_environment()
+    printed = capsys.readouterr().out
+    assert "OMP_NUM_THREADS=1" in printed
+    assert "SECRET" not in printed
+    assert str(Path(report.__file__).parent) in printed
