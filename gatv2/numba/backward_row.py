@@ -41,7 +41,7 @@ from gatv2.numba.arguments import (
 from gatv2.numba.compile import inline
 from gatv2.numba.edge_features import backward_edges
 from gatv2.numba.exp import exp
-from gatv2.numba.head_mask import bias_of, has_unused, write_d_bias
+from gatv2.numba.head_mask import has_unused, write_d_bias
 from gatv2.numba.rows import AHEAD, column_of, heads_at, signs_at, weights_at
 from gatv2.numba.scores import BLOCK, apply_dropout, score_block
 from gatv2.numba.simd import (
@@ -104,7 +104,6 @@ def backward_query_row(
                     vectors,
                     problem,
                     place,
-                    edge_list,
                     head_mask,
                     block,
                     scale,
@@ -112,7 +111,9 @@ def backward_query_row(
                     buffers,
                     per_edge.weights,
                 )
-                for part in range(problem.layout.span):
+                layout = problem.layout
+                write_d_bias(vectors, head_mask, layout, place, edge_list, block, per_edge.weights)
+                for part in range(layout.span):
                     _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
                     backward_edges(
                         vectors,
@@ -232,7 +233,6 @@ def _write_weights(
     vectors: VectorClasses,
     problem: Problem,
     place: Place,
-    edge_list: EdgeList,
     head_mask: HeadMask | None,
     block: Block,
     scale: Vector,
@@ -240,12 +240,11 @@ def _write_weights(
     buffers: Buffers,
     weights: Floats,
 ) -> Vector:
-    """Write keep * p and de of a block's edges to `weights`, de to a bias too; return the sum of de."""
+    """Write keep * p and de of a block's edges to `weights`; return the sum of de."""
     heads, nothing = vectors.heads, splat(vectors.heads, 0.0)
     layout, drops = problem.layout, problem.dropout.least_word > 0
     scores, d_scores, keep = buffers.scores, buffers.d_scores, buffers.keep
-    _bias, d_bias, width, _n_rows = bias_of(head_mask)
-    x_row, sum_de, is_guarded = edge_list.x_row, nothing, has_unused(head_mask)
+    sum_de, is_guarded = nothing, has_unused(head_mask)
     for e in range(block.begin, block.end):
         at = (e - block.begin) * heads.lanes
         unscaled = load(heads, scores, at)
@@ -254,7 +253,6 @@ def _write_weights(
         if is_guarded:  # NaN of the row is not that of an edge that a head does not use
             p = select(unscaled == nothing, nothing, p)
             de = select(unscaled == nothing, nothing, de)
-        write_d_bias(heads, d_bias, width, place, x_row, e, block.group, de)
         if drops:
             p = p * load(heads, keep, at)
         at_edge = weights_at(vectors, layout, place.first_edge + e, block.group)

@@ -9,31 +9,21 @@ import numpy as np
 from numba import types
 
 from gatv2.numba.arguments import (
+    Block,
+    EdgeList,
     Flags,
     Floats,
     HeadMask,
-    Index,
-    Integers,
     Layout,
     Place,
     Plain,
     ScoreBias,
     Vector,
-    VectorClass,
     VectorClasses,
 )
 from gatv2.numba.compile import inline, overload
-from gatv2.numba.rows import AHEAD, heads_at
-from gatv2.numba.simd import (
-    broadcast,
-    load,
-    load_mask,
-    prefetch,
-    select,
-    splat,
-    store,
-    sum_lanes,
-)
+from gatv2.numba.rows import AHEAD, weights_at
+from gatv2.numba.simd import broadcast, load, prefetch, select, splat, store, sum_lanes
 
 
 def as_head_mask(head_mask: Plain | Flags | None) -> HeadMask:
@@ -41,18 +31,43 @@ def as_head_mask(head_mask: Plain | Flags | None) -> HeadMask:
     raise NotImplementedError("for Numba only")
 
 
-def flags_of(head_mask: HeadMask) -> Flags | None:
+def flags_of(head_mask: HeadMask | None) -> Flags | None:
     """The flags, if there are any."""
-    raise NotImplementedError("for Numba only")
-
-
-def bias_of(head_mask: HeadMask) -> tuple[Floats | None, Floats | None, Index, Index]:
-    """Values and gradient of a bias, or None; elements of an edge's row, and the number of rows."""
     raise NotImplementedError("for Numba only")
 
 
 def has_unused(head_mask: HeadMask | None) -> bool:
     """Whether a head may not use an edge, of which then nothing is to be read, as it may be NaN."""
+    raise NotImplementedError("for Numba only")
+
+
+def add_bias(
+    vectors: VectorClasses,
+    head_mask: HeadMask | None,
+    place: Place,
+    edge_list: EdgeList,
+    block: Block,
+    scores: Floats,
+    before: Vector,
+    largest: Vector,
+) -> Vector:
+    """Add a bias to a block's scores, if there is one, and return the largest, `before` included.
+
+    `largest` is the largest without a bias.
+    """
+    raise NotImplementedError("for Numba only")
+
+
+def write_d_bias(
+    vectors: VectorClasses,
+    head_mask: HeadMask | None,
+    layout: Layout,
+    place: Place,
+    edge_list: EdgeList,
+    block: Block,
+    weights: Floats,
+) -> None:
+    """Write the gradient of a bias, if there is one and somebody wants it: de of a block's edges."""
     raise NotImplementedError("for Numba only")
 
 
@@ -70,18 +85,6 @@ def _overload_flags_of(head_mask):  # type: ignore[no-untyped-def]
     return lambda head_mask: head_mask
 
 
-@overload(bias_of)
-def _overload_bias_of(head_mask):  # type: ignore[no-untyped-def]
-    if isinstance(head_mask, types.BaseTuple):
-        return lambda head_mask: (
-            head_mask.values,
-            head_mask.gradient,
-            head_mask.width,
-            head_mask.n_rows,
-        )
-    return lambda head_mask: (None, None, 1, 1)
-
-
 @overload(has_unused)
 def _overload_has_unused(head_mask):  # type: ignore[no-untyped-def]
     if isinstance(head_mask, types.BaseTuple):
@@ -90,66 +93,74 @@ def _overload_has_unused(head_mask):  # type: ignore[no-untyped-def]
     return lambda head_mask: is_there
 
 
+@overload(add_bias)
+def _overload_add_bias(vectors, head_mask, place, edge_list, block, scores, before, largest):  # type: ignore[no-untyped-def]
+    def add(vectors, head_mask, place, edge_list, block, scores, before, largest):  # type: ignore[no-untyped-def]
+        return _add_bias(vectors, head_mask, place, edge_list, block, scores, before)
+
+    def add_nothing(vectors, head_mask, place, edge_list, block, scores, before, largest):  # type: ignore[no-untyped-def]
+        return largest
+
+    return add if isinstance(head_mask, types.BaseTuple) else add_nothing
+
+
+@overload(write_d_bias)
+def _overload_write_d_bias(vectors, head_mask, layout, place, edge_list, block, weights):  # type: ignore[no-untyped-def]
+    def write(vectors, head_mask, layout, place, edge_list, block, weights):  # type: ignore[no-untyped-def]
+        _write_d_bias(vectors, head_mask, layout, place, edge_list, block, weights)
+
+    def write_nothing(vectors, head_mask, layout, place, edge_list, block, weights):  # type: ignore[no-untyped-def]
+        pass
+
+    return write if isinstance(head_mask, types.BaseTuple) else write_nothing
+
+
 @inline
-def masked(
+def _add_bias(
     vectors: VectorClasses,
-    layout: Layout,
-    flags: Flags | None,
-    e: Index,
-    group: Index,
-    scores: Vector,
-) -> Vector:
-    """The scores of edge `e`, minus infinity for the heads that do not use it."""
-    if flags is None:
-        return scores
-    used = load_mask(vectors.heads, flags, heads_at(vectors, layout, e, group))
-    return select(used, scores, splat(vectors.heads, -np.inf))
-
-
-@inline
-def biased(
-    heads: VectorClass,
-    values: Floats | None,
-    width: Index,
-    first_row: Index,
-    x_row: Integers,
-    e: Index,
-    group: Index,
-    scores: Vector,
-) -> Vector:
-    """The scores of edge `e` and its bias; where that is minus infinity, so is the sum."""
-    if values is None:
-        return scores
-    ahead = (first_row + x_row[min(e + AHEAD, x_row.size - 1)]) * width
-    prefetch(heads, values, ahead + group * heads.lanes)
-    at = (first_row + x_row[e]) * width
-    bias = broadcast(heads, values, at)
-    if width > 1:
-        bias = load(heads, values, at + group * heads.lanes)
-    lowest = splat(heads, -np.inf)
-    return select(bias == lowest, lowest, scores + bias)
-
-
-@inline
-def write_d_bias(
-    heads: VectorClass,
-    d_bias: Floats | None,
-    width: Index,
+    bias: ScoreBias,
     place: Place,
-    x_row: Integers,
-    e: Index,
-    group: Index,
-    de: Vector,
-) -> None:
-    """Write the gradient of the bias of edge `e`: de, or the sum of its heads."""
-    if d_bias is None:
-        return
-    if d_bias.size > 0:
-        ahead = (place.first_x + x_row[min(e + AHEAD, x_row.size - 1)]) * width
-        prefetch(heads, d_bias, ahead + group * heads.lanes)
-        at = (place.first_x + x_row[e]) * width
+    edge_list: EdgeList,
+    block: Block,
+    scores: Floats,
+    largest: Vector,
+) -> Vector:
+    heads, lowest = vectors.heads, splat(vectors.heads, -np.inf)
+    values, width, x_row = bias.values, bias.width, edge_list.x_row
+    first, last, column = place.first_x % bias.n_rows, x_row.size - 1, block.group * heads.lanes
+    for e in range(block.begin, block.end):
+        prefetch(heads, values, (first + x_row[min(e + AHEAD, last)]) * width)
+        at_edge, at = (first + x_row[e]) * width, (e - block.begin) * heads.lanes
+        added = broadcast(heads, values, at_edge)
         if width > 1:
-            store(d_bias, at + group * heads.lanes, de)
-        else:
-            share = sum_lanes(de)
-            d_bias[at] = share if group == 0 else d_bias[at] + share
+            added = load(heads, values, at_edge + column)
+        s = load(heads, scores, at) + added
+        s = select(added == lowest, lowest, s)  # whatever the score is
+        largest = select(s > largest, s, largest)
+        store(scores, at, s)
+    return largest
+
+
+@inline
+def _write_d_bias(
+    vectors: VectorClasses,
+    bias: ScoreBias,
+    layout: Layout,
+    place: Place,
+    edge_list: EdgeList,
+    block: Block,
+    weights: Floats,
+) -> None:
+    heads, first, group = vectors.heads, place.first_x, block.group
+    d_bias, width, x_row = bias.gradient, bias.width, edge_list.x_row
+    last, column = x_row.size - 1, group * heads.lanes
+    if d_bias.size > 0:
+        for e in range(block.begin, block.end):
+            prefetch(heads, d_bias, (first + x_row[min(e + AHEAD, last)]) * width)
+            at = weights_at(vectors, layout, place.first_edge + e, group) + heads.lanes
+            de, at = load(heads, weights, at), (first + x_row[e]) * width
+            if width > 1:
+                store(d_bias, at + column, de)
+            else:
+                share = sum_lanes(de)
+                d_bias[at] = share if group == 0 else d_bias[at] + share

@@ -16,9 +16,12 @@ from gatv2.numba.arguments import (
     Bytes,
     EdgeFeatures,
     EdgeList,
+    Flags,
     Floats,
     HeadMask,
+    Index,
     Integers,
+    Layout,
     Place,
     Problem,
     Vector,
@@ -27,10 +30,10 @@ from gatv2.numba.arguments import (
 )
 from gatv2.numba.compile import inline
 from gatv2.numba.edge_features import add_projection, first_x_of, prefetch_features
-from gatv2.numba.head_mask import bias_of, biased, flags_of, masked
+from gatv2.numba.head_mask import add_bias, flags_of
 from gatv2.numba.philox import LANES, keep_factors
-from gatv2.numba.rows import AHEAD, column_of, length_of, signs_at
-from gatv2.numba.simd import group_sum, load, prefetch, select, splat, store, store_bits
+from gatv2.numba.rows import AHEAD, column_of, heads_at, length_of, signs_at
+from gatv2.numba.simd import group_sum, load, load_mask, prefetch, select, splat, store, store_bits
 
 BLOCK = 1024  # edges whose scores are held at once
 MAX_WIDTH = 64  # lanes of `flat`, at most
@@ -73,11 +76,9 @@ def score_block(
     # arrays that a loop over edges took out of a named tuple would be counted as references, each time
     keys, key_index, first_key = problem.key, edge_list.key, place.first_key
     scores, d_scores, last = buffers.scores, buffers.d_scores, key_index.size - 1
-    flags, x_row = flags_of(head_mask), edge_list.x_row
-    bias, _d_bias, width, n_bias_rows = bias_of(head_mask)
-    first_bias = place.first_x % n_bias_rows
+    flags, before = flags_of(head_mask), largest
     if edges is not None:
-        features, projection = edges.x, edges.projection
+        features, projection, x_row = edges.x, edges.projection, edge_list.x_row
         n_features, first_x = edges.n_features, first_x_of(edges, place)
         length = length_of(vectors, layout)
     for part in range(layout.span):
@@ -103,8 +104,7 @@ def score_block(
             if part > 0:
                 s = s + load(heads, scores, at)
             if part == last_part:
-                s = masked(vectors, layout, flags, e, group, s)
-                s = biased(heads, bias, width, first_bias, x_row, e, group, s)
+                s = _masked(vectors, layout, flags, e, group, s)
             store(scores, at, s)
             if part == last_part:
                 largest = select(s > largest, s, largest)
@@ -115,7 +115,7 @@ def score_block(
                 if part > 0:
                     ds = ds + load(heads, d_scores, at)
                 store(d_scores, at, ds)
-    return largest
+    return add_bias(vectors, head_mask, place, edge_list, block, scores, before, largest)
 
 
 @inline
@@ -141,3 +141,19 @@ def apply_dropout(
         for at in range(0, (block.end - block.begin) * n_lanes, flat.lanes):
             kept = load(flat, coefficients, at) * load(flat, buffers.keep, at)
             store(coefficients, at, kept)
+
+
+@inline
+def _masked(
+    vectors: VectorClasses,
+    layout: Layout,
+    flags: Flags | None,
+    e: Index,
+    group: Index,
+    scores: Vector,
+) -> Vector:
+    """Minus infinity for the heads that do not use edge `e`."""
+    if flags is None:
+        return scores
+    used = load_mask(vectors.heads, flags, heads_at(vectors, layout, e, group))
+    return select(used, scores, splat(vectors.heads, -np.inf))
