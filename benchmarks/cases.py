@@ -123,13 +123,14 @@ class Case:
         return pyg, lambda h: pyg(h, source_to_target, self.edge_features)
 
 
-def _citations(name: str, **options: Any) -> Case:
+def _large(name: str, **options: Any) -> Case:
+    """A random graph of the size of ogbn-arxiv."""
+    name = f"169k nodes, 2.3M edges, {name}"
     return Case(name, n_nodes=169_343, n_edges=2_300_000, in_features=128, **options)
 
 
 def _as_dense(name: str, **options: Any) -> Case:
-    rivals = ("formula", "dense", "pyg")
-    options = {"rivals": rivals} | options
+    options = {"rivals": _EVERYBODY} | options
     return Case(name, n_nodes=2_708, n_edges=None, in_features=64, **options)
 
 
@@ -142,13 +143,13 @@ MASKED: dict[str, dict[str, Any]] = {
 _FUSED = ("dense", "converted")
 _EVERYBODY = ("pyg", "dense", "formula")
 CASES = (
-    _citations("citations, 8 x 8"),
-    _citations("citations, 4 x 32", n_heads=4, n_hidden=32),
-    _citations("citations, 1 x 64", n_heads=1, n_hidden=64),
+    _large("8 x 8"),
+    _large("4 x 32", n_heads=4, n_hidden=32),
+    _large("1 x 64", n_heads=1, n_hidden=64),
     Case("20k nodes, 2M edges", 20_000, 2_000_000, 64),
     Case("power law", 100_000, 2_900_000, 128, exponent=0.7),
-    _citations("citations, dropout 0.6", dropout=0.6),
-    _citations("citations, 16 features an edge", edge_dim=16),
+    _large("dropout 0.6", dropout=0.6),
+    _large("16 edge features", edge_dim=16),
     Case("20 nodes, 100 edges", 20, 100, 64, rivals=_EVERYBODY),
     _as_dense("all pairs"),
     _as_dense("half of the pairs", density=0.5, rivals=_FUSED),

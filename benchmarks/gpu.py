@@ -21,9 +21,9 @@ from gatv2.triton.support import IS_INTERPRETED
 
 COLUMNS = ("case", "dtype", "dropout", "who", "forward ms", "step ms", "peak MB", "gpu")
 CASES = (
-    Case("citations, 8 x 8", 169_343, 2_300_000, 128),
-    Case("citations, 4 x 32", 169_343, 2_300_000, 128, n_heads=4, n_hidden=32),
-    Case("citations, 1 x 64", 169_343, 2_300_000, 128, n_heads=1, n_hidden=64),
+    Case("169k nodes, 2.3M edges, 8 x 8", 169_343, 2_300_000, 128),
+    Case("169k nodes, 2.3M edges, 4 x 32", 169_343, 2_300_000, 128, n_heads=4, n_hidden=32),
+    Case("169k nodes, 2.3M edges, 1 x 64", 169_343, 2_300_000, 128, n_heads=1, n_hidden=64),
     Case("20k nodes, 2M edges", 20_000, 2_000_000, 64),
     Case("power law", 100_000, 2_900_000, 128, exponent=0.7),
     Case("hubs", 100_000, 2_900_000, 128, exponent=1.2),

@@ -35,7 +35,7 @@ def check_agreement(case: Case, layers: dict[str, tuple[torch.nn.Module, Layer]]
             continue
         for a, b in zip(result, ours, strict=True):
             is_close = torch.isclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
-            # with features of edges a sum of three terms has one order here and another there: where it
+            # with edge features a sum of three terms has one order here and another there: where it
             # is nearly zero it may get either sign, and then the other slope
             allowed = 0 if case.edge_dim is None else 1e-4 * b.numel()
             if (~is_close).sum() > allowed:
@@ -136,7 +136,7 @@ def added_memory(run: Callable[[], object]) -> float:
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     run()
-    return memory("VmHWM") - before
+    return max(memory("VmHWM") - before, 0.0)  # counted in pages, and not at one moment
 
 
 def memory(field: str) -> float:

@@ -45,6 +45,11 @@ def draw_all(folder: Path) -> None:
             svg = path.read_text()
             path.write_text(svg[svg.index("<svg") :].replace(INK, "currentColor"))
     rows = run_log.read(DATA / "benchmarks.csv")
-    lines = [list(report.COLUMNS), ["---"] * len(report.COLUMNS), *map(report.cells, rows)]
+    lines = [list(report.COLUMNS), ["---"] * len(report.COLUMNS)]
+    last = ""
+    for row in rows:
+        case, *others = report.cells(row)
+        lines.append(["" if case == last else case, *others])
+        last = case
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     (folder / "benchmarks.md").write_text(table)

@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     argparse.ArgumentParser(
         prog="python -m gatv2",
-        description="Print what a bug report needs: versions, processor, threads, and for each kernel "
-        "its largest error on a small graph. The exit status is 1 if a kernel disagrees with the formula.",
+        description="Print what a bug report needs: versions, processor, threads, and the largest error "
+        "of each kernel on a small graph. The exit status is 1 if a kernel disagrees with the formula.",
     ).parse_args(arguments)
     print_environment()
     print(

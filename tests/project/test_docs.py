@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(p for p in ROOT.glob("docs/**/*.md") if "_build" not in p.parts)]
 )
-MARKUP = {"", "text", "eval-rst"}
+MARKUP = {"", "text", "eval-rst", "bibtex"}
 FENCE = re.compile(r"^```[ ]*\{?([\w-]*)\}?.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -30,9 +30,10 @@ def check_commands(example: Example) -> None:
     ):
         if match := re.fullmatch(r"make ([\w-]+)", line):
             exists = re.search(rf"^{match[1]}:", makefile, re.MULTILINE) is not None
-        elif match := re.fullmatch(r'pip install "?([\w-]+)(?:\[(\w+)\])?"?', line):
-            extras = {None, *project["optional-dependencies"]}
-            exists = match[1] == project["name"] and match[2] in extras
+        elif match := re.fullmatch(r'pip install "?(\.|[\w-]+)(?:\[([\w,]+)\])?"?', line):
+            extras = set(match[2].split(",") if match[2] else ())
+            exists = match[1] in (".", project["name"])
+            exists &= extras <= set(project["optional-dependencies"])
         elif match := re.fullmatch(r"(?:python|torchrun(?: --\S+ \d+)*) (\S+\.py)(?: .*)?", line):
             exists = (ROOT / match[1]).is_file()
         else:
@@ -73,6 +74,7 @@ def test_blocks(page: Path) -> None:
         ("```python\nimport gatv2.nothing\n```\n", ModuleNotFoundError),
         ("```sh\nmake nothing\n```\n", AssertionError),
         ('```sh\npip install "gatv2-layers[nothing]"\n```\n', AssertionError),
+        ('```sh\npip install ".[scipy,nothing]"\n```\n', AssertionError),
         ("```sh\npython examples/nothing.py\n```\n", AssertionError),
         ("```sh\ntorchrun --nproc-per-node 2 examples/nothing.py\n```\n", AssertionError),
     ],
