@@ -70,7 +70,8 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         adj_mat: a mask `[*batch, n_queries, n_keys, 1 or n_heads]` of any number type (non-zero is an
             edge), a bool mask `[n_queries, n_keys]`, an integer edge index `[2, n_edges]`, of PyTorch or
             of NumPy, a `Graph`, a `torch.sparse` or `scipy.sparse` matrix, a
-            `torch_sparse.SparseTensor`. A 2-D tensor of integers is an edge index, always.
+            `torch_sparse.SparseTensor`. A 2-D tensor of integers is an edge index, always. Other values
+            than zero are not read: for weights of edges pass `score_bias=weight.log()` to attention.
         sizes: the sizes that the graph has to fit.
         flow: "target_to_source" as in the module's text; "source_to_target" turns every form but
             `Graph` round, whose direction was settled when it was prepared: it must have been with this
@@ -229,7 +230,7 @@ def _check_numbers(mask: Tensor) -> None:
     if not bool(mask.isfinite().all()):
         raise ValueError(
             "`adj_mat` has entries that are not finite. Non-zero entries are edges: "
-            "for an additive mask of 0 and -inf pass `adj_mat == 0`"
+            "for an additive mask of 0 and -inf pass `adj_mat == 0`, or the mask as `score_bias`"
         )
     if not mask.numel() or mask.dtype.is_complex or not mask.dtype.is_signed:
         return
@@ -242,7 +243,8 @@ def _check_numbers(mask: Tensor) -> None:
         raise ValueError(
             f"`adj_mat` has entries of {_ADDED:g} and less, as an additive mask has where there is no "
             f"edge (the smallest is {smallest.item():g}). Non-zero entries are edges: pass "
-            "`adj_mat == 0` for an additive mask, `adj_mat != 0` for a mask of edges"
+            "`adj_mat == 0` for an additive mask, or that as `score_bias`; `adj_mat != 0` for a mask "
+            "of edges"
         )
 
 

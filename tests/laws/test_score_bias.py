@@ -172,6 +172,7 @@ def test_minus_infinity_is_a_mask(
     assert bool((actual[2].masked_select(~is_used) == 0).all())
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy's, of what is interpreted
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("n_heads", [2, 3])
 def test_what_is_not_finite_reaches_its_query_and_head_only(
