@@ -19,8 +19,8 @@ def by(kernel: Kernel) -> dict[str, Any]:
 
 def attention_over(
     adj_mat: Any,
-    *,
     names: Sequence[str] = ("edge_features", "edge_projection", "score_bias"),
+    /,
     **options: Any,
 ) -> Callable[..., Any]:
     """`gatv2_attention` over a graph, of query, key, attn, and maybe what `names` names."""

@@ -1,6 +1,7 @@
 """A bias of the scores is added to them, and minus infinity takes an edge away, in every kernel."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ from gatv2.testing import (
     value_and_gradients,
 )
 
+# functions of any arguments, as they are given in dictionaries
+attend: Callable[..., Any] = gatv2_attention
+control: Callable[..., Any] = gat_attention
 SPARSE = [kernel for kernel in RUNNABLE if kernel.backend == "sparse"]
 
 
@@ -66,7 +70,7 @@ def test_is_the_softmax_of_scores_and_bias(
         return torch.stack(rows).view(5, 2, 3)
 
     graph = Graph.from_edge_index(edge_index, (5, 7))
-    fused = attention_over(graph, names=["score_bias"], **by(kernel))
+    fused = attention_over(graph, ["score_bias"], **by(kernel))
     rounded = [x.to(dtype).double() for x in tensors]
     exact = value_and_gradients(by_loops, rounded, cotangent.to(dtype).double())
     reference = value_and_gradients(by_loops, [x.to(dtype) for x in tensors], cotangent.to(dtype))
@@ -85,7 +89,7 @@ def test_values_and_gradients(
 
     def step(data: AttentionInputs, **options: Any) -> list[Tensor]:
         function = attention_over(
-            data.mask, names=["score_bias"], dropout=dropout, seed=data.seed, **options
+            data.mask, ["score_bias"], dropout=dropout, seed=data.seed, **options
         )
         assert data.score_bias is not None
         tensors = (data.query, data.key, data.attn, data.score_bias)
@@ -107,20 +111,20 @@ def test_the_logarithm_of_a_weight_is_that_many_edges(
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
     weight = torch.randint(0, 4, (edge_index.shape[1],), generator=generator)  # zero is no edge
     features = [normal(generator, *shape) for shape in ((5, 2, 3), (7, 2, 3), (2, 3))]
-    out = gatv2_attention(
+    out = attend(
         *features,
         Graph.from_edge_index(edge_index, (5, 7)),
         score_bias=weight.double().log().unsqueeze(-1),
         kernel=kernel.name,
     )
     repeated = Graph.from_edge_index(edge_index.repeat_interleave(weight, dim=1), (5, 7))
-    assert_agrees(out, gatv2_attention(*features, repeated, kernel="torch"))
+    assert_agrees(out, attend(*features, repeated, kernel="torch"))
 
 
 def results(inputs: AttentionInputs, bias: Tensor | None, **options: Any) -> list[Tensor]:
     """Out, coefficients and log-sum-exp, and the gradients of random cotangents of theirs."""
     leaves = [x.clone().requires_grad_() for x in (inputs.query, inputs.key, inputs.attn)]
-    outcome = gatv2_attention(
+    outcome = attend(
         *leaves,
         inputs.mask,
         score_bias=bias,
@@ -162,11 +166,11 @@ def test_minus_infinity_is_a_mask(
     is_used = data.mask.any(-3).unsqueeze(-1)  # of keys, by heads
     hostile = data.key.masked_fill(~is_used, math.nan)
 
-    def attend(key: Tensor, adj_mat: Tensor | None, bias: Tensor | None) -> list[Tensor]:
+    def step(key: Tensor, adj_mat: Tensor | None, bias: Tensor | None) -> list[Tensor]:
         function = attention_over(adj_mat, score_bias=bias, **by(kernel))
         return value_and_gradients(function, (data.query, key, data.attn), data.cotangent)
 
-    actual, expected = attend(hostile, None, bias), attend(data.key, data.mask, None)
+    actual, expected = step(hostile, None, bias), step(data.key, data.mask, None)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e)
     assert bool((actual[2].masked_select(~is_used) == 0).all())
@@ -185,7 +189,7 @@ def test_what_is_not_finite_reaches_its_query_and_head_only(
     clean[1, 2] = -math.inf
     hostile = clean.clone()
     hostile[1, 3, 1] = value
-    function = attention_over(None, names=["score_bias"], **by(kernel))
+    function = attention_over(None, ["score_bias"], **by(kernel))
     cotangent = normal(generator, 4, n_heads, 3).to(dtype)
     actual, expected = (
         value_and_gradients(function, (query, key, attn, bias), cotangent)
@@ -214,15 +218,15 @@ def test_either_layout_goes_into_either_backend(kernel: Kernel, inputs: Attentio
     features = (inputs.query, inputs.key, inputs.attn)
     dense: dict[str, Any] = {"backend": "dense", "score_bias": bias}
     options: dict[str, Any] = {"dropout": 0.3, "seed": inputs.seed}
-    exact, exact_alpha = gatv2_attention(
+    exact, exact_alpha = attend(
         *features, mask, kernel="torch", return_attention=True, **dense, **options
     )
     exact_scores = gatv2_scores(*features, mask, **dense)
-    control = gat_attention(*features, inputs.attn, mask, **dense, **options)
+    exact_control = control(*features, inputs.attn, mask, **dense, **options)
     control_scores = gat_scores(*features, inputs.attn, mask, **dense)
     mine: dict[str, Any] = {"backend": kernel.backend}
     for graph, b in ((mask, bias), (Graph.from_edge_index(edge_index, shape), listed)):
-        out, alpha = gatv2_attention(
+        out, alpha = attend(
             *features, graph, score_bias=b, return_attention=True, **by(kernel), **options
         )
         scores = gatv2_scores(*features, graph, score_bias=b, **mine)
@@ -237,8 +241,8 @@ def test_either_layout_goes_into_either_backend(kernel: Kernel, inputs: Attentio
         assert_agrees(alpha, exact_alpha)
         torch.testing.assert_close(scores, exact_scores)
         torch.testing.assert_close(of_control, control_scores)
-        actual = gat_attention(*features, inputs.attn, graph, score_bias=b, **mine, **options)
-        assert_agrees(actual, control)
+        actual = control(*features, inputs.attn, graph, score_bias=b, **mine, **options)
+        assert_agrees(actual, exact_control)
 
 
 @given(inputs=few(mask_has_batch=True, has_head_mask=False, has_score_bias=True))
@@ -249,13 +253,13 @@ def test_a_batch_of_graphs_has_one_list_of_edges(kernel: Kernel, inputs: Attenti
         return  # one `Graph` is one dimension of graphs
     pairs = bias.expand(*batch_shape, *bias.shape[-3:])
     features = (inputs.query, inputs.key, inputs.attn)
-    out = gatv2_attention(
+    out = attend(
         *features,
         Graph.from_mask(inputs.mask),
         score_bias=pairs[inputs.mask.squeeze(-1)],
         **by(kernel),
     )
-    exact = gatv2_attention(*features, inputs.mask, score_bias=bias, kernel="torch")
+    exact = attend(*features, inputs.mask, score_bias=bias, kernel="torch")
     assert_agrees(out, exact)
 
 
@@ -264,9 +268,9 @@ def test_flow_turns_it_round_with_the_graph(kernel: Kernel, flow: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     features = [normal(generator, *shape) for shape in ((3, 2, 5), (4, 2, 5), (2, 5))]
     bias = normal(generator, 3, 4, 2)
-    exact = gatv2_attention(*features, None, score_bias=bias, kernel="torch")
+    exact = attend(*features, None, score_bias=bias, kernel="torch")
     given_bias = bias.transpose(0, 1) if flow == "source_to_target" else bias
-    out = gatv2_attention(*features, None, score_bias=given_bias, flow=flow, **by(kernel))
+    out = attend(*features, None, score_bias=given_bias, flow=flow, **by(kernel))
     assert_agrees(out, exact)
 
 
@@ -278,7 +282,7 @@ def test_half_precision_is_rounded_once(kernel: Kernel, half: torch.dtype) -> No
     tensors = [normal(generator, *shape).to(half) for shape in shapes]
     tensors[3][:, ::3] = -math.inf
     cotangent = normal(generator, 40, 2, 4).to(half)
-    function = attention_over(None, names=["score_bias"], **by(kernel))
+    function = attention_over(None, ["score_bias"], **by(kernel))
     exact = value_and_gradients(function, [x.double() for x in tensors], cotangent.double())
     for actual, e in zip(value_and_gradients(function, tensors, cotangent), exact, strict=True):
         assert actual.dtype == half

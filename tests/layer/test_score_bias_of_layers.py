@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from gatv2 import GATv2, Graph, GraphAttentionLayer, GraphAttentionV2Layer, gatv2_attention
+from gatv2.base import GraphAttention
 from gatv2.functional import gat_attention, gatv2_scores
 from gatv2.graph import add_self_loops
 from gatv2.inference import apply_in_blocks
@@ -79,10 +80,10 @@ def test_inference_in_blocks(form: str, loops: bool) -> None:
     model = GATv2(3, 4, 2, n_heads=2, add_self_loops=loops, dtype=torch.float64).eval()
     expected = model(h, adj_mat, **options)
     assert_agrees(model.inference(h, adj_mat, block_size=2, **options), expected)
-    first, last = model.layers
+    first, last = (cast(GraphAttention, layer) for layer in model.layers)
     embedded = apply_in_blocks(
         first, h, adj_mat, activation=model.activation, block_size=3, **options
-    )  # type: ignore[arg-type]
+    )
     assert_agrees(embedded, model.embed(h, adj_mat, **options))
     assert_agrees(last(embedded, adj_mat, **options), expected)
 
@@ -109,7 +110,7 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "`.to(h.dtype)`",
     ),
     "not a tensor": (
-        lambda: LAYER(H, EDGE_INDEX, score_bias=BIAS.tolist()),  # type: ignore[arg-type]
+        lambda: LAYER(H, EDGE_INDEX, score_bias=cast(Tensor, BIAS.tolist())),
         TypeError,
         "`score_bias` must be a torch.Tensor; got list",
     ),
