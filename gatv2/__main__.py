@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,9 +84,10 @@ def check_kernels() -> Iterator[tuple[str, torch.dtype, float | str]]:
                 outcome = largest_error(results, exact)
             yield f"{kernel.backend} {kernel.name}", dtype, outcome
     if find_spec("jax") is not None:
-        for name, results in _jax_results([x.float() for x in exact_inputs], graph, cotangent):
-            is_reason = isinstance(results, str)
-            yield name, torch.float32, results if is_reason else largest_error(results, exact)
+        inputs = [x.float() for x in exact_inputs]
+        for name, found in _jax_results(inputs, graph, cotangent):
+            outcome = found if isinstance(found, str) else largest_error(found, exact)
+            yield name, torch.float32, outcome
 
 
 def _function_of(
@@ -112,13 +112,14 @@ def _function_of(
 
 def _jax_results(
     inputs: list[Tensor], graph: Graph, cotangent: Tensor
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, str | list[Tensor]]]:
     """For each kernel of `gatv2.jax`: value and gradients, or why it can't serve the call."""
     import jax
 
     from gatv2.jax import Graph as JaxGraph
     from gatv2.jax import as_jax, as_torch
-    from gatv2.jax.dispatch import KERNELS
+    from gatv2.jax.adjacency import Adjacency
+    from gatv2.jax.dispatch import KERNELS, Kernel
     from gatv2.jax.random import as_seed
 
     query, key, attn = (as_jax(x) for x in inputs)
@@ -131,8 +132,12 @@ def _jax_results(
             continue
 
         def attend(
-            query: Any, key: Any, attn: Any, kernel: Any = kernel, to: Any = adjacency
-        ) -> Any:
+            query: jax.Array,
+            key: jax.Array,
+            attn: jax.Array,
+            kernel: Kernel = kernel,
+            to: Adjacency = adjacency,
+        ) -> jax.Array:
             return kernel.attention(
                 query,
                 key,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gatv2.checks import is_same, refuse_tracing
-from gatv2.dispatch import KERNELS
+from gatv2.dispatch import KERNELS, select_kernel
 from gatv2.graph.adjacency import (
     Adjacency,
     Sizes,
@@ -41,6 +41,7 @@ from gatv2.projection import (
     linear,
     n_inputs_of,
     reset_parameters,
+    weight_and_size,
     weight_of,
 )
 from gatv2.random import as_seed
@@ -241,17 +242,36 @@ class GraphAttention(nn.Module, ABC):
             (dense). With `add_self_loops` the edges of a list are those of
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
-        _check_order(h, adj_mat)
+        if isinstance(adj_mat, Part):
+            out, alpha = adj_mat.told(
+                lambda: self._forward(h, adj_mat, edge_features, score_bias, return_attention, seed)
+            )
+        else:
+            out, alpha = self._forward(
+                h, adj_mat, edge_features, score_bias, return_attention, seed
+            )
+        return out if alpha is None else (out, alpha)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # that of `nn.Module` is of any arguments, and returns Any
+
+    def _forward(
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        edge_features: Tensor | None,
+        score_bias: Tensor | None,
+        return_attention: bool,
+        seed: int | Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The result, and the coefficients if they are asked for."""
+        check_order(h, adj_mat)
         h_query, h_key = self.as_pair(h)
         if seed is not None:
             as_seed(seed, h_query.device)
         inputs = self._project(h_query, h_key, adj_mat, edge_features, score_bias)
         out, alpha = self.attend(inputs, return_attention=return_attention, seed=seed)
-        out = self.join(out, h_query)
-        return out if alpha is None else (out, alpha)
-
-    if TYPE_CHECKING:
-        __call__ = forward  # that of `nn.Module` is of any arguments, and returns Any
+        return self.join(out, h_query), alpha
 
     def attention_scores(
         self,
@@ -304,9 +324,9 @@ class GraphAttention(nn.Module, ABC):
         return h_query, h_key
 
     def _check_features(self, h: Tensor, name: str, projection: nn.Module) -> None:
-        weight, size = weight_of(projection), n_inputs_of(projection)
         if not isinstance(h, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
+        weight, size = weight_and_size(projection)
         if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
             of_both = f": the layer has in_features={self.in_features}" if self._is_pair else ""
             raise ValueError(
@@ -370,13 +390,15 @@ class GraphAttention(nn.Module, ABC):
         self.check_score_bias(score_bias, h_query)
         if adj_mat is None:
             adj_mat = all_pairs((h_query.shape[-2], h_key.shape[-2]), score_bias, self.flow)
-        if -1 in (n_inputs_of(self.linear_l), n_inputs_of(self.linear_r)):
+        linear_l, linear_r = self.linear_l, self.linear_r
+        are_plain = type(linear_l) is type(linear_r) is nn.Linear
+        if not are_plain and -1 in (n_inputs_of(linear_l), n_inputs_of(linear_r)):
             # a call that is refused must not tell the layer its sizes
             self._check_graph(h_query, h_key, adj_mat, edge_features, score_bias)
         heads = (self.n_heads, self.n_hidden)
-        query = self.linear_l(h_query).unflatten(-1, heads)
+        query = linear_l(h_query).unflatten(-1, heads)
         is_same = self.share_weights and h_key is h_query
-        key = query if is_same else self.linear_r(h_key).unflatten(-1, heads)
+        key = query if is_same else linear_r(h_key).unflatten(-1, heads)
         if score_bias is not None:
             score_bias = score_bias.to(query.dtype)
         if not self.add_self_loops:
@@ -436,6 +458,7 @@ class GraphAttention(nn.Module, ABC):
                     f"`h` must have a row for each of the part's {adj_mat.n_own} own nodes; "
                     f"got {tuple(h_query.shape)}"
                 )
+            self._check_kernel_serves(h_query, h_key, adj_mat.local)
             return
         batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
         of_edges = {"edge_features": edge_features, "score_bias": score_bias}
@@ -446,12 +469,21 @@ class GraphAttention(nn.Module, ABC):
         sizes = Sizes(*sides, self.n_heads, batch_shape, h_query.device)
         backend = "auto" if self.add_self_loops else self.backend
         graph = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
-        as_adjacency(graph, sizes, flow="target_to_source", backend=backend)
+        adjacency = as_adjacency(graph, sizes, flow="target_to_source", backend=backend)
+        self._check_kernel_serves(h_query, h_key, adjacency)
         laid_out_as = adj_mat if is_mask(adj_mat) else graph
         for name, x in given.items():
             as_backend_reads(x, laid_out_as, graph, sizes, self.flow, name)
         if self.add_self_loops:
             add_self_loops(graph, is_block=self._is_block(adj_mat, sizes))
+
+    def _check_kernel_serves(self, h_query: Tensor, h_key: Tensor, adjacency: Adjacency) -> None:
+        """Raise what the choice of a kernel would raise of projected features."""
+        device = h_query.device.type
+        is_autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_autocast else h_query.dtype
+        attn = getattr(self, self.attention_vectors[0])
+        select_kernel(h_query.to(dtype), h_key.to(dtype), attn, adjacency, kernel=self.kernel)
 
     def join(self, out: Tensor, h_query: Tensor) -> Tensor:
         """The result: heads side by side or their mean, the residual of the queries, the bias."""
@@ -502,7 +534,7 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
     return int(first), int(second)
 
 
-def _check_order(h: object, adj_mat: object) -> None:
+def check_order(h: object, adj_mat: object) -> None:
     """Raise a TypeError if features and a graph came in each other's place."""
     is_edge_index = isinstance(h, Tensor) and h.dtype in (torch.int32, torch.int64)
     is_features = isinstance(adj_mat, Tensor) and adj_mat.dtype.is_floating_point

@@ -11,7 +11,37 @@ def check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -
         TypeError: not a tensor, or not one floating-point dtype.
         ValueError: devices or shapes do not fit.
     """
-    tensors = {"query": query, "key": key, **attention_vectors}
+    for tensor in (query, key, *attention_vectors.values()):
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.dtype != query.dtype
+            or tensor.device != query.device
+        ):
+            _refuse_kind({"query": query, "key": key, **attention_vectors})
+    if not query.dtype.is_floating_point:
+        _refuse_kind({"query": query, "key": key, **attention_vectors})
+    heads = query.shape[-2:]
+    if query.ndim < 3:
+        raise ValueError(
+            "`query` must have shape (*batch, n_queries, n_heads, n_hidden); "
+            f"got {tuple(query.shape)}"
+        )
+    if key.ndim != query.ndim or (key.shape[:-3], key.shape[-2:]) != (query.shape[:-3], heads):
+        raise ValueError(
+            "`key` must have the shape of `query` but for the number of nodes; "
+            f"got {tuple(key.shape)} and {tuple(query.shape)}"
+        )
+    for name, vector in attention_vectors.items():
+        if vector.shape != heads:
+            raise ValueError(
+                f"`{name}` must have shape (n_heads, n_hidden)={tuple(heads)}; "
+                f"got {tuple(vector.shape)}"
+            )
+
+
+def _refuse_kind(tensors: dict[str, Tensor]) -> None:
+    """Raise for tensors that are not of one kind: which is another one, in which way."""
+    query = tensors["query"]
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")
@@ -23,32 +53,14 @@ def check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -
         if tensor.device != query.device:
             devices = ", ".join(f"{name}: {tensor.device}" for name, tensor in tensors.items())
             raise ValueError(f"{', '.join(tensors)} must be on one device; got {devices}")
-    if query.ndim < 3:
-        raise ValueError(
-            "`query` must have shape (*batch, n_queries, n_heads, n_hidden); "
-            f"got {tuple(query.shape)}"
-        )
-    if key.ndim != query.ndim or (key.shape[:-3], key.shape[-2:]) != (
-        query.shape[:-3],
-        query.shape[-2:],
-    ):
-        raise ValueError(
-            "`key` must have the shape of `query` but for the number of nodes; "
-            f"got {tuple(key.shape)} and {tuple(query.shape)}"
-        )
-    for name, vector in attention_vectors.items():
-        if vector.shape != query.shape[-2:]:
-            raise ValueError(
-                f"`{name}` must have shape (n_heads, n_hidden)={tuple(query.shape[-2:])}; "
-                f"got {tuple(vector.shape)}"
-            )
 
 
 def refuse_tracing() -> None:
     """Raise a RuntimeError under torch.jit.trace, which would keep one graph without a word."""
-    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+    if torch.compiler.is_compiling():
         return
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    # an export to ONNX traces too; to ask for it first takes longer than all checks
+    if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace keeps the numbers of the graph that it was traced with: export the model "
             "with torch.export, which reads the graph at each call"

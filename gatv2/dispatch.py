@@ -84,7 +84,7 @@ def triton_unsupported(query: Tensor, *features: Tensor) -> list[str]:
     return unsupported_by_triton(query.device) + unsupported_when_fused(query, *features)
 
 
-def _by_triton(attention: Callable[..., Any]) -> Attention:
+def _by_triton(attention: Callable[..., tuple[Tensor, Tensor, Tensor | None]]) -> Attention:
     return partial(attention, is_interpreted=True) if IS_INTERPRETED else attention
 
 
@@ -145,8 +145,8 @@ def select_kernel(
     """
     backend = "sparse" if isinstance(adjacency, Graph) else "dense"
     candidates = [candidate for candidate in KERNELS if candidate.backend == backend]
-    names = tuple(candidate.name for candidate in candidates)
-    if kernel != "auto" and kernel not in names:
+    if kernel != "auto" and all(kernel != candidate.name for candidate in candidates):
+        names = tuple(candidate.name for candidate in candidates)
         raise ValueError(
             f"`kernel` must be 'auto' or, for the {backend} backend, one of {names}; got {kernel!r}"
         )

@@ -484,7 +484,7 @@ class Prepared(NamedTuple):
             query = query.expand(*batch_shape, *query.shape[-3:])
             key = key.expand(*batch_shape, *key.shape[-3:])
         out_shape = query.shape
-        if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
+        if isinstance(adjacency, Graph) and adjacency.batch_dims:
             query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))
         return cls(query, key, adjacency, edges, score_bias, out_shape)
 

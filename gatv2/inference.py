@@ -12,6 +12,7 @@ from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edges import changed
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.options import check_sizes
+from gatv2.torch_internals import refuse_mapped
 
 BLOCK_SIZE = 65_536
 
@@ -120,7 +121,8 @@ def _prepare(
     sizes = Sizes(*sides, layer.n_heads, batch_shape, h_query.device)
     graph = as_adjacency(adj_mat, sizes, flow=layer.flow, backend="sparse")
     assert isinstance(graph, Graph)
-    if graph.n_blocks > 1:
+    refuse_mapped(graph.key_index, "call the layer itself, which vmap goes over")
+    if graph.n_blocks != 1:
         raise ValueError(
             f"the graph is a batch of {graph.n_blocks} masks, which is not taken apart in blocks of "
             "queries: call the model itself, or pass one list of edges"

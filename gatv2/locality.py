@@ -16,6 +16,7 @@ from gatv2.graph import Graph
 from gatv2.graph.check import check_once
 from gatv2.graph.edges import changed
 from gatv2.optional import require
+from gatv2.torch_internals import refuse_mapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,8 @@ def reorder(graph: Graph, order: Tensor | None = None) -> Reordered:
     Source: E. Cuthill and J. McKee, "Reducing the bandwidth of sparse symmetric matrices", 1969.
     """
     check_once(graph)
-    if graph.n_queries != graph.n_keys or graph.n_blocks > 1 or graph.is_bipartite:
+    refuse_mapped(graph.key_index, "reorder the graphs before vmap")
+    if graph.n_queries != graph.n_keys or graph.n_blocks != 1 or graph.is_bipartite:
         of = "a batch of bipartite graphs, " if graph.is_bipartite else ""
         raise ValueError(
             f"to be reordered, a graph must have one set of nodes; got {of}"
@@ -98,6 +100,7 @@ def reorder(graph: Graph, order: Tensor | None = None) -> Reordered:
             query_id=order if graph.query_id is None else graph.query_id[order],
             key_id=order if graph.key_id is None else graph.key_id[order],
             flow=graph.flow,
+            batch_shape=graph.batch_shape,
         ),
         order,
     )

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import elu
 
-from gatv2.base import GraphAttention
+from gatv2.base import GraphAttention, check_order
 from gatv2.graph.adjacency import Sizes, as_adjacency
 from gatv2.graph.edge_features import is_mask
 from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue
 from gatv2.inference import BLOCK_SIZE, apply_in_blocks
 from gatv2.layer import GraphAttentionV2Layer
-from gatv2.options import Backend, Bias, Flow, check_dropout, check_sizes
+from gatv2.options import Backend, Bias, Flow, check_dropout, check_sizes, tells_our_names
 from gatv2.projection import reset_parameters
 
 
@@ -79,6 +79,7 @@ class GATv2(nn.Module):
     Source: Velickovic et al., "Graph Attention Networks", ICLR 2018, section 3.3.
     """
 
+    @tells_our_names
     def __init__(
         self,
         in_features: int,
@@ -141,6 +142,7 @@ class GATv2(nn.Module):
         score_bias: Tensor | None = ...,
         return_attention: bool,
     ) -> Tensor | tuple[Tensor, list[Tensor]]: ...
+    @tells_our_names
     def forward(
         self,
         h: Tensor,
@@ -258,6 +260,7 @@ class GATv2(nn.Module):
     def _prepare(self, h: Tensor, adj_mat: object, score_bias: Tensor | None) -> object:
         """A list of edges as a `Graph`, for all layers; a mask or a part needs no preparation."""
         first = self._layers()[0]
+        check_order(h, adj_mat)
         if not isinstance(h, Tensor):
             raise TypeError(f"`h` must be a torch.Tensor; got {type(h).__name__}")
         if is_mask(adj_mat):

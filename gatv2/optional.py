@@ -1,10 +1,10 @@
 """Packages that not everybody needs, imported when they are needed. Imports nothing of gatv2."""
 
 from importlib import import_module
-from typing import Any
+from types import ModuleType
 
 
-def require(module: str, *, extra: str, needed_for: str) -> Any:
+def require(module: str, *, extra: str, needed_for: str) -> ModuleType:
     """Import a module of an optional package.
 
     Args:

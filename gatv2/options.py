@@ -5,9 +5,9 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Literal, SupportsIndex, TypeVar, cast, get_args
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+Method = TypeVar("Method", bound=Callable[..., object])
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = get_args(Flow)
@@ -24,6 +24,8 @@ _OUR_NAMES = {
     "heads": "n_heads",
     "concat": "is_concat",
     "negative_slope": "leaky_relu_negative_slope",
+    "hidden_channels": "hidden_features",
+    "num_layers": "n_layers",
     "in_feats": "in_features",
     "out_feats": "out_features, which is num_heads * out_feats",
     "num_heads": "n_heads",
@@ -40,13 +42,18 @@ _OUR_NAMES = {
 
 
 def tells_our_names(function: Method) -> Method:
-    """A method whose TypeError for an unknown keyword says how we call what it is elsewhere."""
-    names = tuple(inspect.signature(function).parameters)[1:]
+    """A method whose TypeError for an unknown keyword says how we call what it is elsewhere.
+
+    Where a method hands on keywords that it does not name, only those of other libraries are refused.
+    """
+    parameters = inspect.signature(function).parameters
+    hands_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    names = tuple(parameters)[1:]
 
     @functools.wraps(function)
-    def checked(self: object, *args: Any, **kwargs: Any) -> Any:
+    def checked(self: object, *args: object, **kwargs: object) -> object:
         for name in kwargs:
-            if name not in names:
+            if name not in names and (name in _OUR_NAMES or not hands_on):
                 ours = f"here it is {_OUR_NAMES[name]}" if name in _OUR_NAMES else f"it has {names}"
                 raise TypeError(f"{type(self).__name__} has no argument {name!r}: {ours}")
         return function(self, *args, **kwargs)
@@ -101,7 +108,7 @@ def _check_is_number(value: object, name: str, expected: str) -> None:
         raise TypeError(f"`{name}` must be {expected}; got {value!r}")
 
 
-def check_sizes(**sizes: Any) -> None:
+def check_sizes(**sizes: SupportsIndex) -> None:
     """Raise unless each size is a positive integer, Python's or NumPy's.
 
     Raises:
@@ -113,7 +120,7 @@ def check_sizes(**sizes: Any) -> None:
             raise ValueError(f"`{name}` must be positive; got {size}")
 
 
-def as_int(value: Any, name: str) -> int:
+def as_int(value: SupportsIndex, name: str) -> int:
     """An integer, Python's or NumPy's, as an int.
 
     Raises:

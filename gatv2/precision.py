@@ -1,7 +1,6 @@
 """Which dtypes are computed in. Imports nothing of gatv2."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ def summed_in(tensor: Tensor) -> torch.dtype:
     return computed_in(tensor.dtype) if tensor.device.type == "mps" else torch.float64
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A block in which autocast lowers nothing to half precision."""
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()

@@ -38,6 +38,14 @@ def weight_of(projection: nn.Module) -> Tensor | None:
     return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
 
 
+def weight_and_size(projection: nn.Module) -> tuple[Tensor | None, int]:
+    """`weight_of` and `n_inputs_of`, in one look for what most projections have."""
+    weight = getattr(projection, "weight", None)
+    if type(weight) is nn.Parameter and weight.is_floating_point():
+        return weight, weight.shape[1]
+    return weight_of(projection), n_inputs_of(projection)
+
+
 def has_bias(projection: nn.Module) -> bool:
     """Whether a projection has a bias; of a quantized one it is a method."""
     bias = getattr(projection, "bias", None)

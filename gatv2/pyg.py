@@ -20,6 +20,9 @@ from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.projection import edge_projection
 
+Result = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
+"""Features, or the pair of them and `(edge_index, coefficients)`."""
+
 
 class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
     """`torch_geometric.nn.GATv2Conv`, computed by :func:`gatv2.functional.gatv2_attention`.
@@ -45,17 +48,17 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
     # edge_updater_type: (x: PairTensor, edge_attr: OptTensor)
     # propagate_type: (x: PairTensor, alpha: Tensor)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         check_flow(self)
 
     def forward(
         self,
-        x: Any,
-        edge_index: Any,
+        x: Tensor | tuple[Tensor, Tensor],
+        edge_index: Tensor | SparseTensor | Graph,
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
-    ) -> Any:
+    ) -> Result:
         """As `torch_geometric.nn.GATv2Conv.forward`."""
         is_list = isinstance(edge_index, Graph) or (
             isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
@@ -63,7 +66,8 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         if self._needs_messages() or not (
             is_list or self._reads_matrix(edge_index, edge_attr, return_attention_weights)
         ):
-            return super().forward(x, edge_index, edge_attr, return_attention_weights)
+            theirs: Result = super().forward(x, edge_index, edge_attr, return_attention_weights)
+            return theirs
         x_key, x_query = (x, x) if isinstance(x, Tensor) else x
         _check_features(x_key, x_query)
         heads = (self.heads, self.out_channels)
@@ -94,7 +98,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             out = out + self.res(x_query)
         if self.bias is not None:
             out = out + self.bias
-        if not return_attention_weights:
+        if alpha is None:
             return out
         rows = graph.edge_index
         return out, (rows.flip(0) if self.flow == "source_to_target" else rows, alpha)
@@ -121,7 +125,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         return graph, edge_attr
 
     def _read_matrix(
-        self, adj_t: Any, edge_attr: Tensor | None, query: Tensor, key: Tensor
+        self, adj_t: Tensor | SparseTensor, edge_attr: Tensor | None, query: Tensor, key: Tensor
     ) -> tuple[Graph, Tensor | None]:
         """The graph of a sparse matrix, whose rows are queries: every entry that it holds is an edge."""
         sides, shape = (query.shape[0], key.shape[0]), (adj_t.size(0), adj_t.size(1))
@@ -151,7 +155,9 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         features, projection = edge_projection(self.lin_edge, edge_attr, self.heads, Linear)
         return EdgeInputs(features.to(dtype), projection.to(dtype))
 
-    def _reads_matrix(self, adj_t: Any, edge_attr: Tensor | None, returns_attention: Any) -> bool:
+    def _reads_matrix(
+        self, adj_t: object, edge_attr: Tensor | None, returns_attention: bool | None
+    ) -> bool:
         """Whether a sparse matrix is one that we read; the base class has the rest, and its errors."""
         if returns_attention or self.flow == "target_to_source":
             return False
@@ -173,7 +179,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         return bool(self.explain) or not is_sum or any(hooks) or bool(overridden(self))
 
 
-def _check_features(x_source: Any, x_target: Any) -> None:
+def _check_features(x_source: object, x_target: object) -> None:
     for x, name in ((x_source, "sources"), (x_target, "targets")):
         if not isinstance(x, Tensor):
             raise TypeError(f"features of {name} must be a torch.Tensor; got {type(x).__name__}")

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,12 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import kendalltau
 
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Sizes, as_adjacency
+from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.layer import GraphAttention
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow
 
-ArrayLike = npt.NDArray[Any] | torch.Tensor
+ArrayLike = NumPyArray | torch.Tensor
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -115,7 +116,9 @@ def measure_ranking(
         seed: see :func:`measure_scores`.
 
     Raises:
-        ValueError: `h` has batch dimensions: each element has keys, and a ranking, of its own.
+        TypeError: `layer` is none of ours, or `h` is a pair.
+        ValueError: `h` or the graph has batch dimensions: each element has keys, and a ranking, of its
+            own.
 
     Example:
         >>> from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer
@@ -129,10 +132,22 @@ def measure_ranking(
            0    dynamic    2 of 6        0.920           60.0%
            1    dynamic    3 of 6        0.884           73.3%
     """
-    if h.ndim != 2:
+    if not isinstance(layer, GraphAttention):
+        raise TypeError(
+            "`layer` must be a GraphAttentionV2Layer or a GraphAttentionLayer; got "
+            f"{type(layer).__name__}: convert it with `gatv2.convert`, or pass its scores or "
+            "coefficients to `measure_scores`"
+        )
+    if not isinstance(h, torch.Tensor):
+        raise TypeError(
+            f"`h` must be a torch.Tensor, the features of one set of nodes; got {type(h).__name__}: for "
+            "a bipartite graph pass `layer.attention_scores(h, adj_mat)` to `measure_scores`"
+        )
+    batch_shape = common_batch_shape(adj_mat, h.shape[:-2])
+    if h.ndim != 2 or batch_shape:
         raise ValueError(
-            f"`h` must have shape (n_nodes, in_features); got {tuple(h.shape)}: "
-            "measure one element of a batch at a time"
+            f"`h` must have shape (n_nodes, in_features), and the graph no batch; got {tuple(h.shape)} "
+            f"and a batch of shape {tuple(batch_shape)}: measure one element of a batch at a time"
         )
     scores = layer.attention_scores(h, adj_mat)
     if scores.ndim == 3:
@@ -338,7 +353,7 @@ def _compare(one: _Chains, other: _Chains) -> tuple[float, bool] | None:
     return tau, bool(is_reversed.any())
 
 
-def _to_numpy(array: ArrayLike) -> npt.NDArray[Any]:
+def _to_numpy(array: ArrayLike) -> NumPyArray:
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
 
 
@@ -371,9 +386,7 @@ def _from_dense(scores: Floats, mask: ArrayLike | None) -> tuple[Ints, Ints, Flo
     return _check_scores(query, key, scores[query, key])
 
 
-def _from_edges(
-    scores: Floats, edge_index: npt.NDArray[Any], flow: Flow
-) -> tuple[Ints, Ints, Floats]:
+def _from_edges(scores: Floats, edge_index: NumPyArray, flow: Flow) -> tuple[Ints, Ints, Floats]:
     if edge_index.ndim != 2 or edge_index.shape[0] != 2 or edge_index.dtype.kind not in "iu":
         raise ValueError(
             "`edge_index` must hold integers and have shape (2, n_edges); "

@@ -7,13 +7,16 @@ is no signature: whoever changes a file on purpose can write a new one, so what 
 checked for what it means, as `gatv2.graph.check_graph` does.
 """
 
+import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from types import ModuleType
+from typing import IO
 
 from torch import Tensor
 
@@ -23,6 +26,7 @@ VERSION = "1"
 _ZEROS = b"0" * 64  # what is digested where the digest stands
 _ADDED = ("version", "digest")
 _CHUNK_BYTES = 1 << 22
+_HEADER_BYTES = 1 << 20  # a longer header is none of ours, and is not read
 
 PathLike = str | os.PathLike[str]
 
@@ -39,7 +43,8 @@ def save_tensors(
 
     Raises:
         ImportError: safetensors is missing.
-        ValueError: `metadata` has no "kind", or has a name that is added to it.
+        ValueError: `metadata` has no "kind", or has a name that is added to it, or names and metadata
+            take more than a megabyte.
 
     Example:
         >>> import torch
@@ -65,6 +70,12 @@ def save_tensors(
         safetensors.save_file(_unshared(tensors), temporary, header)
         temporary.chmod(mode)  # safetensors makes a file that nobody else can read
         with temporary.open("r+b") as file:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            if n_bytes > _HEADER_BYTES:
+                raise ValueError(
+                    f"names and metadata of the tensors must take at most {_HEADER_BYTES} bytes; got "
+                    f"{n_bytes}: save fewer tensors in a file"
+                )
             digest = _digest(file, placeholder.encode())
             file.seek(_place(file, placeholder.encode()))
             file.write(digest)
@@ -75,15 +86,22 @@ def save_tensors(
         temporary.unlink(missing_ok=True)
 
 
-def load_tensors(path: PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(
+    path: PathLike, kind: str, names: Collection[str] | None = None, *, mmap: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what `save_tensors` has written, after checking that nothing of it has changed.
 
     The tensors are mapped: pages of the file are read when they are needed, and given up when memory is.
-    What is written to a tensor stays in this process. The check reads the file once.
+    What is written to a tensor stays in this process. The check reads the file once. Whoever cuts the
+    file or writes to it while it is mapped ends the process, or changes the tensors; to replace it by
+    another file of its name, as `save_tensors` does, is safe.
 
     Args:
         path: the file.
         kind: the "kind" that it must be of.
+        names: those that its tensors may have, for which the header is looked through before anything
+            else is read; None for any.
+        mmap: False reads the tensors into memory, where what becomes of the file does not matter.
 
     Returns:
         The tensors, on the CPU, and the metadata that were saved with them.
@@ -92,14 +110,20 @@ def load_tensors(path: PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str
         ImportError: safetensors is missing.
         OSError: there is no such file, or it can't be read.
         ValueError: the file is not one that `save_tensors` wrote, is truncated or changed, or is of
-            another kind or version.
+            another kind or version, or has other names.
     """
     safetensors = _required("safetensors")
-    with (
-        open(path, "rb") as file,
-        _as_value_error(path, safetensors.SafetensorError),
-        safetensors.safe_open(path, framework="pt") as opened,
-    ):
+    with _as_value_error(path, safetensors.SafetensorError):
+        _check_is_file(path)
+        with open(path, "rb") as file:
+            _check_header(file, kind, names)
+            return _load(path, file, kind, mmap)
+
+
+def _load(
+    path: PathLike, file: IO[bytes], kind: str, mmap: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _required("safetensors").safe_open(path, framework="pt") as opened:
         metadata: dict[str, str] = opened.metadata() or {}
         digest = metadata.pop("digest", "").encode()
         version = metadata.pop("version", None)
@@ -110,13 +134,65 @@ def load_tensors(path: PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str
             raise _RefusalError(
                 f"the digest {digest.decode()}", f"{found.decode()}: it has changed"
             )
-        if metadata.get("kind") != kind:
-            raise _RefusalError(f"the kind {kind!r}", f"{metadata.get('kind')!r}", _ASK)
+        _check_kind(metadata.get("kind"), kind)
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         for name, tensor in tensors.items():
             if tensor.data_ptr() % tensor.itemsize:
                 raise _RefusalError("aligned tensors", f"{name!r} at an odd address")
+        if not mmap:
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     return tensors, metadata
+
+
+def _check_is_file(path: PathLike) -> None:
+    """Raise for a pipe or a device, which may never end, and may never begin."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise _RefusalError("a regular file", "a pipe, a socket or a device", _ASK)
+
+
+def _check_header(file: IO[bytes], kind: str, names: Collection[str] | None) -> None:
+    """Raise unless the header is one that may be read on: what it costs to read is bounded by that."""
+    n_bytes = int.from_bytes(file.read(8), "little")
+    if n_bytes > _HEADER_BYTES:
+        raise _RefusalError(f"a header of at most {_HEADER_BYTES} bytes", f"one of {n_bytes}")
+    try:
+        header = json.loads(file.read(n_bytes))
+    except (ValueError, RecursionError) as error:
+        raise _RefusalError("a header in JSON", str(error)) from error
+    if not isinstance(header, dict):
+        raise _RefusalError("a header of names", "none")
+    metadata = header.pop("__metadata__", None)
+    if isinstance(metadata, dict):
+        _check_kind(metadata.get("kind"), kind)
+    others = [] if names is None else sorted(header.keys() - set(names))
+    if others:
+        expected = f"tensors of the names {sorted(names or ())}"
+        raise _RefusalError(expected, f"{len(others)} others, as {others[0]!r}", _ASK)
+
+
+def _check_kind(found: object, kind: str) -> None:
+    if found != kind:
+        raise _RefusalError(f"the kind {kind!r}", repr(found), _ASK)
+
+
+def decimal(text: str) -> int:
+    """The number that `str` writes as `text`, in digits from 0 to 9 and nothing else.
+
+    Raises:
+        ValueError: `text` is another notation, which `int` may read.
+
+    Example:
+        >>> decimal("-12")
+        -12
+        >>> decimal("1_0")
+        Traceback (most recent call last):
+        ...
+        ValueError: a number must be written in digits from 0 to 9; got '1_0'
+    """
+    if str(number := int(text)) != text:
+        raise ValueError(f"a number must be written in digits from 0 to 9; got {text!r}")
+    return number
 
 
 class _RefusalError(Exception):
@@ -174,5 +250,5 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _required(name: str) -> Any:
+def _required(name: str) -> ModuleType:
     return require(name, extra="files", needed_for="saving and loading")

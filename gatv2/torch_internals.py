@@ -4,14 +4,15 @@ A name is looked up when it is needed, so that one that PyTorch moves takes away
 nothing else. Imports nothing of gatv2.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 
 def is_inspectable(tensor: Tensor) -> bool:
@@ -36,6 +37,24 @@ def _is_wrapped(tensor: Tensor) -> bool:
     return is_wrapped
 
 
+def refuse_mapped(tensor: Tensor, remedy: str) -> None:
+    """Raise where vmap would need results of different shapes, one for each graph, or look at values.
+
+    Private because no public function tells what vmap maps over; without it, PyTorch raises later.
+
+    Raises:
+        NotImplementedError: `torch.func.vmap` maps over `tensor`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    is_mapped = getattr(torch._C._functorch, "is_batchedtensor", None)
+    if is_mapped is not None and is_mapped(tensor):
+        raise NotImplementedError(
+            "vmap can't map over graphs here, as each would get a number of edges of its own or be "
+            f"checked by its values: {remedy}"
+        )
+
+
 def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
     """For what is made of `tensor` and kept: it outlives the active transforms and inference mode."""
     return _beneath_transforms() if is_inspectable(tensor) else nullcontext()
@@ -47,7 +66,7 @@ def _beneath_transforms() -> Iterator[None]:
         yield
 
 
-def _no_interpreters() -> AbstractContextManager[Any]:
+def _no_interpreters() -> AbstractContextManager[object]:
     """Private because a transform wraps what is made in it; without it, that is the transform's own."""
     try:
         from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -56,13 +75,13 @@ def _no_interpreters() -> AbstractContextManager[Any]:
     return temporarily_clear_interpreter_stack()
 
 
-def without_transforms() -> AbstractContextManager[Any]:
+def without_transforms() -> AbstractContextManager[object]:
     """For kernels that read and write arrays: a transform would wrap every new tensor.
 
     Private because `torch.empty` and `torch.from_numpy` are wrapped too; without it, no graph can be
     prepared inside a transform.
     """
-    make: Callable[[], AbstractContextManager[Any]]
+    make: Callable[[], AbstractContextManager[object]]
     make = getattr(torch._C, "_DisableFuncTorch", nullcontext)
     return make()
 
@@ -70,10 +89,29 @@ def without_transforms() -> AbstractContextManager[Any]:
 if TYPE_CHECKING:
     from functools import cached_property
 
+    from torch._ops import OpOverload
+    from torch.autograd.function import _SingleLevelFunction
+
     made_once = cached_property
+    AutogradBase: TypeAlias = _SingleLevelFunction
+
+    class Operator(OpOverload):
+        """What `torch.ops` has of ours."""
+
+        def __call__(self, *arguments: object, **_: object) -> tuple[Tensor, ...]:  # noqa: D102
+            ...
+
+    class AutogradFunction(AutogradBase):
+        """An autograd function of ours."""
+
+        vmap: Callable[..., object]
+
+        @classmethod
+        def apply(cls, *arguments: object) -> tuple[Tensor, ...]:  # noqa: D102
+            ...
 else:
 
-    def made_once(make: Callable[[Any], Any]) -> property:
+    def made_once(make: Callable[[object], object]) -> property:
         """A property of a graph that is made when first asked for, and kept with it.
 
         It outlives transforms, as the graph does (its `edge_id`), and takes no lock, which
@@ -82,7 +120,7 @@ else:
         name = f"_{make.__name__}"
 
         @wraps(make)
-        def read(owner: Any) -> Any:
+        def read(owner: object) -> object:
             if name not in owner.__dict__:
                 with made_to_last(owner.edge_id):
                     owner.__dict__[name] = make(owner)
@@ -104,13 +142,19 @@ def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return matrix.indices(), matrix.values()
 
 
+def is_exported_to_onnx() -> bool:
+    """`torch.onnx.is_in_onnx_export()`, asked only while something is traced: it is slow."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return is_traced and torch.onnx.is_in_onnx_export()
+
+
 def fits_int32(count: int) -> bool:
     """Whether a count fits; under the compiler, False for one that depends on values.
 
     Private because only the compiler's own function answers without fixing the count; without it, the
     count is fixed.
     """
-    if torch.onnx.is_in_onnx_export():
+    if is_exported_to_onnx():
         return False  # ONNX scatters by int64 alone
     if not torch.compiler.is_compiling():
         return count < 2**31
@@ -156,6 +200,25 @@ def is_transformed() -> bool:
     return is_active
 
 
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
+
+
+def needs_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether something that the dispatcher serves may want to see an operator's call.
+
+    That is a transform, forward mode, a subclass of Tensor, a mode, or the profiler. Private because no
+    public function tells of the last two; without it, there may always be one.
+    """
+    if is_transformed() or forward_mode_level() >= 0:
+        return True
+    if not _ORDINARY.issuperset(map(type, tensors)) or has_torch_function(tensors):
+        return True
+    try:
+        return torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
+    except AttributeError:
+        return True
+
+
 def forward_mode_level() -> int:
     """The level of forward mode, -1 outside of it.
 
@@ -167,7 +230,7 @@ def forward_mode_level() -> int:
 class SingleLevelAutograd(NamedTuple):
     """What an operator needs to be differentiated at one level of transforms after the other."""
 
-    function: type[Any]
+    function: "type[AutogradBase]"
     """The base of an autograd function that the dispatcher calls at each level."""
     allow: Callable[[], AbstractContextManager[None]]
     """Lets such a function be applied."""

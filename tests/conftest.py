@@ -15,6 +15,9 @@ from runnable import RUNNABLE
 from gatv2.dispatch import Kernel
 from gatv2.triton.support import IS_INTERPRETED
 
+# hundreds of programs are compiled that run once
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 # modules that a first call imports, loaded now: poison is put into what is loaded
 _modules = ["dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort"]
 if IS_INTERPRETED:

@@ -1,14 +1,17 @@
 """PyTorch Geometric's `GATv2Conv`."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gatv2.convert.state import Shapes, check_ours, known_state, layer_of
 from gatv2.layer import GraphAttentionV2Layer
 
+if TYPE_CHECKING:
+    from torch_geometric.nn import GATv2Conv
+
 _MESSAGES = ("edge_update", "message", "aggregate", "update", "message_and_aggregate")
 
 
-def from_pyg(conv: Any) -> GraphAttentionV2Layer:
+def from_pyg(conv: "GATv2Conv") -> GraphAttentionV2Layer:
     """PyTorch Geometric's `GATv2Conv` as our layer.
 
     The layer is called as `conv` is: with `x`, or the pair of sources and targets, and `edge_index`;
@@ -62,7 +65,7 @@ def from_pyg(conv: Any) -> GraphAttentionV2Layer:
     return layer.train(conv.training)
 
 
-def to_pyg(layer: GraphAttentionV2Layer) -> Any:
+def to_pyg(layer: GraphAttentionV2Layer) -> "GATv2Conv":
     """Our layer as PyTorch Geometric's `GATv2Conv`, called as `layer` is, with an edge index.
 
     Its `flow` is the layer's. What it does not know, `backend` and `kernel`, is left out.
@@ -136,7 +139,7 @@ def our_name(name: str) -> str:
     return ".".join(filter(None, (ours.get(module, module), rest)))
 
 
-def overridden(conv: Any) -> list[str]:
+def overridden(conv: "GATv2Conv") -> list[str]:
     """The methods by which a subclass of `GATv2Conv` makes other messages, or joins them otherwise."""
     from torch_geometric.nn.conv.gatv2_conv import GATv2Conv
 
@@ -144,7 +147,7 @@ def overridden(conv: Any) -> list[str]:
     return [name for name, method in theirs.items() if getattr(type(conv), name) is not method]
 
 
-def check_flow(conv: Any) -> None:
+def check_flow(conv: "GATv2Conv") -> None:
     """Raise a ValueError for a `GATv2Conv` that does with a flow what our formula does not."""
     if conv.flow == "source_to_target":
         return

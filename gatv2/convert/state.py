@@ -10,6 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from gatv2.checks import is_same
 from gatv2.layer import GraphAttentionV2Layer
+from gatv2.options import Bias, Flow
 
 State = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int | str, ...]]
@@ -29,7 +30,7 @@ _OURS: Shapes = {
 
 
 def layer_of(
-    state: State, *, flow: Any = "target_to_source", is_pair: bool = False, **options: Any
+    state: State, *, flow: Flow = "target_to_source", is_pair: bool = False, **options: Any
 ) -> GraphAttentionV2Layer:
     """A layer with these parameters, sizes taken from them."""
     n_query, n_key = (state[f"linear_{side}.weight"].shape[1] for side in "lr")
@@ -39,7 +40,7 @@ def layer_of(
         for name in [name for name in state if name.startswith("linear_l.")]:
             if not is_same(state[name], state[name.replace("linear_l.", "linear_r.")]):
                 raise ValueError("share_weights=True, but the two matrices differ")
-    bias: Any = "bias" in state or ("linear_l.bias" in state and "projections")
+    bias: Bias = "bias" in state or ("linear_l.bias" in state and "projections")
     of_edges = state.get("linear_e.weight")
     layer = GraphAttentionV2Layer(
         pair if is_pair or n_query != n_key else n_query,
@@ -72,7 +73,7 @@ def known_state(module: nn.Module, shapes: Shapes = _OURS) -> dict[str, Tensor]:
 
 
 def read_state(
-    state_dict: Mapping[str, Any], prefix: str, shapes: Shapes, needed: tuple[str, ...]
+    state_dict: Mapping[str, object], prefix: str, shapes: Shapes, needed: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """The parameters of a layer, checked: those whose names begin with `prefix`, without it.
 
@@ -127,7 +128,7 @@ def check_ours(layer: object) -> None:
         raise TypeError(f"`layer` must be a GraphAttentionV2Layer; got {type(layer).__name__}")
 
 
-def _as_tensor(name: str, value: Any) -> Tensor:
+def _as_tensor(name: str, value: object) -> Tensor:
     if isinstance(value, np.ndarray):
         return torch.tensor(value)
     if not isinstance(value, Tensor):

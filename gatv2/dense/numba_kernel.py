@@ -20,6 +20,7 @@ from gatv2.numba.arguments import (
     as_edge_features,
     as_problem,
 )
+from gatv2.numba.borrowed import borrowed, keep_alive
 from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch
 from gatv2.numba.compile import inline, kernel
 from gatv2.numba.counting_sort import transpose
@@ -168,14 +169,15 @@ def _forward(
     bias: Plain | None,
     results: Plain,
 ) -> None:
-    problem, edges, results = as_problem(problem), as_edge_features(edges), Results(*results)
+    problem, edges = as_problem(borrowed(problem)), as_edge_features(borrowed(edges))
+    results, mask = Results(*borrowed(results)), borrowed(mask)
     n_keys, n_heads = problem.block_keys, problem.layout.n_groups * vectors.heads.lanes
     out, largest, total, alpha = results
-    buffers = new_buffers(vectors.heads, out)
-    keys = np.empty(n_keys, np.int32)
-    row_alpha = np.empty(n_keys * n_heads if alpha.size > 0 else 0, alpha.dtype)
-    row_results = Results(out, largest, total, row_alpha)
-    head_mask = row_head_mask(n_mask_heads, as_head_mask(bias), n_keys * n_heads)
+    own_buffers, own_keys = new_buffers(vectors.heads, out), np.empty(n_keys, np.int32)
+    own_alpha = np.empty(n_keys * n_heads if alpha.size > 0 else 0, alpha.dtype)
+    own_head_mask = row_head_mask(n_mask_heads, as_head_mask(bias), n_keys * n_heads)
+    buffers, keys, row_alpha = borrowed(own_buffers), borrowed(own_keys), borrowed(own_alpha)
+    head_mask, row_results = borrowed(own_head_mask), Results(out, largest, total, row_alpha)
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         for row in range(n_rows * chunk // chunks[1], n_rows * (chunk + 1) // chunks[1]):
@@ -195,6 +197,7 @@ def _forward(
             if alpha.size > 0:
                 _write_alpha(alpha, row * n_keys * n_heads, n_keys, n_heads, keys[:n], row_alpha)
         chunk = next_chunk(chunks)
+    keep_alive((own_buffers, own_keys, own_alpha, own_head_mask))
 
 
 @inline

@@ -1,15 +1,15 @@
 """Attention over a part of a graph: over local and over remote keys, joined by their log-sum-exp."""
 
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gatv2 import functional
 from gatv2.checks import check_projections
 from gatv2.dispatch import select_kernel
 from gatv2.distributed.agreement import place_in
+from gatv2.distributed.call import Call
 from gatv2.distributed.halo import Exchange, finish, start
 from gatv2.distributed.part import PartData
 from gatv2.functional import Attended
@@ -86,9 +86,9 @@ def gatv2_attention(
 
     The result is that of :func:`gatv2.functional.gatv2_attention` over the whole graph, for the part's
     own nodes, and so are all gradients. All processes pass the same dtype, numbers of heads and
-    features, and options, which are not compared. Attention over local keys runs while the rows of the
-    halo travel, and so does its backward pass while their gradients do. The two parts k of the keys
-    join:
+    features, parameters and options, which are compared before rows are sent. Attention over local keys
+    runs while the rows of the halo travel, and so does its backward pass while their gradients do. The
+    two parts k of the keys join:
 
     .. math::
 
@@ -122,9 +122,11 @@ def gatv2_attention(
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
-        ValueError: shapes, devices or options do not fit; raised before anything is sent.
-        RuntimeError: the group is not the partition's, another process ended or did not answer in
-            the group's timeout, or the call stands under `torch.func`.
+        ValueError: shapes, devices or options do not fit, or differ between processes; raised in all of
+            them, and before rows are sent.
+        RuntimeError: the group is not the partition's, another process raised before it came to this
+            call, or ended, or does something else, or did not answer in the group's timeout; or the call
+            stands under `torch.func`.
 
     Example:
         One part of one needs no other process:
@@ -140,12 +142,13 @@ def gatv2_attention(
     Source: the merge is that of Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018,
     section 3.1.
     """
+    edges = partition.told(lambda: EdgeInputs.join(edge_features, edge_projection))
     out, alpha = attend(
         query,
         key,
         attn,
         partition,
-        edges=EdgeInputs.join(edge_features, edge_projection),
+        edges=edges,
         score_bias=score_bias,
         negative_slope=negative_slope,
         dropout=dropout,
@@ -167,6 +170,12 @@ def attend(
 
 
 def _attend(
+    query: Tensor, key: Tensor, attn: Tensor, part: PartData, **options: Unpack[AttendOptions]
+) -> tuple[Tensor, Tensor | None]:
+    return part.told(lambda: _attend_together(query, key, attn, part, **options))
+
+
+def _attend_together(
     query: Tensor,
     key: Tensor,
     attn: Tensor,
@@ -185,19 +194,9 @@ def _attend(
     _check_bias(score_bias, query, part)
     check_slope(negative_slope)
     check_dropout(dropout)
-    if part.n_parts > 1:
-        features, projection = edges or (None, None)
-        select_kernel(
-            query,
-            key,
-            attn,
-            part.local,
-            edge_features=features,
-            edge_projection=projection,
-            score_bias=score_bias,
-            kernel=kernel,
-        )
-    common_seed = _common_seed(seed, part, query.device) if dropout > 0 else None
+    has_seed = seed is not None
+    # all processes draw, so that their generators stay alike
+    common_seed = as_seed(seed, query.device) if dropout > 0 else None
 
     def attend_to(key: Tensor, graph: Graph, chosen: Tensor | None) -> Attended:
         return functional.attend(
@@ -221,8 +220,31 @@ def _attend(
     if part.n_parts == 1:
         out, alpha, _ = attend_to(key, part.local, None)
         return out, alpha
-    exchange = Exchange(part.sent_counts, part.halo_counts, part.group)
-    token = start(key.index_select(-3, part.sent).movedim(-3, 0), exchange)
+    features, projection = edges or (None, None)
+    select_kernel(
+        query,
+        key,
+        attn,
+        part.local,
+        edge_features=features,
+        edge_projection=projection,
+        score_bias=score_bias,
+        kernel=kernel,
+    )
+    call = Call.of(
+        key,
+        part,
+        edges,
+        negative_slope=negative_slope,
+        dropout=dropout,
+        has_seed=has_seed,
+        kernel=kernel,
+    )
+    meeting = call.meet(attn, common_seed, part)
+    rows = key.index_select(-3, part.sent).movedim(-3, 0)
+    common_seed = as_seed(call.common_seed(meeting.agreed()), query.device)
+    exchange = Exchange(part.sent_counts, part.halo_counts, part.group, number=meeting.number)
+    token = start(rows, exchange)
     local = attend_to(key, part.local, part.is_local)
     halo = finish(token, exchange).movedim(0, -3)
     remote = attend_to(halo, part.remote, ~part.is_local)
@@ -256,14 +278,6 @@ def _shares(*lse: Tensor) -> Tensor:
     stacked = torch.stack(lse)
     # a query without any keys has -inf in all parts, of which softmax would make NaN
     return stacked.clamp(min=torch.finfo(stacked.dtype).min).softmax(0)
-
-
-def _common_seed(seed: int | Tensor | None, part: PartData, device: torch.device) -> Tensor:
-    common = as_seed(seed, device)  # all processes draw, so that their generators stay alike
-    if seed is None and part.n_parts > 1:
-        group: Any = part.group or dist.group.WORLD
-        dist.broadcast(common, src=dist.get_global_rank(group, 0), group=group)
-    return common
 
 
 def _check(

@@ -4,11 +4,10 @@ import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.distributed.agreement import gather_from_ranks, place_in
@@ -18,9 +17,11 @@ from gatv2.graph import Graph
 from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import read_edge_index
 from gatv2.graph.edges import changed
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_sizes
 
 Data = TypeVar("Data", bound=PartData)
+_CHUNK = 1 << 22  # edges that are digested in one go
 
 
 def split(graph: Graph, n_parts: int, build: type[Data]) -> list[Data]:
@@ -46,7 +47,7 @@ def from_graph(graph: Graph, group: "dist.ProcessGroup | None", build: type[Data
 
 
 def from_edge_index(
-    edge_index: Tensor | NDArray[Any],
+    edge_index: Tensor | NumPyArray,
     bounds: Sequence[int],
     group: "dist.ProcessGroup | None",
     flow: Flow,
@@ -65,7 +66,7 @@ def from_edge_index(
         edge_id = torch.arange(len(query), device=query.device)
         return _part(_Edges(query, key, edge_id, flow=flow), limits, rank, build)
 
-    return _agreed(part, lambda: "", group)
+    return _agreed(part, lambda: f", flow={flow!r}", group)
 
 
 def _equal_edges(graph: Graph, n_parts: int) -> tuple[int, ...]:
@@ -203,16 +204,26 @@ def _agreed(
 
 
 def _tell_whole(graph: Graph) -> str:
-    """What processes compare of a whole graph: everything but the keys.
-
-    Each process reads these for its own edges alone.
-    """
+    """What processes compare of a whole graph: everything, as each uses but its own edges of it."""
     mask = graph.head_mask
-    digest = hashlib.sha256(repr(None if mask is None else mask.shape).encode())
-    for tensor in (graph.query_ptr, graph.query_id, graph.key_id):
-        digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().data)
-        digest.update(b"none" if tensor is None else b"some")
-    return f", edges={graph.n_edges}, digest={digest.hexdigest()[:16]}"
+    digest = hashlib.sha256(repr((graph.flow, None if mask is None else mask.shape)).encode())
+    for tensor in (
+        graph.query_ptr,
+        graph.key_index,
+        graph.edge_id,
+        mask,
+        graph.query_id,
+        graph.key_id,
+    ):
+        digest.update(b"none" if tensor is None else str(tensor.dtype).encode())
+        _add(tensor, digest)
+    return f", edges={graph.n_edges}, flow={graph.flow!r}, digest={digest.hexdigest()[:16]}"
+
+
+def _add(tensor: Tensor | None, digest: "hashlib._Hash") -> None:
+    """Digest a tensor, which may be mapped, a piece at a time."""
+    for piece in () if tensor is None else tensor.split(_CHUNK):
+        digest.update(piece.cpu().contiguous().numpy().data)
 
 
 def _digest(part: PartData) -> bytes:
@@ -220,8 +231,7 @@ def _digest(part: PartData) -> bytes:
     digest = hashlib.sha256(repr((part.rank, part.bounds)).encode())
     for graph in (part.local, part.remote):
         for tensor in (graph.query_ptr, graph.key_index, graph.key_id, graph.head_mask):
-            if tensor is not None:
-                digest.update(tensor.cpu().contiguous().numpy().data)
+            _add(tensor, digest)
     return digest.digest()
 
 

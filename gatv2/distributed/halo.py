@@ -3,29 +3,55 @@
 An exchange is begun and ended by two differentiable functions, and what runs between them runs while
 rows travel. Backward mirrors it: the gradient of `finish` begins the exchange of gradients the other
 way, and that of `start` ends it. Each of the two is the other's derivative, so every order of
-differentiation works. All processes take part in each exchange, also those that send or receive nothing.
+differentiation works. All processes take part in each exchange, also those that send or receive nothing,
+and in the meeting before it (`gatv2.distributed.agreement`).
 """
 
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gatv2.distributed.agreement import Meeting
+
+
+class Gradients(NamedTuple):
+    """The kind of an exchange in a backward pass."""
+
+    what: str
+
 
 class Exchange:
-    """Rows on their way: `sent_counts[r]` of them to rank r, and `received_counts[r]` from it."""
+    """Rows on their way: `sent_counts[r]` of them to rank r, and `received_counts[r]` from it.
+
+    The processes have met when it begins; for gradients it does that itself.
+    """
 
     def __init__(
         self,
         sent_counts: tuple[int, ...],
         received_counts: tuple[int, ...],
         group: "dist.ProcessGroup | None",
+        *,
+        number: int = 0,
+        what: str = "rows",
     ) -> None:
+        """An exchange that is still to begin.
+
+        Args:
+            sent_counts: how many rows go to each rank.
+            received_counts: how many come from each rank.
+            group: the processes.
+            number: that of the meeting before the forward pass.
+            what: what the rows are, in words.
+        """
         self.sent_counts = sent_counts
         self.received_counts = received_counts
         self.group = group
-        self._on_its_way: Any = None
+        self.number = number
+        self.what = what
+        self._on_its_way: tuple[dist.Work, Tensor] | None = None
         self._of_gradients: Exchange | None = None
 
     def begin(self, rows: Tensor) -> None:
@@ -43,14 +69,18 @@ class Exchange:
 
     def end(self) -> Tensor:
         """Wait for the rows that others send, `[n_received, ...]`, grouped by rank."""
+        assert self._on_its_way is not None
         (work, received), self._on_its_way = self._on_its_way, None
         work.wait()
-        rows: Tensor = received
-        return rows
+        return received
 
     def begin_gradients(self, rows: Tensor) -> Tensor:
         """Send gradients of what came back to where it came from."""
-        self._of_gradients = Exchange(self.received_counts, self.sent_counts, self.group)
+        what = f"gradients of {self.what}"
+        Meeting(Gradients(what), self.group, number=self.number).agreed()
+        self._of_gradients = Exchange(
+            self.received_counts, self.sent_counts, self.group, number=self.number, what=what
+        )
         return start(rows, self._of_gradients)
 
     def end_gradients(self, token: Tensor) -> Tensor:
@@ -71,24 +101,30 @@ def finish(token: Tensor, exchange: Exchange) -> Tensor:
     return rows
 
 
+class _Context(Protocol):
+    """What backward gets of forward."""
+
+    exchange: Exchange
+
+
 class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: Exchange) -> Tensor:
+    def forward(ctx: _Context, rows: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
         exchange.begin(rows)
         return rows.new_empty(0)
 
     @staticmethod
-    def backward(ctx: Any, *d_token: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, *d_token: Tensor) -> tuple[Tensor, None]:
         return ctx.exchange.end_gradients(*d_token), None
 
 
 class _Finish(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, _token: Tensor, exchange: Exchange) -> Tensor:
+    def forward(ctx: _Context, _token: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
         return exchange.end()
 
     @staticmethod
-    def backward(ctx: Any, *d_rows: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, *d_rows: Tensor) -> tuple[Tensor, None]:
         return ctx.exchange.begin_gradients(*d_rows), None

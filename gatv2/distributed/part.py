@@ -1,5 +1,6 @@
 """PartData: what one process's part of a graph holds, and what follows from that alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -7,11 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gatv2.distributed.agreement import told
 from gatv2.graph import Graph
 from gatv2.graph.part import Loops
 from gatv2.options import Flow
 from gatv2.torch_internals import made_once
 
+T = TypeVar("T")
 Data = TypeVar("Data", bound="PartData")
 
 
@@ -19,20 +22,7 @@ Data = TypeVar("Data", bound="PartData")
 class PartData:
     """One process's part of a graph; :class:`gatv2.distributed.Partition` makes it and attends over it.
 
-    Attributes:
-        rank: which part it is.
-        bounds: `n_parts + 1` ints; the nodes of rank r are `bounds[r]` to `bounds[r + 1] - 1`.
-        edge_id: `[n_edges]`, the caller's numbers of the part's edges, ascending; -1 for self-loops
-            that were added.
-        is_local: `[n_edges]`, bool, whether the key is an own node.
-        local: the edges among own nodes, which are numbered from the block's start.
-        remote: the edges to nodes of other ranks, which are numbered by their place in `halo`.
-        halo: `[n_halo]`, int64, the nodes whose rows are fetched, ascending and so grouped by rank.
-        halo_counts: how many of them each rank sends.
-        sent: `[n_sent]`, int64, own rows that others fetch, grouped by who does.
-        sent_counts: how many of them each rank fetches.
-        split_id: the same for all parts of one split, and another one for another.
-        group: the processes; None for the default group of `torch.distributed`.
+    Attributes are those of that class.
     """
 
     rank: int
@@ -47,6 +37,16 @@ class PartData:
     sent_counts: tuple[int, ...]
     split_id: str
     group: "dist.ProcessGroup | None" = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """The fields alone, without what was made of them."""
+        if self.group is not None:
+            raise TypeError(
+                "a Partition with a `group` can't be pickled or copied, as a group of processes can't: "
+                "save it with `partition.save(directory)`, or take "
+                "`dataclasses.replace(partition, group=None)`"
+            )
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def n_parts(self) -> int:
@@ -83,6 +83,16 @@ class PartData:
         """The part with self-loops, and which edges it has of this one; made when first asked for."""
         return _add_self_loops(self)
 
+    def told(self, call: Callable[[], T]) -> T:
+        """What `call` returns; if it raises before it has met the other processes, they are told why."""
+        is_alone = self.n_parts == 1 or torch.compiler.is_compiling()
+        if is_alone or not (dist.is_available() and dist.is_initialized()):
+            return call()
+        is_group = (
+            dist.get_rank(self.group) >= 0 and dist.get_world_size(self.group) == self.n_parts
+        )
+        return told(call, self.group) if is_group else call()
+
     def to(self, device: torch.device | str) -> Self:
         """The part on another device."""
         moved: dict[str, Any] = {
@@ -113,5 +123,6 @@ def _add_self_loops(part: Data) -> Loops[Data]:
         edge_id=torch.cat((part.edge_id[kept], added)),
         is_local=torch.cat((part.is_local[kept], torch.ones_like(added, dtype=torch.bool))),
         local=part.local.add_self_loops(),
+        split_id=f"{part.split_id} with self-loops",
     )
     return Loops(looped, kept, query[kept])

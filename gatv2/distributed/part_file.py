@@ -13,11 +13,13 @@ from gatv2.distributed.agreement import gather_from_ranks, place_in
 from gatv2.distributed.cut import halo_counts_of
 from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
-from gatv2.tensor_file import PathLike, load_tensors, save_tensors
+from gatv2.graph.file import TENSORS
+from gatv2.tensor_file import PathLike, decimal, load_tensors, save_tensors
 
 Data = TypeVar("Data", bound=PartData)
 _GRAPHS = ("local", "remote")
 _TENSORS = ("edge_id", "is_local", "halo", "sent")
+_NAMES = _TENSORS + tuple(f"{graph}.{name}" for graph in _GRAPHS for name in TENSORS)
 
 
 def save(partition: PartData, directory: PathLike) -> None:
@@ -43,13 +45,23 @@ def save(partition: PartData, directory: PathLike) -> None:
     save_tensors(path, tensors, metadata)
 
 
-def load(directory: PathLike, group: "dist.ProcessGroup | None", build: type[Data]) -> Data:
+def load(
+    directory: PathLike, group: "dist.ProcessGroup | None", build: type[Data], *, mmap: bool
+) -> Data:
     """Read this rank's part; see :meth:`gatv2.distributed.Partition.load`."""
     rank, n_parts = place_in(group)
     loaded: list[Data] = []
 
     def read() -> tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        part = _read(_path(directory, rank, n_parts), rank, n_parts, group, build)
+        path = _path(directory, rank, n_parts)
+        _check_is_there(path, rank, n_parts)
+        tensors, metadata = load_tensors(path, "partition", _NAMES, mmap=mmap)
+        try:
+            part = _part(tensors, metadata, group, build)
+            _check(part, rank, n_parts)
+        except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{str(path)!r} holds no part of a graph: {reason}") from error
         loaded.append(part)
         return part.split_id, part.bounds, part.sent_counts, part.halo_counts
 
@@ -69,9 +81,7 @@ def _path(directory: PathLike, rank: int, n_parts: int) -> Path:
     return Path(directory) / f"part-{rank:05d}-of-{n_parts:05d}.safetensors"
 
 
-def _read(
-    path: Path, rank: int, n_parts: int, group: "dist.ProcessGroup | None", build: type[Data]
-) -> Data:
+def _check_is_there(path: Path, rank: int, n_parts: int) -> None:
     if not path.exists():
         others = sorted(other.name for other in path.parent.glob("part-*-of-*.safetensors"))
         there = f"{others[0]} and {len(others) - 1} more" if others else "no parts"
@@ -80,14 +90,6 @@ def _read(
             f"{str(path.parent)!r}, but {there}: split the graph into as many parts as there are "
             "processes, and give each process its own"
         )
-    tensors, metadata = load_tensors(path, "partition")
-    try:
-        part = _part(tensors, metadata, group, build)
-        _check(part, rank, n_parts)
-    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{str(path)!r} holds no part of a graph: {reason}") from error
-    return part
 
 
 def _part(
@@ -96,9 +98,7 @@ def _part(
     group: "dist.ProcessGroup | None",
     build: type[Data],
 ) -> Data:
-    bounds, sent_counts = (
-        tuple(map(int, json.loads(metadata[name]))) for name in ("bounds", "sent_counts")
-    )
+    bounds, sent_counts = (_numbers(metadata[name]) for name in ("bounds", "sent_counts"))
     graphs: dict[str, Any] = {
         name: {
             key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(name)
@@ -114,7 +114,7 @@ def _part(
         )
         graph["flow"] = metadata.get("flow", "target_to_source")  # older files have none
     return build(
-        rank=int(metadata["rank"]),
+        rank=decimal(metadata["rank"]),
         bounds=bounds,
         local=Graph(**graphs["local"], n_keys=tensors["local.query_ptr"].numel() - 1),
         remote=Graph(**graphs["remote"], n_keys=halo.numel()),
@@ -124,6 +124,15 @@ def _part(
         group=group,
         **{name: tensors[name] for name in _TENSORS},
     )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = json.loads(text)
+    _require(
+        isinstance(numbers, list) and all(type(number) is int for number in numbers),
+        f"bounds and counts must be lists of integers; got {text[:80]}",
+    )
+    return tuple(numbers)
 
 
 def _check(part: PartData, rank: int, n_parts: int) -> None:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gatv2.distributed import cut, part_file
@@ -13,6 +12,7 @@ from gatv2.distributed.attention import attend
 from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
 from gatv2.graph.part import AttendOptions, Loops, Part
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow
 from gatv2.tensor_file import PathLike
 
@@ -95,7 +95,7 @@ class Partition(PartData, Part):
     @classmethod
     def from_edge_index(
         cls,
-        edge_index: Tensor | NDArray[Any],
+        edge_index: Tensor | NumPyArray,
         bounds: Sequence[int],
         group: "dist.ProcessGroup | None" = None,
         *,
@@ -132,7 +132,9 @@ class Partition(PartData, Part):
         part_file.save(self, directory)
 
     @classmethod
-    def load(cls, directory: PathLike, group: "dist.ProcessGroup | None" = None) -> Self:
+    def load(
+        cls, directory: PathLike, group: "dist.ProcessGroup | None" = None, *, mmap: bool = True
+    ) -> Self:
         """This process's part, from the one file that :meth:`save` has written for its rank.
 
         The tensors are mapped, and all of them are checked.
@@ -141,6 +143,7 @@ class Partition(PartData, Part):
             directory: where the parts are; this process needs its own only.
             group: a group of `torch.distributed`, of any backend, of as many processes as there are
                 parts; None for the default one.
+            mmap: False reads the file into memory, for one that may be written to or cut meanwhile.
 
         Raises:
             ImportError: safetensors is missing.
@@ -149,7 +152,7 @@ class Partition(PartData, Part):
             ValueError: the file is damaged or no part of a graph, or the processes have loaded parts of
                 different splits.
         """
-        return part_file.load(directory, group, cls)
+        return part_file.load(directory, group, cls, mmap=mmap)
 
     def attend(
         self,

@@ -10,11 +10,10 @@ itself would sum them, and the order is that of the summed matrix then. Only an 
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -23,6 +22,7 @@ from gatv2.graph.edge_index import remedy_for_edge_index
 from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Backend, Flow, check_backend, check_flow
 from gatv2.torch_internals import is_inspectable, made_to_last
 
@@ -50,8 +50,8 @@ def common_batch_shape(adj_mat: object, batch_shape: torch.Size) -> torch.Size:
     """
     if isinstance(adj_mat, Graph):
         check_once(adj_mat)
-    if isinstance(adj_mat, Graph) and adj_mat.n_blocks > 1 and not batch_shape:
-        return torch.Size((adj_mat.n_blocks,))
+    if isinstance(adj_mat, Graph) and not batch_shape:
+        return torch.Size(adj_mat.batch_dims)
     if not isinstance(adj_mat, Tensor) or adj_mat.ndim <= 3:
         return batch_shape
     try:
@@ -83,6 +83,7 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         ValueError: shapes, sizes or devices do not fit, or a `Graph` was made with another flow or is
             none.
         IndexError: an index of an edge is out of range.
+        NotImplementedError: the dense backend is exported with a list of edges.
     """
     check_flow(flow)
     check_backend(backend)
@@ -93,8 +94,15 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
             "move one of them with `.to(device)`"
         )
     if backend == "dense" and isinstance(adjacency, Graph):
+        if torch.compiler.is_exporting() and not isinstance(adj_mat, Graph):
+            raise NotImplementedError(
+                "torch.export can't see whether a list of edges has parallel ones, which a dense mask "
+                "cannot hold: export with backend='sparse', or pass a mask"
+            )
         mask = adjacency.to_mask()
-        return mask if mask.ndim == 3 else mask.reshape(*sizes.batch_shape, *mask.shape[1:])
+        if not adjacency.batch_dims:
+            return mask
+        return mask.reshape(*sizes.batch_shape, sizes.n_queries, sizes.n_keys, mask.shape[-1])
     return adjacency
 
 
@@ -129,7 +137,7 @@ def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Ad
     return graph_of_matrix(adj_mat, (sizes.n_queries, sizes.n_keys), flow)
 
 
-def _of_array(array: NDArray[Any], sizes: Sizes, flow: Flow) -> Graph:
+def _of_array(array: NumPyArray, sizes: Sizes, flow: Flow) -> Graph:
     if array.ndim != 2 or array.dtype == np.bool_:
         raise TypeError(
             "`adj_mat` may be a NumPy array if it is an edge index, [2, n_edges] of integers; got "
@@ -156,15 +164,17 @@ def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
     check_once(graph)
     check_flow_of_graph(graph.flow, flow)
     has, wants = graph.block_shape, (sizes.n_queries, sizes.n_keys)
-    if has != wants:
+    if has != wants and graph.n_blocks:  # an empty batch is one of any graphs
         raise ValueError(
             f"the graph has {has[0]} queries and {has[1]} keys, "
             f"but the features have {wants[0]} queries and {wants[1]} keys"
         )
-    if graph.n_blocks > 1 and sizes.batch_shape.numel() != graph.n_blocks:
+    dims, batch_shape = graph.batch_dims, tuple(sizes.batch_shape)
+    is_same = dims == batch_shape or 1 in (len(dims), len(batch_shape))  # or one of them is flat
+    if dims and not (is_same and sizes.batch_shape.numel() == graph.n_blocks):
         raise ValueError(
-            f"the graph is a batch of {graph.n_blocks} graphs, "
-            f"but the features have batch dimensions {tuple(sizes.batch_shape)}"
+            f"the graph is a batch of {' x '.join(map(str, dims))} graphs, "
+            f"but the features have batch dimensions {batch_shape}"
         )
     if graph.head_mask is not None and graph.head_mask.shape[1] != sizes.n_heads:
         raise ValueError(

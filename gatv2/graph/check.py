@@ -1,5 +1,6 @@
 """Checks a graph before kernels run on it: they trust every index."""
 
+import math
 from dataclasses import fields
 from typing import cast
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from gatv2.graph.edges import SortedEdges, is_trusted, trusted
 from gatv2.options import FLOWS
-from gatv2.torch_internals import is_inspectable
+from gatv2.torch_internals import is_inspectable, refuse_mapped
 
 _CHUNK = 1 << 22  # edges that are looked at in one go
 _INDICES = ("query_ptr", "key_index", "query_index", "edge_id")
@@ -32,6 +33,7 @@ def check_graph(graph: SortedEdges) -> None:
         ValueError: not a graph: `key_index` must lie in [0, 1); edge 1 has 1
     """
     _check_layout(graph)
+    refuse_mapped(graph.key_index, "check the graphs before vmap")
     ptr, n_edges = graph.query_ptr, graph.n_edges
     for start in range(0, ptr.shape[0], _CHUNK):
         part = ptr[start : start + _CHUNK + 1]
@@ -65,6 +67,9 @@ def _check_layout(graph: SortedEdges) -> None:
     for field in fields(graph):
         if field.name == "flow":
             _require(graph.flow in FLOWS, f"`flow` must be one of {FLOWS}; it is {graph.flow!r}")
+            continue
+        if field.name == "batch_shape":
+            _check_batch_shape(graph)
             continue
         value, expected = getattr(graph, field.name), cast(type, field.type)
         _require(
@@ -102,6 +107,19 @@ def _check_layout(graph: SortedEdges) -> None:
         (graph.n_blocks > 0 or graph.n_queries == graph.n_keys == 0 == graph.n_blocks)
         and graph.n_queries % n_blocks == graph.n_keys % n_blocks == 0,
         f"{graph.n_queries} queries and {graph.n_keys} keys can't make {graph.n_blocks} equal blocks",
+    )
+
+
+def _check_batch_shape(graph: SortedEdges) -> None:
+    shape = graph.batch_shape
+    _require(
+        shape is None
+        or (isinstance(shape, tuple) and all(isinstance(n, int | torch.SymInt) for n in shape)),
+        f"`batch_shape` must be a tuple of integers or None; it is {shape!r}",
+    )
+    _require(
+        shape is None or math.prod(shape) == graph.n_blocks,
+        f"`batch_shape` must be of {graph.n_blocks} blocks; it is {shape}",
     )
 
 

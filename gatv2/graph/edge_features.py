@@ -40,7 +40,7 @@ def broadcast_batch(
         ValueError: the two do not broadcast, or a batch of graphs has features with a batch.
     """
     own = edge_features.shape[: -3 if is_mask(adj_mat) else -2]
-    if isinstance(adj_mat, Graph) and adj_mat.n_blocks > 1 and own:
+    if isinstance(adj_mat, Graph) and adj_mat.batch_dims and own:
         raise ValueError(
             f"the graph is a batch of {adj_mat.n_blocks} graphs: `{name}` must have shape "
             f"(n_edges, {_LAST[name]})=({adj_mat.n_edges}, {edge_features.shape[-1]}), the edges of all "
@@ -95,7 +95,7 @@ def _from_list(
             "in the order of the edges, as the graph is a list of edges (with a mask, the shape is "
             f"(*batch, n_queries, n_keys, {_LAST[name]})); got {tuple(values.shape)}"
         )
-    if graph.n_blocks == 1:
+    if not graph.batch_dims:
         values = values.expand(*sizes.batch_shape, *values.shape[-2:])
     if isinstance(adjacency, Graph):
         return values
@@ -121,7 +121,7 @@ def _from_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow, n
     if not isinstance(adjacency, Graph):
         return values
     query, key = adjacency.query_index.long(), adjacency.key_index.long()
-    if adjacency.n_blocks == 1:
+    if not adjacency.batch_dims:
         return values[..., query, key, :]  # a mask's edges are numbered as they are sorted
     blocks = values.reshape(adjacency.n_blocks, *values.shape[-3:])
     return blocks[query // pair[0], query % pair[0], key % pair[1]]

@@ -6,9 +6,9 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow
 from gatv2.torch_internals import is_inspectable
 
@@ -16,7 +16,7 @@ _CHUNK = 1 << 22  # indices that are looked at in one go
 
 
 def read_edge_index(
-    edge_index: Tensor | NDArray[Any],
+    edge_index: Tensor | NumPyArray,
     n_nodes: SupportsIndex | tuple[SupportsIndex, SupportsIndex],
     flow: Flow,
 ) -> tuple[Tensor, Tensor, int, int]:
@@ -96,7 +96,7 @@ def _read_sizes(
     return n_queries, n_keys
 
 
-def _as_int(n: Any) -> Any:
+def _as_int(n: SupportsIndex) -> Any:
     if isinstance(n, int | torch.SymInt) and not isinstance(n, bool):
         return n
     try:
@@ -111,13 +111,13 @@ class _Unlocked:
     PyTorch has no tensors that are read-only, and warns of an array that is. We only read.
     """
 
-    def __init__(self, array: NDArray[Any]) -> None:
+    def __init__(self, array: NumPyArray) -> None:
         self.owner = array
         interface = array.__array_interface__
         self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
-def _as_tensor(array: NDArray[Any]) -> Tensor:
+def _as_tensor(array: NumPyArray) -> Tensor:
     """A tensor in the memory of an array, unless PyTorch can't have one there: then of a copy."""
     if not isinstance(array, np.ndarray):
         raise TypeError(

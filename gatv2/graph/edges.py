@@ -1,6 +1,6 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -28,23 +28,7 @@ class KeyOrder(NamedTuple):
 class SortedEdges:
     """Edges sorted by (query, key), and the way back to the caller's order of them.
 
-    All index tensors have one dtype: int32 where every index and count fits, else int64.
-
-    Attributes:
-        query_ptr: `[n_queries + 1]`, CSR: the edges of query i are `query_ptr[i]:query_ptr[i + 1]`.
-        key_index: `[n_edges]`, key of each edge.
-        query_index: `[n_edges]`, query of each edge, ascending.
-        edge_id: `[n_edges]`, the caller's number of each edge.
-        n_keys: number of keys.
-        head_mask: `[n_edges, n_heads]` bool, the heads that use an edge; None if all do.
-        n_blocks: B if the graph is the block-diagonal union of B graphs of one size, else 1.
-        query_id: `[n_queries]`, int64, the numbers by which dropout knows the queries: those of a whole
-            graph that this one is a part of, so that both drop the same. None: their positions.
-        key_id: `[n_keys]`, int64, the same of the keys.
-        flow: how rows of the edge index were read that the graph was made of; a layer of
-            flow="source_to_target" takes no graph that was made otherwise.
-        is_bipartite: whether queries and keys are other nodes even if there are as many of them: those
-            of a batch of bipartite graphs. Where their numbers differ, they are anyway.
+    Attributes are those of :class:`gatv2.Graph`.
     """
 
     query_ptr: Tensor
@@ -58,6 +42,11 @@ class SortedEdges:
     key_id: Tensor | None = None
     flow: Flow = "target_to_source"
     is_bipartite: bool = False
+    batch_shape: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """The fields alone: what was made of them is made again, and they are checked again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def n_queries(self) -> int:
@@ -74,6 +63,13 @@ class SortedEdges:
         """Number of queries and of keys in one block; the whole graph's if there is one block."""
         n_blocks = max(self.n_blocks, 1)
         return self.n_queries // n_blocks, self.n_keys // n_blocks
+
+    @property
+    def batch_dims(self) -> tuple[int, ...]:
+        """Batch dimensions of a batch of graphs, also of one or of none; () for a graph alone."""
+        if self.batch_shape is not None:
+            return self.batch_shape
+        return () if self.n_blocks == 1 else (self.n_blocks,)
 
     @property
     def device(self) -> torch.device:
@@ -96,7 +92,7 @@ class SortedEdges:
     def multiplicity(self) -> Tensor:
         """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
         position = torch.arange(self.n_edges, device=self.device)
-        is_first = torch.ones_like(position, dtype=torch.bool)
+        is_first = torch.ones_like(self.query_index, dtype=torch.bool)
         is_first[1:] = (self.query_index[1:] != self.query_index[:-1]) | (
             self.key_index[1:] != self.key_index[:-1]
         )

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
+import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from gatv2.graph.check import check_graph
+from gatv2.graph.check import check_graph, check_once
 from gatv2.graph.edge_index import read_edge_index
 from gatv2.graph.edges import SortedEdges, changed, is_trusted, trusted
 from gatv2.graph.file import load_graph, save_graph
-from gatv2.graph.sort import sort_edges
+from gatv2.graph.sort import pointers, sort_edges
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow
-from gatv2.torch_internals import made_once
+from gatv2.torch_internals import made_once, refuse_mapped
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,6 +46,8 @@ class Graph(SortedEdges):
             flow="source_to_target" takes no graph that was made otherwise.
         is_bipartite: whether queries and keys are other nodes even if there are as many of them: those
             of a batch of bipartite graphs. Where their numbers differ, they are anyway.
+        batch_shape: batch dimensions of the masks that a batch of graphs was made of; None for
+            `(n_blocks,)`, or for one graph.
 
     Example:
         Query 0 attends to keys 2 and 1, and query 2 to key 0; query 1 has no keys.
@@ -62,7 +65,7 @@ class Graph(SortedEdges):
     @classmethod
     def from_edge_index(
         cls,
-        edge_index: Tensor | NDArray[Any],
+        edge_index: Tensor | NumPyArray,
         n_nodes: SupportsIndex | tuple[SupportsIndex, SupportsIndex],
         *,
         flow: Flow = "target_to_source",
@@ -90,8 +93,8 @@ class Graph(SortedEdges):
         """Prepare a mask; edges are numbered as in `mask.any(-1).nonzero()`.
 
         Args:
-            mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool. Batches become one
-                block-diagonal graph.
+            mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool. A batch becomes one
+                block-diagonal graph, which remembers its dimensions.
             flow: with "source_to_target", `mask` is `[*batch, n_keys, n_queries, 1 or n_heads]`.
 
         Raises:
@@ -103,6 +106,7 @@ class Graph(SortedEdges):
                 "`mask` must be bool with shape (*batch, n_queries, n_keys, 1 or n_heads); "
                 f"got {mask.dtype} with shape {tuple(mask.shape)}"
             )
+        refuse_mapped(mask, "use backend='dense', or pass all masks in one batch and without vmap")
         batch_shape, (n_rows, n_columns, n_heads) = mask.shape[:-3], mask.shape[-3:]
         n_blocks = batch_shape.numel()
         blocks = mask.reshape(n_blocks, n_rows, n_columns, n_heads)
@@ -118,7 +122,8 @@ class Graph(SortedEdges):
             head_mask = blocks[block, row, column]
             if flow == "source_to_target":  # else edges are numbered as they are sorted
                 head_mask = head_mask[graph.edge_id.long()]
-        return changed(graph, head_mask=head_mask, n_blocks=n_blocks)
+        batch = tuple(batch_shape) if batch_shape else None
+        return changed(graph, head_mask=head_mask, n_blocks=n_blocks, batch_shape=batch)
 
     @classmethod
     def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
@@ -143,37 +148,42 @@ class Graph(SortedEdges):
         if not graphs:
             raise ValueError("a batch needs at least one graph; got none")
         flow = _common_flow(graphs)
-        counts = torch.tensor(
-            [(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs], device="cpu"
-        )
-        offsets = torch.nn.functional.pad(counts.cumsum(0), (0, 0, 1, 0))
-        n_queries, n_keys, n_edges = offsets[-1].tolist()
+        for graph in graphs:
+            check_once(graph)
+        # a few operations on all graphs, not on each: of small graphs there are many
+        sizes = [(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs]
+        counts = np.array(sizes)
+        ends = counts.cumsum(0)
+        n_queries, n_keys, n_edges = ends[-1].tolist()
         dtype = torch.int32 if max(n_queries, n_keys, n_edges) < 2**31 else torch.int64
-        offsets = offsets.to(graphs[0].device, dtype)
+        first = torch.from_numpy((ends - counts).repeat(counts[:, 2], 0)).to(
+            graphs[0].device, dtype
+        )
 
-        def shifted(name: str, by: int) -> list[Tensor]:
-            return [
-                getattr(graph, name).to(dtype) + offset[by]
-                for graph, offset in zip(graphs, offsets, strict=False)
-            ]
+        def joined(parts: list[Tensor], side: int) -> Tensor:
+            return torch.cat(parts).to(dtype) + first[:, side]
 
-        starts = [ptr[:-1] for ptr in shifted("query_ptr", 2)]
+        query_index = joined([graph.query_index for graph in graphs], 0)
         batch = cls(
-            query_ptr=torch.cat((*starts, offsets[-1, 2:])),
-            key_index=torch.cat(shifted("key_index", 1)),
-            query_index=torch.cat(shifted("query_index", 0)),
-            edge_id=torch.cat(shifted("edge_id", 2)),
+            query_ptr=pointers(query_index, n_queries),
+            key_index=joined([graph.key_index for graph in graphs], 1),
+            query_index=query_index,
+            edge_id=joined([graph.edge_id for graph in graphs], 2),
             n_keys=n_keys,
             head_mask=_join_head_masks(graphs),
-            query_id=_join_ids([graph.query_id for graph in graphs], offsets[:, 0]),
-            key_id=_join_ids([graph.key_id for graph in graphs], offsets[:, 1]),
+            query_id=_join_ids([graph.query_id for graph in graphs], sizes, 0),
+            key_id=_join_ids([graph.key_id for graph in graphs], sizes, 1),
             flow=flow,
-            is_bipartite=any(g.is_bipartite or g.n_queries != g.n_keys for g in graphs),
+            is_bipartite=any(
+                graph.is_bipartite or n_queries != n_keys
+                for graph, (n_queries, n_keys, _) in zip(graphs, sizes, strict=True)
+            ),
         )
-        return trusted(batch) if all(map(is_trusted, graphs)) else batch
+        return trusted(batch)
 
     def coalesce(self) -> "Graph":
         """The graph with each set of parallel edges replaced by one edge, numbered by (query, key)."""
+        refuse_mapped(self.key_index, "coalesce the graphs before vmap")
         is_first = self.multiplicity == 0
         head_mask = None if self.head_mask is None else self.head_mask[is_first]
         edge_index = torch.stack((self.query_index[is_first], self.key_index[is_first]))
@@ -215,6 +225,7 @@ class Graph(SortedEdges):
                 "the graph numbers its nodes for dropout (`query_id`, `key_id`), which a dense mask "
                 "cannot hold: use backend='sparse'"
             )
+        refuse_mapped(self.key_index, "use backend='sparse', or pass masks")
         if bool((self.multiplicity > 0).any()):
             raise ValueError(
                 "the graph has parallel edges, which a dense mask cannot hold: use backend='sparse', "
@@ -229,12 +240,12 @@ class Graph(SortedEdges):
             query, key = self.query_index.long(), self.key_index.long()
             heads = True if self.head_mask is None else self.head_mask
             mask[query // block_queries, query % block_queries, key % block_keys] = heads
-        return mask if self.n_blocks > 1 else mask.squeeze(0)
+        return mask.reshape(*self.batch_dims, *mask.shape[1:])
 
     def to(self, device: torch.device | str) -> "Graph":
         """The graph on another device."""
         device = torch.device(device)  # and not a dtype
-        tensors: dict[str, Any] = {
+        tensors: dict[str, Tensor] = {
             field.name: value.to(device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -271,11 +282,13 @@ class Graph(SortedEdges):
         save_graph(self, path)
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> "Graph":
+    def load(cls, path: str | PathLike[str], *, mmap: bool = True) -> "Graph":
         """Load a graph that `save` has written, on the CPU.
 
         Its tensors are mapped: they are read from the file when they are needed, by all processes that
-        load it together. Before, every byte is checked, and that it is a graph.
+        load it together. Before, every byte is checked, and that it is a graph. The file must not be
+        written to or cut as long as it is mapped, which would end the process; `save` replaces it and
+        does neither. `mmap=False` reads it into memory.
 
         Raises:
             ImportError: safetensors is missing.
@@ -289,16 +302,22 @@ class Graph(SortedEdges):
             >>> Graph.load(path)
             Graph(n_queries=2, n_keys=2, n_edges=2, dtype=torch.int32, device=cpu)
         """
-        return load_graph(path, cls)
+        return load_graph(path, cls, mmap=mmap)
 
     def __repr__(self) -> str:
-        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""
+        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks != 1 else ""
+        if self.batch_shape not in (None, (self.n_blocks,)) or self.batch_shape == (1,):
+            blocks += f", batch_shape={self.batch_shape}"
         blocks += ", is_bipartite=True" if self.is_bipartite else ""
         blocks += f", flow={self.flow!r}" if self.flow != "target_to_source" else ""
         return (
             f"Graph(n_queries={self.n_queries}, n_keys={self.n_keys}, n_edges={self.n_edges}{blocks}, "
             f"dtype={self.key_index.dtype}, device={self.device})"
         )
+
+
+# `torch.load(weights_only=True)` reads graphs: loaded ones are checked when they are first used
+torch.serialization.add_safe_globals([Graph])
 
 
 class SelfLoops(NamedTuple):
@@ -336,17 +355,17 @@ def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
     )
 
 
-def _join_ids(ids: list[Tensor | None], offsets: Tensor) -> Tensor | None:
+def _join_ids(
+    ids: list[Tensor | None], sizes: list[tuple[int, int, int]], side: int
+) -> Tensor | None:
     """Numbers of the nodes of a batch: those that a graph gives them, else their positions."""
-    if all(own is None for own in ids):
+    given = [own for own in ids if own is not None]
+    if not given:
         return None
-    positions = torch.arange(int(offsets[-1]), device=offsets.device)
-    starts_and_ends = offsets.unfold(0, 2, 1).tolist()
+    counts = [size[side] for size in sizes]
+    positions = torch.arange(sum(counts), device=given[0].device).split(counts)
     return torch.cat(
-        [
-            positions[start:end] if own is None else own
-            for own, (start, end) in zip(ids, starts_and_ends, strict=True)
-        ]
+        [position if own is None else own for position, own in zip(positions, ids, strict=True)]
     )
 
 
@@ -357,6 +376,7 @@ def _add_self_loops(graph: Graph) -> SelfLoops:
             "a batch of bipartite graphs has no self-loops to add, though it has as many queries as "
             f"keys, {graph.n_queries}: with add_self_loops=False pass the edges that you want"
         )
+    refuse_mapped(graph.key_index, "add the self-loops before vmap, or pass masks")
     edge_index, n_nodes = graph.edge_index, graph.n_queries
     kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
     edge_index = edge_index[:, kept]
@@ -373,7 +393,7 @@ def _add_self_loops(graph: Graph) -> SelfLoops:
 
 def _with_nodes_of(graph: Graph, other: Graph) -> Graph:
     """`other`, with what `graph` has beside its edges."""
-    names = ("n_blocks", "query_id", "key_id", "flow", "is_bipartite")
+    names = ("n_blocks", "query_id", "key_id", "flow", "is_bipartite", "batch_shape")
     result = replace(other, **{name: getattr(graph, name) for name in names})
     return trusted(result) if is_trusted(graph) else result
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,13 @@ from gatv2.graph.graph import Graph
 from gatv2.graph.part import Part
 from gatv2.options import Flow
 from gatv2.torch_internals import coo_entries
+
+if TYPE_CHECKING:
+    from scipy.sparse import sparray, spmatrix
+    from torch_sparse import SparseTensor
+
+    SciPyMatrix: TypeAlias = sparray | spmatrix
+    Matrix: TypeAlias = Tensor | SciPyMatrix | SparseTensor
 
 
 class _Entries(NamedTuple):
@@ -26,14 +33,14 @@ class _Entries(NamedTuple):
 class _Reader(NamedTuple):
     """How the matrices of a library are read."""
 
-    shape: Callable[[Any], tuple[int, ...]]
-    wants_gradient: Callable[[Any], bool]
-    entries: Callable[[Any], _Entries]
-    summed: Callable[[Any], Any]
+    shape: "Callable[[Matrix], tuple[int, ...]]"
+    wants_gradient: "Callable[[Matrix], bool]"
+    entries: "Callable[[Matrix], _Entries]"
+    summed: "Callable[[Matrix], Matrix]"
     """The matrix with entries of one place summed."""
 
 
-def graph_of_matrix(matrix: Any, n_nodes: tuple[int, int], flow: Flow) -> Graph:
+def graph_of_matrix(matrix: "Matrix", n_nodes: tuple[int, int], flow: Flow) -> Graph:
     """Prepare a sparse matrix: its edges are its non-zero entries, in the order in which it has them.
 
     That order is the one of `values()` of a `torch.sparse` tensor, `data` of `tocoo()` of a SciPy
@@ -85,7 +92,7 @@ def _graph_of(entries: _Entries, n_nodes: tuple[int, int], flow: Flow) -> Graph:
     return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
 
 
-def _reader_of(matrix: Any) -> _Reader:
+def _reader_of(matrix: object) -> _Reader:
     if isinstance(matrix, Tensor):
         return _TORCH
     if _is_from("scipy.sparse", "issparse", matrix):
@@ -139,7 +146,7 @@ def _torch_summed(matrix: Tensor) -> Tensor:
     )
 
 
-def _scipy_entries(matrix: Any) -> _Entries:
+def _scipy_entries(matrix: "SciPyMatrix") -> _Entries:
     coo = matrix.tocoo()
     value = coo.data  # in a dtype that PyTorch has
     if value.dtype.kind in "biu":
@@ -149,13 +156,21 @@ def _scipy_entries(matrix: Any) -> _Entries:
     return _Entries(*map(torch.from_numpy, (coo.row, coo.col, value)))
 
 
-def _scipy_summed(matrix: Any) -> Any:
+def _scipy_summed(matrix: "SciPyMatrix") -> "SciPyMatrix":
     compressed = matrix.tocsc(copy=True) if matrix.format == "csc" else matrix.tocsr(copy=True)
     compressed.sum_duplicates()
     return compressed
 
 
-def _torch_sparse_wants_gradient(matrix: Any) -> bool:
+def _torch_sparse_shape(matrix: "SparseTensor") -> tuple[int, ...]:
+    return tuple(matrix.sizes())
+
+
+def _torch_sparse_entries(matrix: "SparseTensor") -> _Entries:
+    return _Entries(*matrix.coo())
+
+
+def _torch_sparse_wants_gradient(matrix: "SparseTensor") -> bool:
     value = matrix.storage.value()
     return value is not None and value.requires_grad
 
@@ -181,8 +196,8 @@ _SCIPY = _Reader(
     summed=_scipy_summed,
 )
 _TORCH_SPARSE = _Reader(
-    shape=lambda matrix: matrix.sizes(),
+    shape=_torch_sparse_shape,
     wants_gradient=_torch_sparse_wants_gradient,
-    entries=lambda matrix: _Entries(*matrix.coo()),
+    entries=_torch_sparse_entries,
     summed=lambda matrix: matrix.coalesce(),
 )

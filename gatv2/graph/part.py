@@ -1,14 +1,17 @@
 """Part: a graph that attends together with other processes, as layers and self-loops know it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Generic, NamedTuple, Self, TypedDict, TypeVar, Unpack
 
 from torch import Tensor
 
 from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.graph.graph import Graph
 from gatv2.options import Backend, Flow
 
 P = TypeVar("P")
+T = TypeVar("T")
 
 
 class AttendOptions(TypedDict):
@@ -37,6 +40,9 @@ class Loops(NamedTuple, Generic[P]):
 class Part(ABC):
     """One process's part of a graph: some queries, and all edges by which they attend to others."""
 
+    local: Graph
+    """The edges among the part's own nodes."""
+
     @property
     @abstractmethod
     def n_own(self) -> int:
@@ -56,6 +62,10 @@ class Part(ABC):
     @abstractmethod
     def self_loops(self) -> Loops[Self]:
         """The part with self-loops, and which edges it has of this one."""
+
+    @abstractmethod
+    def told(self, call: Callable[[], T]) -> T:
+        """What `call` returns; if it raises before it has met the other processes, they are told why."""
 
     @abstractmethod
     def attend(

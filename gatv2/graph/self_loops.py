@@ -4,8 +4,6 @@ As in PyTorch Geometric: those that there are give way, with their features, and
 ones are given or come from those of the node's other edges.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,12 +12,13 @@ from gatv2.graph.graph import Graph, SelfLoops, check_has_self_loops
 from gatv2.graph.part import Loops, Part
 from gatv2.options import Reduction, check_reduction
 from gatv2.precision import summed_in
+from gatv2.torch_internals import refuse_mapped
 
 FillValue = float | Tensor | Reduction
 """Features of a self-loop: a number, `[D]`, or how those of the node's other edges are reduced."""
 
 
-def check_fill_value(fill_value: Any) -> None:
+def check_fill_value(fill_value: object) -> None:
     """Raise a ValueError for an unknown reduction, a TypeError for what is no fill value."""
     if isinstance(fill_value, str):
         check_reduction(fill_value)
@@ -98,6 +97,7 @@ def add_self_loops(
 
 def _loops_of_block(graph: Graph) -> SelfLoops:
     """As `Graph.self_loops`, for those nodes that are queries and keys."""
+    refuse_mapped(graph.key_index, "add the self-loops before vmap")
     edge_index = graph.edge_index
     kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
     edge_index = edge_index[:, kept]

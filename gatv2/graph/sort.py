@@ -4,7 +4,12 @@ import torch
 from torch import Tensor
 
 from gatv2.numba.support import import_failure
-from gatv2.torch_internals import fits_int32, is_inspectable, without_transforms
+from gatv2.torch_internals import (
+    fits_int32,
+    is_exported_to_onnx,
+    is_inspectable,
+    without_transforms,
+)
 
 
 def sort_edges(
@@ -26,7 +31,7 @@ def sort_edges(
     _, by_key = _stable_sort(key)
     query_index, by_query = _stable_sort(query[by_key])
     edge_id = by_key[by_query]
-    return _pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
+    return pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
 
 
 def sort_by_key(
@@ -43,7 +48,7 @@ def sort_by_key(
             ptr, edge, query = map(torch.from_numpy, order)
         return ptr, edge, query
     sorted_keys, edge = _stable_sort(key_index)
-    ptr = _pointers(sorted_keys, n_keys)
+    ptr = pointers(sorted_keys, n_keys)
     return ptr, edge.to(ptr.dtype), query_index[edge]
 
 
@@ -54,12 +59,13 @@ def _has_counting_sort(index: Tensor) -> bool:
 
 def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
     # ONNX has no other sort than TopK, which is stable: of equal values it takes the first one first
-    in_onnx = torch.onnx.is_in_onnx_export()
+    in_onnx = is_exported_to_onnx()
     ordered, position = torch.sort(values) if in_onnx else torch.sort(values, stable=True)
     return ordered, position
 
 
-def _pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
+def pointers(sorted_index: Tensor, n_nodes: int) -> Tensor:
+    """Where the indices of each node start among indices that ascend: `[n_nodes + 1]`."""
     # not searchsorted, which ONNX has not
     ones = torch.ones_like(sorted_index)
     counts = sorted_index.new_zeros(n_nodes + 1).index_add(0, sorted_index + 1, ones)

@@ -7,15 +7,24 @@ read by shape and dtype alone, so that they may be traced. What only PyTorch can
 import math
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.graph import ArrayLike, Graph, is_concrete
+from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete
+from gatv2.jax.graph import Graph
 from gatv2.jax.interop import as_jax
 from gatv2.options import Backend, Flow, check_backend, check_flow
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import JAXSparse
+    from scipy.sparse import sparray, spmatrix
+    from torch import Tensor
+
+    from gatv2.graph import Graph as TorchGraph
 
 Adjacency = Graph | jax.Array
 """A prepared graph, or a bool mask `[*batch, n_queries, n_keys, 1 or n_heads]`."""
@@ -31,14 +40,20 @@ class Sizes:
     batch_shape: tuple[int, ...]
 
 
-def is_mask(adj_mat: object) -> bool:
+def is_graph(adj_mat: object) -> "TypeGuard[Graph | TorchGraph]":
+    """Whether a form of a graph is a `Graph`, of JAX or of PyTorch."""
+    return isinstance(adj_mat, Graph) or _is_from("gatv2.graph", "Graph", adj_mat)
+
+
+def is_mask(adj_mat: object) -> "TypeGuard[ArrayLike | Tensor]":
     """Whether a form of a graph that :func:`as_adjacency` reads is a mask."""
-    array: Any = adj_mat
-    if _is_from("torch", "Tensor", array):
-        return str(array.layout) == "torch.strided" and (
-            array.ndim != 2 or str(array.dtype) == "torch.bool"
+    if _is_tensor(adj_mat):
+        return str(adj_mat.layout) == "torch.strided" and (
+            adj_mat.ndim != 2 or str(adj_mat.dtype) == "torch.bool"
         )
-    return isinstance(array, jax.Array | np.ndarray) and (array.ndim != 2 or array.dtype == bool)
+    return isinstance(adj_mat, jax.Array | np.ndarray) and (
+        adj_mat.ndim != 2 or adj_mat.dtype == bool
+    )
 
 
 def common_batch_shape(adj_mat: object, batch_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -47,12 +62,11 @@ def common_batch_shape(adj_mat: object, batch_shape: tuple[int, ...]) -> tuple[i
     Raises:
         ValueError: the two do not broadcast.
     """
-    n_blocks = adj_mat.n_blocks if _is_graph(adj_mat) else 1  # type: ignore[attr-defined]
-    if n_blocks > 1 and not batch_shape:
-        return (n_blocks,)
-    if not is_mask(adj_mat) or adj_mat.ndim <= 3:  # type: ignore[attr-defined]
+    if is_graph(adj_mat):
+        return (adj_mat.n_blocks,) if adj_mat.n_blocks > 1 and not batch_shape else batch_shape
+    if not is_mask(adj_mat) or adj_mat.ndim <= 3:
         return batch_shape
-    own = tuple(adj_mat.shape[:-3])  # type: ignore[attr-defined]
+    own = tuple(adj_mat.shape[:-3])
     try:
         return jnp.broadcast_shapes(own, batch_shape)
     except ValueError:
@@ -94,17 +108,14 @@ def read_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow) -> Graph | Arra
         return _checked_graph(adj_mat, sizes)
     if isinstance(adj_mat, jax.Array | np.ndarray):
         return _read_array(adj_mat, sizes, flow)
-    if _is_from("jax.experimental.sparse", "JAXSparse", adj_mat):
+    if _is_matrix_of_jax(adj_mat):
         return _of_matrix(*_jax_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
-    if _is_from("scipy.sparse", "issparse", adj_mat):
+    if _is_matrix_of_scipy(adj_mat):
         return _of_matrix(*_scipy_entries(adj_mat), _shape_of(adj_mat, sizes, flow), flow)
-    if any(
-        _is_from(*known, adj_mat)
-        for known in (
-            ("torch", "Tensor"),
-            ("gatv2.graph", "Graph"),
-            ("torch_sparse", "SparseTensor"),
-        )
+    if (
+        _is_tensor(adj_mat)
+        or is_graph(adj_mat)
+        or _is_from("torch_sparse", "SparseTensor", adj_mat)
     ):
         return _read_with_torch(adj_mat, sizes, flow)
     raise TypeError(
@@ -168,8 +179,8 @@ def _matrix_shape(sizes: Sizes, flow: Flow) -> tuple[int, int]:
 
 
 def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
-    xp: Any = jnp if isinstance(array, jax.Array) else np  # jnp would trace what NumPy knows
-    mask: ArrayLike = array[..., None] if array.ndim == 2 else array
+    xp: ModuleType = jnp if isinstance(array, jax.Array) else np  # jnp would trace what NumPy knows
+    mask = array[..., None] if array.ndim == 2 else array
     is_float = jnp.issubdtype(mask.dtype, jnp.floating)
     if is_float and is_concrete(mask) and not xp.isfinite(mask).all():
         raise ValueError(
@@ -194,7 +205,9 @@ def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
     return mask
 
 
-def _shape_of(matrix: Any, sizes: Sizes, flow: Flow) -> tuple[int, int]:
+def _shape_of(
+    matrix: "JAXSparse | sparray | spmatrix", sizes: Sizes, flow: Flow
+) -> tuple[int, int]:
     """Number of queries and keys; raises a ValueError if a matrix has others."""
     expected = _matrix_shape(sizes, flow)
     if tuple(matrix.shape) != expected:
@@ -204,18 +217,18 @@ def _shape_of(matrix: Any, sizes: Sizes, flow: Flow) -> tuple[int, int]:
     return sizes.n_queries, sizes.n_keys
 
 
-def _of_matrix(rows: Any, columns: Any, pair: tuple[int, int], flow: Flow) -> Graph:
+def _of_matrix(rows: NumPyArray, columns: NumPyArray, pair: tuple[int, int], flow: Flow) -> Graph:
     """A graph of a matrix's non-zero entries, numbered by (query, key)."""
     graph = Graph.from_edge_index(np.stack((rows, columns)), pair, flow=flow)
     return replace(graph, edge_id=jnp.arange(graph.n_edges, dtype=graph.edge_id.dtype))
 
 
-def _jax_entries(matrix: Any) -> tuple[Any, Any]:
+def _jax_entries(matrix: "JAXSparse") -> tuple[NumPyArray, NumPyArray]:
     """Rows and columns of the entries of a matrix that are not zero; duplicates are summed first."""
-    from jax.experimental.sparse import BCSR
+    from jax.experimental.sparse import BCOO, BCSR
 
     coo = matrix.to_bcoo() if isinstance(matrix, BCSR) else matrix
-    if not hasattr(coo, "indices") or coo.n_batch or coo.n_dense:
+    if not isinstance(coo, BCOO) or coo.n_batch or coo.n_dense:
         raise TypeError(
             "a sparse matrix of JAX must be a BCOO or BCSR without batch and dense dimensions; "
             f"got {matrix}"
@@ -232,7 +245,7 @@ def _jax_entries(matrix: Any) -> tuple[Any, Any]:
     return rows, columns
 
 
-def _scipy_entries(matrix: Any) -> tuple[Any, Any]:
+def _scipy_entries(matrix: "sparray | spmatrix") -> tuple[NumPyArray, NumPyArray]:
     csr = matrix.tocsr(copy=True)
     csr.sum_duplicates()
     rows, columns = csr.nonzero()
@@ -257,8 +270,16 @@ def _read_with_torch(adj_mat: object, sizes: Sizes, flow: Flow) -> Adjacency:
     return Graph.from_torch(adjacency)
 
 
-def _is_graph(candidate: object) -> bool:
-    return isinstance(candidate, Graph) or _is_from("gatv2.graph", "Graph", candidate)
+def _is_tensor(candidate: object) -> "TypeGuard[Tensor]":
+    return _is_from("torch", "Tensor", candidate)
+
+
+def _is_matrix_of_jax(candidate: object) -> "TypeGuard[JAXSparse]":
+    return _is_from("jax.experimental.sparse", "JAXSparse", candidate)
+
+
+def _is_matrix_of_scipy(candidate: object) -> "TypeGuard[sparray | spmatrix]":
+    return _is_from("scipy.sparse", "issparse", candidate)
 
 
 def _is_from(module_name: str, name: str, candidate: object) -> bool:

@@ -3,23 +3,27 @@
 Each block is computed again for the backward pass. A problem that is small enough has one block.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+
+Block = TypeVar("Block")
+Result = TypeVar("Result")
 
 _MOST = 16
 _SMALLEST = 1 << 18  # elements of a block
 
 
-def count_blocks(length: Any, elements: Any) -> int:
+def count_blocks(length: object, elements: object) -> int:
     """Number of blocks of an axis with `elements` numbers at each place."""
     if not (isinstance(length, int) and isinstance(elements, int)):
         return 1  # of a program that is exported for any size
     return max(min(length * elements // _SMALLEST, _MOST, length), 1)
 
 
-def into_blocks(values: jax.Array, axis: int, n_blocks: int, fill: Any = 0) -> jax.Array:
+def into_blocks(values: jax.Array, axis: int, n_blocks: int, fill: int = 0) -> jax.Array:
     """Cut an axis, given from behind, into blocks, which become the first axis; padded with `fill`."""
     length = values.shape[axis]
     if n_blocks == 1:
@@ -32,7 +36,7 @@ def into_blocks(values: jax.Array, axis: int, n_blocks: int, fill: Any = 0) -> j
     return jnp.moveaxis(padded.reshape(shape), axis - 1, 0)
 
 
-def from_blocks(blocks: jax.Array, axis: int, length: Any) -> jax.Array:
+def from_blocks(blocks: jax.Array, axis: int, length: int) -> jax.Array:
     """Undo `into_blocks`."""
     if blocks.shape[0] == 1:
         return blocks[0]
@@ -46,15 +50,17 @@ def from_blocks(blocks: jax.Array, axis: int, length: Any) -> jax.Array:
     return jax.lax.slice_in_dim(joined.reshape(shape), 0, length, axis=at - 1)
 
 
-def map_blocks(function: Any, blocks: Any) -> Any:
+def map_blocks(function: Callable[[Block], Result], blocks: Block) -> Result:
     """`function` of each block, stacked; `blocks` is a pytree of arrays with blocks in front."""
     if jax.tree.leaves(blocks)[0].shape[0] == 1:
-        results = function(jax.tree.map(lambda x: x[0], blocks))
-        return jax.tree.map(lambda x: x[None], results)
-    return jax.lax.map(jax.checkpoint(function), blocks)
+        only: Block = jax.tree.map(lambda x: x[0], blocks)
+        results: Result = jax.tree.map(lambda x: x[None], function(only))
+    else:
+        results = jax.lax.map(jax.checkpoint(function), blocks)
+    return results
 
 
-def sum_blocks(add: Any, totals: Any, blocks: Any) -> Any:
+def sum_blocks(add: Callable[[Result, Block], Result], totals: Result, blocks: Block) -> Result:
     """`add(totals, block)` for one block after another."""
     first, rest = (
         jax.tree.map(lambda x, part=part: x[part], blocks) for part in (0, slice(1, None))
@@ -63,7 +69,9 @@ def sum_blocks(add: Any, totals: Any, blocks: Any) -> Any:
     if not jax.tree.leaves(rest)[0].shape[0]:
         return totals
     step = jax.checkpoint(add)
-    return jax.lax.scan(lambda totals, block: (step(totals, block), None), totals, rest)[0]
+    sums: Result
+    sums, _ = jax.lax.scan(lambda totals, block: (step(totals, block), None), totals, rest)
+    return sums
 
 
 def lead(values: jax.Array, ndim: int) -> jax.Array:

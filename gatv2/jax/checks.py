@@ -1,25 +1,31 @@
 """Do features and attention vectors fit one another, and is static what must be static?"""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def as_features(**arrays: Any) -> tuple[jax.Array, ...]:
+def as_features(**arrays: object) -> tuple[jax.Array, ...]:
     """Arrays of JAX or NumPy as arrays of JAX.
 
     Raises:
         TypeError: something else.
     """
-    for name, array in arrays.items():
-        if not isinstance(array, jax.Array | np.ndarray):
-            raise TypeError(
-                f"`{name}` must be an array of JAX or NumPy; got {type(array).__name__}: "
-                "convert it with `jnp.asarray`, or `gatv2.jax.as_jax` if it is one of PyTorch"
-            )
-    return tuple(map(jnp.asarray, arrays.values()))
+    return tuple(as_array(name, array) for name, array in arrays.items())
+
+
+def as_array(name: str, array: object) -> jax.Array:
+    """An array of JAX or NumPy as an array of JAX.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise TypeError(
+            f"`{name}` must be an array of JAX or NumPy; got {type(array).__name__}: convert it with "
+            "`jnp.asarray`, or `gatv2.jax.as_jax` if it is one of PyTorch"
+        )
+    return jnp.asarray(array)
 
 
 def check_projections(query: jax.Array, key: jax.Array, **attention_vectors: jax.Array) -> None:
@@ -53,7 +59,7 @@ def check_projections(query: jax.Array, key: jax.Array, **attention_vectors: jax
             )
 
 
-def check_static(**options: Any) -> None:
+def check_static(**options: object) -> None:
     """Raise a TypeError for an option that is traced, and whose value must be known."""
     for name, value in options.items():
         if isinstance(value, jax.core.Tracer):

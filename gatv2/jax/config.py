@@ -1,11 +1,13 @@
 """The options of a layer, checked when they are said, and the names and shapes of its parameters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from gatv2.jax.checks import check_static
 from gatv2.options import (
@@ -30,6 +32,41 @@ FillValue = float | tuple[float, ...] | Reduction
 """Features of a self-loop: a number, D of them, or how those of the node's other edges are reduced."""
 
 KERNEL_NAMES = ("auto", "jax", "numba")
+
+
+T = TypeVar("T")
+
+
+class ModuleOptions(TypedDict, total=False):
+    """Options that modules of Flax and Equinox hand on; see :class:`gatv2.jax.Config`."""
+
+    edge_dim: int | None
+    bias: Bias
+    residual: bool
+    add_self_loops: bool
+    fill_value: FillValue
+    backend: Backend
+    kernel: str
+    flow: Flow
+
+
+class StackOptions(ModuleOptions, total=False):
+    """Options of every layer of a stack; see :class:`gatv2.jax.Config`."""
+
+    leaky_relu_negative_slope: float
+    share_weights: bool
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+
+
+class Changes(StackOptions, total=False):
+    """All options of a layer; see :class:`gatv2.jax.Config`."""
+
+    in_features: int | tuple[int, int]
+    out_features: int
+    n_heads: int
+    is_concat: bool
+    dropout: float
 
 
 @dataclass(frozen=True)
@@ -81,11 +118,16 @@ class LayerOptions:
     backend: Backend = "auto"
     kernel: str = "auto"
     flow: Flow = "target_to_source"
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
     attention_vectors: ClassVar[tuple[str, ...]] = ("attn",)
     """Names of the parameters that score a pair, each `[n_heads, n_hidden]`."""
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the attention is GATv2's, and not that of the static control."""
+        return "attn" in self.attention_vectors
 
     def __post_init__(self) -> None:
         check_static(**{field.name: getattr(self, field.name) for field in fields(self)})
@@ -109,7 +151,7 @@ class LayerOptions:
     def _check_sizes(self) -> None:
         if isinstance(self.in_features, list):
             object.__setattr__(self, "in_features", tuple(self.in_features))
-        pair: Any = self._pair
+        pair = self._pair
         if len(pair) != 2:
             raise ValueError(f"`in_features` must be an int or a pair of them; got {pair}")
         for size in pair:
@@ -118,10 +160,9 @@ class LayerOptions:
             raise ValueError(
                 f"with share_weights=True one matrix projects both sides, but `in_features` is {pair}"
             )
-        sizes: dict[str, Any] = {"out_features": self.out_features, "n_heads": self.n_heads}
+        check_sizes(out_features=self.out_features, n_heads=self.n_heads)
         if self.edge_dim is not None:
-            sizes["edge_dim"] = self.edge_dim
-        check_sizes(**sizes)
+            check_sizes(edge_dim=self.edge_dim)
         hidden_of(self.out_features, self.n_heads, self.is_concat)
 
     @property
@@ -137,10 +178,9 @@ class LayerOptions:
     @property
     def n_inputs(self) -> tuple[int, int]:
         """Features of a query and of a key."""
-        n_query, n_key = self.by_role(self._pair)
-        return n_query, n_key
+        return self.by_role(self._pair)
 
-    def by_role(self, pair: Any) -> Any:
+    def by_role(self, pair: Sequence[T]) -> tuple[T, T]:
         """A pair in the order of an edge index's rows as (of queries, of keys), and the way back."""
         first, second = pair
         return (first, second) if self.flow == "target_to_source" else (second, first)
@@ -167,12 +207,12 @@ class LayerOptions:
             shapes["bias"] = (self.out_features,)
         return shapes
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Unpack[Changes]) -> Self:
         """The same options but for some."""
         return replace(self, **changes)
 
     @classmethod
-    def from_torch(cls, layer: "GraphAttention", **changes: Any) -> Self:
+    def from_torch(cls, layer: "GraphAttention", **changes: Unpack[Changes]) -> Self:
         """The options of a PyTorch layer; parameters come with :func:`gatv2.jax.from_torch`.
 
         Example:
@@ -182,7 +222,7 @@ class LayerOptions:
             True
         """
         has_bias = layer.linear_l.bias is not None
-        fill_value: Any = layer.fill_value
+        fill_value: object = layer.fill_value
         options: dict[str, Any] = {
             name: getattr(layer, name)
             for name in (
@@ -205,10 +245,10 @@ class LayerOptions:
             "fill_value": fill_value.tolist() if hasattr(fill_value, "tolist") else fill_value,
             "param_dtype": str(layer.linear_l.weight.dtype).removeprefix("torch."),
         }
-        return cls(**(options | changes))
+        return cls(**{**options, **changes})
 
 
-def _read_fill_value(fill_value: Any) -> Any:
+def _read_fill_value(fill_value: object) -> FillValue:
     if isinstance(fill_value, str):
         if fill_value not in REDUCTIONS:
             raise ValueError(

@@ -18,7 +18,7 @@ from gatv2.jax.dense import reference as dense
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
 from gatv2.jax.numba.kernel import unsupported
-from gatv2.jax.primitives import attend
+from gatv2.jax.primitives.attention import attend
 from gatv2.jax.sparse import reference as sparse
 
 
@@ -59,10 +59,10 @@ class Kernel:
     name: str
     backend: Literal["dense", "sparse"]
     attention: Attention
-    unsupported: Callable[[jax.Array, jax.Array, jax.Array, Any], list[str]]
+    unsupported: Callable[[jax.Array, jax.Array, jax.Array, Adjacency], list[str]]
 
 
-def serves_every_call(*_inputs: Any) -> list[str]:
+def serves_every_call(*_inputs: object) -> list[str]:
     """No reason against any call."""
     return []
 

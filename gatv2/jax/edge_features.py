@@ -4,12 +4,13 @@ As in PyTorch, with a mask `[*batch, n_queries, n_keys, D]`, entry for entry; wi
 list of edges `[*batch, n_edges, D]`, in the caller's order of the edges, then padding.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gatv2.jax.adjacency import Adjacency, Sizes, is_mask
+from gatv2.jax.adjacency import Adjacency, Sizes, is_graph, is_mask
+from gatv2.jax.arrays import ArrayLike
 from gatv2.jax.graph import Graph
 from gatv2.options import Flow
 
@@ -27,45 +28,45 @@ class EdgeInputs(NamedTuple):
         return jnp.einsum("...d,hfd->...hf", features, self.projection)
 
 
-def check_edge_features(edge_features: Any, edge_projection: Any, query: jax.Array) -> bool:
-    """Whether both are given; raises unless both are or neither, and they fit the queries.
+def as_edge_inputs(
+    edge_features: ArrayLike | None, edge_projection: ArrayLike | None, query: jax.Array
+) -> EdgeInputs | None:
+    """Both as arrays of JAX, or None; raises unless both are given or neither, and fit the queries.
 
     Raises:
-        TypeError: not an array, or of another dtype than `query`.
+        TypeError: of another dtype than `query`.
         ValueError: one without the other, or sizes that do not fit.
     """
-    arrays = {"edge_features": edge_features, "edge_projection": edge_projection}
-    missing = [name for name, array in arrays.items() if array is None]
-    if len(missing) == 2:
-        return False
-    if missing:
-        (given,) = arrays.keys() - set(missing)
-        raise ValueError(f"`edge_features` come with `edge_projection`; got only `{given}`")
-    for name, array in arrays.items():
-        if not isinstance(array, jax.Array):
-            raise TypeError(f"`{name}` must be an array of JAX; got {type(array).__name__}")
+    if edge_features is None or edge_projection is None:
+        given = {"edge_features": edge_features, "edge_projection": edge_projection}
+        for name, array in given.items():
+            if array is not None:
+                raise ValueError(f"`edge_features` come with `edge_projection`; got only `{name}`")
+        return None
+    edges = EdgeInputs(jnp.asarray(edge_features), jnp.asarray(edge_projection))
+    for name, array in (("edge_features", edges.features), ("edge_projection", edges.projection)):
         if array.dtype != query.dtype:
             raise TypeError(
                 f"`{name}` must have the dtype of `query`, {query.dtype}; got {array.dtype}: "
                 "convert it with `.astype(query.dtype)`"
             )
-    if edge_projection.ndim != 3 or edge_projection.shape[:2] != query.shape[-2:]:
+    if edges.projection.ndim != 3 or edges.projection.shape[:2] != query.shape[-2:]:
         n_heads, n_hidden = query.shape[-2:]
         raise ValueError(
             f"`edge_projection` must have shape (n_heads, n_hidden, D)=({n_heads}, {n_hidden}, D); "
-            f"got {edge_projection.shape}"
+            f"got {edges.projection.shape}"
         )
-    n_features = edge_projection.shape[2]
-    if edge_features.ndim < 2 or edge_features.shape[-1] != n_features:
+    n_features = edges.projection.shape[2]
+    if edges.features.ndim < 2 or edges.features.shape[-1] != n_features:
         raise ValueError(
             f"the last dimension of `edge_features` must be D={n_features}, as `edge_projection` "
-            f"has it; got shape {edge_features.shape}"
+            f"has it; got shape {edges.features.shape}"
         )
-    return True
+    return edges
 
 
 def broadcast_batch(
-    edge_features: jax.Array, adj_mat: Any, batch_shape: tuple[int, ...]
+    edge_features: jax.Array, adj_mat: object, batch_shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The batch shape of the result, of features of edges and of whatever has `batch_shape`.
 
@@ -73,7 +74,7 @@ def broadcast_batch(
         ValueError: the two do not broadcast, or a batch of graphs has features with a batch.
     """
     own = edge_features.shape[: -3 if is_mask(adj_mat) else -2]
-    if getattr(adj_mat, "n_blocks", 1) > 1 and own:
+    if own and is_graph(adj_mat) and adj_mat.n_blocks > 1:
         raise ValueError(
             f"the graph is a batch of {adj_mat.n_blocks} graphs: `edge_features` must have shape "
             f"(n_edges, D)=({adj_mat.n_edges}, {edge_features.shape[-1]}), the edges of all of them; "
@@ -89,7 +90,7 @@ def broadcast_batch(
 
 
 def as_backend_reads(
-    edge_features: jax.Array, graph: Any, adjacency: Adjacency, sizes: Sizes, flow: Flow
+    edge_features: jax.Array, graph: object, adjacency: Adjacency, sizes: Sizes, flow: Flow
 ) -> jax.Array:
     """Features of edges as the backend of `adjacency` reads them.
 

@@ -1,17 +1,28 @@
 """The layer as an Equinox module: needs `pip install equinox`."""
 
-from typing import Any
+from typing import Literal, TypedDict, Unpack, overload
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from gatv2.jax.config import FillValue
-from gatv2.jax.graph import ArrayLike
+from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.config import ModuleOptions
 from gatv2.jax.interop import Params
-from gatv2.jax.layer import Config, NodeFeatures, apply, init
+from gatv2.jax.layer import Config, apply, init
+from gatv2.jax.modules import PROJECTIONS, check_params, named_params
+from gatv2.jax.projected import NodeFeatures
 from gatv2.jax.random import Seed
-from gatv2.options import Backend, Bias, Flow
+
+
+class CallOptions(TypedDict, total=False):
+    """What changes from call to call."""
+
+    edge_features: ArrayLike | None
+    key: jax.Array | None
+    seed: Seed
+    inference: bool | None
 
 
 class GraphAttentionV2Layer(eqx.Module):
@@ -60,17 +71,10 @@ class GraphAttentionV2Layer(eqx.Module):
         share_weights: bool = False,
         *,
         key: jax.Array,
-        edge_dim: int | None = None,
-        bias: Bias = False,
-        residual: bool = False,
-        add_self_loops: bool = False,
-        fill_value: FillValue = "mean",
-        backend: Backend = "auto",
-        kernel: str = "auto",
-        flow: Flow = "target_to_source",
         inference: bool = False,
-        dtype: Any = jnp.float32,
-        compute_dtype: Any = None,
+        dtype: DTypeLike = jnp.float32,
+        compute_dtype: DTypeLike | None = None,
+        **options: Unpack[ModuleOptions],
     ) -> None:
         self.config = Config(
             in_features,
@@ -80,22 +84,20 @@ class GraphAttentionV2Layer(eqx.Module):
             dropout,
             leaky_relu_negative_slope,
             share_weights,
-            edge_dim=edge_dim,
-            bias=bias,
-            residual=residual,
-            add_self_loops=add_self_loops,
-            fill_value=fill_value,
-            backend=backend,
-            kernel=kernel,
-            flow=flow,
             dtype=compute_dtype,
             param_dtype=dtype,
+            **options,
         )
         params = init(key, self.config)
-        self.linear_l, self.linear_r, self.linear_e, self.linear_residual = (
-            _linear(params, name)
-            for name in ("linear_l", "linear_r", "linear_e", "linear_residual")
-        )
+        linears = {
+            name: _linear(params[f"{name}.weight"], params.get(f"{name}.bias"))
+            for name in PROJECTIONS
+            if f"{name}.weight" in params
+        }
+        self.linear_l = linears["linear_l"]
+        self.linear_r = linears.get("linear_r")
+        self.linear_e = linears.get("linear_e")
+        self.linear_residual = linears.get("linear_residual")
         self.attn, self.bias = params["attn"], params.get("bias")
         self.inference = inference
 
@@ -107,14 +109,12 @@ class GraphAttentionV2Layer(eqx.Module):
     @property
     def params(self) -> Params:
         """The parameters under the names of the PyTorch layer's state dict."""
-        params = {"attn": self.attn}
-        for name in ("linear_l", "linear_r", "linear_e", "linear_residual"):
-            linear = getattr(self, name)
-            if linear is not None:
-                params[f"{name}.weight"] = linear.weight
-                if linear.bias is not None:
-                    params[f"{name}.bias"] = linear.bias
-        return params if self.bias is None else params | {"bias": self.bias}
+        projections = {
+            name: (linear.weight, linear.bias)
+            for name in PROJECTIONS
+            if (linear := getattr(self, name)) is not None
+        }
+        return named_params(self.attn, self.bias, projections)
 
     def with_params(self, params: Params) -> "GraphAttentionV2Layer":
         """The layer with other parameters, such as :func:`gatv2.jax.from_torch` gives them.
@@ -122,18 +122,42 @@ class GraphAttentionV2Layer(eqx.Module):
         Raises:
             ValueError: names or shapes are not those of the layer's options.
         """
-        own = self.params
-        if {n: a.shape for n, a in own.items()} != {n: a.shape for n, a in params.items()}:
-            raise ValueError(
-                f"`params` must have {sorted(own)} in the shapes of the layer; got {sorted(params)}"
-            )
+        check_params(self.config, params)
 
-        def parts(layer: GraphAttentionV2Layer) -> list[Any]:
+        def parts(layer: GraphAttentionV2Layer) -> list[jax.Array]:
             return list(layer.params.values())
 
-        layer: GraphAttentionV2Layer = eqx.tree_at(parts, self, [params[name] for name in own])
+        values = [params[name] for name in self.params]
+        layer: GraphAttentionV2Layer = eqx.tree_at(parts, self, values)
         return layer
 
+    @overload
+    def __call__(
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        *,
+        return_attention: Literal[False] = ...,
+        **options: Unpack[CallOptions],
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        *,
+        return_attention: Literal[True],
+        **options: Unpack[CallOptions],
+    ) -> tuple[jax.Array, jax.Array]: ...
+    @overload
+    def __call__(
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        *,
+        return_attention: bool,
+        **options: Unpack[CallOptions],
+    ) -> jax.Array | tuple[jax.Array, jax.Array]: ...
     def __call__(
         self,
         h: NodeFeatures,
@@ -144,7 +168,7 @@ class GraphAttentionV2Layer(eqx.Module):
         seed: Seed = None,
         inference: bool | None = None,
         return_attention: bool = False,
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Attend over the graph, with dropout from `key` or `seed` unless `inference`.
 
         Raises:
@@ -166,13 +190,9 @@ class GraphAttentionV2Layer(eqx.Module):
         )
 
 
-def _linear(params: Params, name: str) -> Any:
-    """The projection of that name, or None."""
-    weight, bias = params.get(f"{name}.weight"), params.get(f"{name}.bias")
-    if weight is None:
-        return None
+def _linear(weight: jax.Array, bias: jax.Array | None) -> eqx.nn.Linear:
     n_out, n_in = weight.shape
     linear = eqx.nn.Linear(n_in, n_out, use_bias=bias is not None, key=jax.random.key(0))
-    if bias is None:
-        return eqx.tree_at(lambda linear: linear.weight, linear, weight)
-    return eqx.tree_at(lambda linear: (linear.weight, linear.bias), linear, (weight, bias))
+    parts = (weight,) if bias is None else (weight, bias)
+    result: eqx.nn.Linear = eqx.tree_at(lambda x: (x.weight, x.bias)[: len(parts)], linear, parts)
+    return result

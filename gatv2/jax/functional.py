@@ -1,31 +1,18 @@
 """Attention as pure functions: check the inputs, bring the graph to a backend's form, call a kernel."""
 
-import math
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax
-import jax.numpy as jnp
 
-from gatv2.jax.adjacency import (
-    Adjacency,
-    Sizes,
-    common_batch_shape,
-    read_adjacency,
-    to_backend,
-)
+from gatv2.jax.arrays import ArrayLike
 from gatv2.jax.checks import as_features, check_projections, check_static
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.dispatch import select_kernel
-from gatv2.jax.edge_features import (
-    EdgeInputs,
-    as_backend_reads,
-    broadcast_batch,
-    check_edge_features,
-)
-from gatv2.jax.graph import ArrayLike, Graph
+from gatv2.jax.graph import Graph
+from gatv2.jax.prepared import Prepared
 from gatv2.jax.random import Seed, as_seed
 from gatv2.jax.sparse import reference as sparse
-from gatv2.options import Backend, Flow, check_backend, check_dropout, check_slope
+from gatv2.options import Backend, Flow, check_dropout, check_slope
 
 
 class Options(TypedDict, total=False):
@@ -38,6 +25,14 @@ class Options(TypedDict, total=False):
     backend: Backend
 
 
+class KernelOptions(Options, total=False):
+    """Further options of :func:`gatv2_attention`."""
+
+    edge_features: ArrayLike | None
+    edge_projection: ArrayLike | None
+    kernel: str
+
+
 @overload
 def gatv2_attention(
     query: ArrayLike,
@@ -45,12 +40,9 @@ def gatv2_attention(
     attn: ArrayLike,
     graph: object,
     *,
-    edge_features: ArrayLike | None = ...,
-    edge_projection: ArrayLike | None = ...,
-    kernel: str = ...,
     return_attention: Literal[False] = ...,
     return_lse: Literal[False] = ...,
-    **options: Unpack[Options],
+    **options: Unpack[KernelOptions],
 ) -> jax.Array: ...
 @overload
 def gatv2_attention(
@@ -59,13 +51,54 @@ def gatv2_attention(
     attn: ArrayLike,
     graph: object,
     *,
-    edge_features: ArrayLike | None = ...,
-    edge_projection: ArrayLike | None = ...,
-    kernel: str = ...,
+    return_attention: Literal[True],
+    return_lse: Literal[False] = ...,
+    **options: Unpack[KernelOptions],
+) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def gatv2_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn: ArrayLike,
+    graph: object,
+    *,
+    return_attention: Literal[False] = ...,
+    return_lse: Literal[True],
+    **options: Unpack[KernelOptions],
+) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def gatv2_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn: ArrayLike,
+    graph: object,
+    *,
+    return_attention: Literal[True],
+    return_lse: Literal[True],
+    **options: Unpack[KernelOptions],
+) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+@overload
+def gatv2_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn: ArrayLike,
+    graph: object,
+    *,
+    return_attention: bool,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[KernelOptions],
+) -> jax.Array | tuple[jax.Array, jax.Array]: ...
+@overload
+def gatv2_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn: ArrayLike,
+    graph: object,
+    *,
     return_attention: bool = ...,
-    return_lse: bool = ...,
-    **options: Unpack[Options],
-) -> Any: ...
+    return_lse: bool,
+    **options: Unpack[KernelOptions],
+) -> jax.Array | tuple[jax.Array, ...]: ...
 
 
 def gatv2_attention(
@@ -156,7 +189,7 @@ def gatv2_attention(
     check_projections(query, key, attn=attn)
     _check_options(negative_slope, dropout)
     edges = (edge_features, edge_projection)
-    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
+    call = Prepared.of(query, key, graph, *edges, flow=flow, backend=backend)
     selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel)
     out, lse, alpha = selected.attention(
         call.query,
@@ -169,9 +202,7 @@ def gatv2_attention(
         seed=_seed_of(dropout, seed),
         return_attention=return_attention,
     )
-    results: jax.Array | tuple[jax.Array, ...]
-    results = call.results(out, lse if return_lse else None, alpha)
-    return results
+    return call.results(out, lse if return_lse else None, alpha)
 
 
 def gatv2_scores(
@@ -202,7 +233,7 @@ def gatv2_scores(
     check_projections(query, key, attn=attn)
     _check_options(negative_slope)
     edges = (edge_features, edge_projection)
-    call = _Call.prepare(query, key, graph, edges, flow=flow, backend=backend)
+    call = Prepared.of(query, key, graph, *edges, flow=flow, backend=backend)
     if isinstance(call.adjacency, Graph):
         scores = sparse.gatv2_scores(
             call.query, call.key, attn, call.adjacency, call.edges, negative_slope=negative_slope
@@ -233,9 +264,20 @@ def gat_attention(
     attn_key: ArrayLike,
     graph: object,
     *,
+    return_attention: Literal[True],
+    **options: Unpack[Options],
+) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def gat_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    attn_query: ArrayLike,
+    attn_key: ArrayLike,
+    graph: object,
+    *,
     return_attention: bool,
     **options: Unpack[Options],
-) -> Any: ...
+) -> jax.Array | tuple[jax.Array, jax.Array]: ...
 
 
 def gat_attention(
@@ -277,8 +319,7 @@ def gat_attention(
         _, value, _ = dense.without_padding(call.query, call.key, None, call.adjacency)
         out, _, alpha = dense.attend(scores, value, call.adjacency, dropout=dropout, seed=seed)
     coefficients = alpha.astype(out.dtype) if return_attention else None
-    results: jax.Array | tuple[jax.Array, ...] = call.results(out, None, coefficients)
-    return results
+    return call.results(out, None, coefficients)
 
 
 def gat_scores(
@@ -307,71 +348,6 @@ def gat_scores(
     return call.scores(scores)
 
 
-class _Call(NamedTuple):
-    """Features and a graph, in the form that kernels read."""
-
-    query: jax.Array
-    key: jax.Array
-    adjacency: Adjacency
-    edges: EdgeInputs | None
-    out_shape: tuple[int, ...]
-
-    @classmethod
-    def prepare(
-        cls,
-        query: jax.Array,
-        key: jax.Array,
-        graph: object,
-        edges: tuple[ArrayLike | None, ArrayLike | None] = (None, None),
-        *,
-        flow: Flow,
-        backend: Backend,
-    ) -> "_Call":
-        features, projection = (None if x is None else jnp.asarray(x) for x in edges)
-        has_edges = check_edge_features(features, projection, query)
-        batch_shape = common_batch_shape(graph, query.shape[:-3])
-        if has_edges and features is not None:
-            batch_shape = broadcast_batch(features, graph, batch_shape)
-        n_queries, n_heads, n_hidden = query.shape[-3:]
-        sizes = Sizes(n_queries, key.shape[-3], n_heads, batch_shape)
-        check_backend(backend)
-        read = read_adjacency(graph, sizes, flow=flow)
-        listed = read if isinstance(read, Graph) else graph
-        adjacency = to_backend(read, sizes, backend)
-        inputs = None
-        if features is not None and projection is not None:
-            rows = as_backend_reads(features, listed, adjacency, sizes, flow)
-            inputs = EdgeInputs(rows, projection)
-        query = jnp.broadcast_to(query, (*batch_shape, *query.shape[-3:]))
-        key = jnp.broadcast_to(key, (*batch_shape, *key.shape[-3:]))
-        out_shape = query.shape
-        if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
-            query, key = (
-                x.reshape(math.prod(x.shape[:-2]), n_heads, n_hidden) for x in (query, key)
-            )
-        return cls(query, key, adjacency, inputs, out_shape)
-
-    def results(self, out: jax.Array, lse: jax.Array | None, alpha: jax.Array | None) -> Any:
-        """What the caller asked for, as the caller sees it: (out, coefficients, log-sum-exp)."""
-        results = [out.reshape(self.out_shape)]
-        if alpha is not None:
-            if isinstance(self.adjacency, Graph):
-                alpha = self.adjacency.in_callers_order(alpha, axis=-2)
-            results.append(alpha)
-        if lse is not None:
-            results.append(lse.reshape(self.out_shape[:-1]))
-        return results[0] if len(results) == 1 else tuple(results)
-
-    def scores(self, scores: jax.Array) -> jax.Array:
-        """Scores of edges or pairs as the caller sees them."""
-        dtype = self.query.dtype
-        if not isinstance(self.adjacency, Graph):
-            return jnp.where(self.adjacency, scores, -math.inf).astype(dtype)
-        if self.adjacency.head_mask is not None:
-            scores = jnp.where(self.adjacency.head_mask, scores, -math.inf)
-        return self.adjacency.in_callers_order(scores, axis=-2).astype(dtype)
-
-
 def _gat_scores(
     query: ArrayLike,
     key: ArrayLike,
@@ -382,12 +358,12 @@ def _gat_scores(
     *,
     flow: Flow,
     backend: Backend,
-) -> tuple[_Call, jax.Array]:
+) -> tuple[Prepared, jax.Array]:
     query, key, attn_query, attn_key = as_features(
         query=query, key=key, attn_query=attn_query, attn_key=attn_key
     )
     check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
-    call = _Call.prepare(query, key, graph, flow=flow, backend=backend)
+    call = Prepared.of(query, key, graph, flow=flow, backend=backend)
     features = (call.query, call.key, attn_query, attn_key)
     if isinstance(call.adjacency, Graph):
         scores = sparse.gat_scores(*features, call.adjacency, negative_slope=negative_slope)

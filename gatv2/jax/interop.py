@@ -8,40 +8,18 @@ A checkpoint needs no conversion: parameters are a flat dict of arrays, so what
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from gatv2.jax.arrays import check_width, on_device
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Params = dict[str, jax.Array]
 """Parameters under the names of a PyTorch state dict; what is tied is there once."""
-
-
-def on_device(values: Any) -> jax.Array:
-    """An array of NumPy as a JAX array, which shares its memory where it can; a traced one as it is.
-
-    Raises:
-        TypeError: the dtype has 64 bits and JAX does not have them enabled.
-    """
-    if isinstance(values, jax.Array):
-        return values
-    _check_width(values.dtype.itemsize, values.dtype)
-    # unlike DLPack, this does not tie the array to a device: others may join it on theirs
-    array: jax.Array = jax.device_put(np.asarray(values, order="C"))
-    return array
-
-
-def _check_width(n_bytes: int, dtype: object) -> None:
-    if n_bytes == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise TypeError(
-            f"JAX would cut {dtype} to 32 bits: enable 64 bits with "
-            "`jax.config.update('jax_enable_x64', True)`, or convert the values, "
-            "`.float()` or `.int()`"
-        )
 
 
 def as_jax(tensor: "Tensor") -> jax.Array:
@@ -61,7 +39,7 @@ def as_jax(tensor: "Tensor") -> jax.Array:
     """
     import torch
 
-    _check_width(tensor.element_size(), tensor.dtype)
+    check_width(tensor.element_size(), tensor.dtype)
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.device.type != "cpu":
         array: jax.Array = jax.dlpack.from_dlpack(tensor.contiguous())
@@ -145,7 +123,7 @@ def to_torch(params: Mapping[str, jax.Array], module: "nn.Module") -> None:
 
 def _untied(module: "nn.Module") -> "dict[str, Tensor]":
     """The state dict of a module, each tensor once."""
-    tensors: dict[str, Any] = module.state_dict(keep_vars=True)
+    tensors: dict[str, Tensor] = module.state_dict(keep_vars=True)
     seen: set[int] = set()
     return {
         name: tensor

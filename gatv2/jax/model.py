@@ -1,19 +1,28 @@
 """GATv2: a ready stack of layers for node classification, as options and two functions."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Literal, TypedDict, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
 
 from gatv2.jax.adjacency import Sizes, as_adjacency, is_mask
-from gatv2.jax.graph import ArrayLike
+from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.config import StackOptions
 from gatv2.jax.interop import Params
 from gatv2.jax.layer import Config, apply, init
 from gatv2.options import check_sizes
 
 _OF_STACK = ("in_features", "out_features", "n_heads", "is_concat", "dropout")
+
+
+class ApplyOptions(TypedDict, total=False):
+    """What changes from call to call; see :meth:`GATv2.apply`."""
+
+    edge_features: ArrayLike | None
+    rng: jax.Array | None
+    deterministic: bool
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class GATv2:
     feature_dropout: float = 0.6
     activation: Callable[[jax.Array], jax.Array] = jax.nn.elu
     layer: type[Config] = Config
-    options: Any = field(default=())
+    options: Mapping[str, object] | tuple[tuple[str, object], ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes(n_layers=self.n_layers)
@@ -85,11 +94,14 @@ class GATv2:
     def layers(self) -> tuple[Config, ...]:
         """The options of each layer."""
         sizes = [self.in_features] + [self.hidden_features] * (self.n_layers - 1)
-        options = {"dropout": self.dropout, **dict(self.options)}
+        options = cast(StackOptions, dict(self.options))
         hidden = [
-            self.layer(size, self.hidden_features, self.n_heads, **options) for size in sizes[:-1]
+            self.layer(size, self.hidden_features, self.n_heads, True, self.dropout, **options)
+            for size in sizes[:-1]
         ]
-        last = self.layer(sizes[-1], self.out_features, self.out_heads, False, **options)
+        last = self.layer(
+            sizes[-1], self.out_features, self.out_heads, False, self.dropout, **options
+        )
         return (*hidden, last)
 
     def init(self, rng: jax.Array) -> Params:
@@ -101,6 +113,36 @@ class GATv2:
             for name, array in init(key, config).items()
         }
 
+    @overload
+    def apply(
+        self,
+        params: Params,
+        h: ArrayLike,
+        adj_mat: object,
+        *,
+        return_attention: Literal[False] = ...,
+        **options: Unpack[ApplyOptions],
+    ) -> jax.Array: ...
+    @overload
+    def apply(
+        self,
+        params: Params,
+        h: ArrayLike,
+        adj_mat: object,
+        *,
+        return_attention: Literal[True],
+        **options: Unpack[ApplyOptions],
+    ) -> tuple[jax.Array, list[jax.Array]]: ...
+    @overload
+    def apply(
+        self,
+        params: Params,
+        h: ArrayLike,
+        adj_mat: object,
+        *,
+        return_attention: bool,
+        **options: Unpack[ApplyOptions],
+    ) -> jax.Array | tuple[jax.Array, list[jax.Array]]: ...
     def apply(
         self,
         params: Params,
@@ -111,7 +153,7 @@ class GATv2:
         rng: jax.Array | None = None,
         deterministic: bool = False,
         return_attention: bool = False,
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, list[jax.Array]]:
         """Run all layers over one graph; a list of edges is sorted once for all of them.
 
         Args:
@@ -136,8 +178,9 @@ class GATv2:
                 "dropout needs randomness: pass a JAX key as `rng`; for evaluation "
                 "pass `deterministic=True`"
             )
-        layers, coefficients = self.layers, []
+        layers, coefficients = self.layers, list[jax.Array]()
         graph = _prepare(layers[0], h, adj_mat)
+        x = h
         for i, config in enumerate(layers):
             own = f"layers.{i}."
             of_layer = {
@@ -145,12 +188,13 @@ class GATv2:
                 for name, array in params.items()
                 if name.startswith(own)
             }
-            x: Any = self.activation(jnp.asarray(h)) if i else h
+            if i:
+                x = self.activation(jnp.asarray(x))
             of_attention = None
             if drops and rng is not None:
                 rng, of_attention, of_features = jax.random.split(rng, 3)
                 x = _drop(of_features, jnp.asarray(x), self.feature_dropout)
-            result: Any = apply(
+            result = apply(
                 config,
                 of_layer,
                 x,
@@ -160,12 +204,16 @@ class GATv2:
                 deterministic=deterministic,
                 return_attention=return_attention,
             )
-            h, alpha = result if return_attention else (result, None)
-            coefficients.append(alpha)
-        return (h, coefficients) if return_attention else h
+            if isinstance(result, tuple):
+                x, alpha = result
+                coefficients.append(alpha)
+            else:
+                x = result
+        out = jnp.asarray(x)
+        return (out, coefficients) if return_attention else out
 
 
-def _prepare(config: Config, h: Any, adj_mat: object) -> object:
+def _prepare(config: Config, h: ArrayLike, adj_mat: object) -> object:
     """A list of edges as a `Graph`, for all layers; a mask needs no preparation."""
     if is_mask(adj_mat) or getattr(h, "ndim", 0) < 2:
         return adj_mat  # the first layer says what is wrong with `h`

@@ -1,19 +1,28 @@
 """The layer as a Flax NNX module: needs `pip install flax`."""
 
-from typing import Any
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from gatv2.jax.config import FillValue
-from gatv2.jax.graph import ArrayLike
+from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.config import ModuleOptions
 from gatv2.jax.interop import Params
-from gatv2.jax.layer import Config, NodeFeatures, apply
+from gatv2.jax.layer import Config, apply
+from gatv2.jax.modules import PROJECTIONS, check_params, named_params
+from gatv2.jax.projected import NodeFeatures
 from gatv2.jax.random import Seed
-from gatv2.options import Backend, Bias, Flow
 
-_PROJECTIONS = ("linear_l", "linear_r", "linear_e", "linear_residual")
+
+class CallOptions(TypedDict, total=False):
+    """What changes from call to call."""
+
+    edge_features: ArrayLike | None
+    rngs: nnx.Rngs | None
+    seed: Seed
+    deterministic: bool | None
 
 
 class GraphAttentionV2Layer(nnx.Module):
@@ -55,19 +64,12 @@ class GraphAttentionV2Layer(nnx.Module):
         share_weights: bool = False,
         *,
         rngs: nnx.Rngs,
-        edge_dim: int | None = None,
-        bias: Bias = False,
-        residual: bool = False,
-        add_self_loops: bool = False,
-        fill_value: FillValue = "mean",
-        backend: Backend = "auto",
-        kernel: str = "auto",
-        flow: Flow = "target_to_source",
         deterministic: bool = False,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        kernel_init: Any = nnx.initializers.glorot_uniform(),  # noqa: B008
-        bias_init: Any = nnx.initializers.zeros_init(),  # noqa: B008
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        kernel_init: nnx.Initializer = nnx.initializers.glorot_uniform(),  # noqa: B008
+        bias_init: nnx.Initializer = nnx.initializers.zeros_init(),  # noqa: B008
+        **options: Unpack[ModuleOptions],
     ) -> None:
         self.config = Config(
             in_features,
@@ -77,19 +79,12 @@ class GraphAttentionV2Layer(nnx.Module):
             dropout,
             leaky_relu_negative_slope,
             share_weights,
-            edge_dim=edge_dim,
-            bias=bias,
-            residual=residual,
-            add_self_loops=add_self_loops,
-            fill_value=fill_value,
-            backend=backend,
-            kernel=kernel,
-            flow=flow,
             dtype=dtype,
             param_dtype=param_dtype,
+            **options,
         )
         shapes = self.config.shapes
-        for name in _PROJECTIONS:
+        for name in PROJECTIONS:
             linear = None
             if f"{name}.weight" in shapes:
                 n_out, n_in = shapes[f"{name}.weight"]
@@ -123,14 +118,13 @@ class GraphAttentionV2Layer(nnx.Module):
     @property
     def params(self) -> Params:
         """The parameters under the names of the PyTorch layer's state dict."""
-        params: Params = {"attn": self.attn[...]}
-        for name in _PROJECTIONS:
-            linear = getattr(self, name)
-            if linear is not None:
-                params[f"{name}.weight"] = linear.kernel[...].T
-                if linear.bias is not None:
-                    params[f"{name}.bias"] = linear.bias[...]
-        return params if self.bias is None else params | {"bias": self.bias[...]}
+        projections = {
+            name: (linear.kernel[...].T, None if linear.bias is None else linear.bias[...])
+            for name in PROJECTIONS
+            if (linear := getattr(self, name)) is not None
+        }
+        bias = None if self.bias is None else self.bias[...]
+        return named_params(self.attn[...], bias, projections)
 
     def load(self, params: Params) -> None:
         """Take over parameters, such as :func:`gatv2.jax.from_torch` gives them.
@@ -138,18 +132,40 @@ class GraphAttentionV2Layer(nnx.Module):
         Raises:
             ValueError: names or shapes are not those of the layer's options.
         """
-        expected = self.config.shapes
-        if {name: array.shape for name, array in params.items()} != expected:
-            raise ValueError(
-                f"`params` must have {sorted(expected)} in the shapes of the layer; "
-                f"got {sorted(params)}"
-            )
+        check_params(self.config, params)
         for name, array in params.items():
             part, _, kind = name.rpartition(".")
             owner = getattr(self, part) if part else self
             variable = getattr(owner, "kernel" if kind == "weight" else kind)
             variable[...] = array.T if kind == "weight" else array
 
+    @overload
+    def __call__(
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        *,
+        return_attention: Literal[False] = ...,
+        **options: Unpack[CallOptions],
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        *,
+        return_attention: Literal[True],
+        **options: Unpack[CallOptions],
+    ) -> tuple[jax.Array, jax.Array]: ...
+    @overload
+    def __call__(
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        *,
+        return_attention: bool,
+        **options: Unpack[CallOptions],
+    ) -> jax.Array | tuple[jax.Array, jax.Array]: ...
     def __call__(
         self,
         h: NodeFeatures,
@@ -160,16 +176,15 @@ class GraphAttentionV2Layer(nnx.Module):
         seed: Seed = None,
         deterministic: bool | None = None,
         return_attention: bool = False,
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Attend over the graph, with dropout unless `deterministic`.
 
         Randomness is that of `seed`, of the "dropout" stream of `rngs`, or of the layer's own.
         """
         is_off = self.deterministic if deterministic is None else deterministic
         rng: jax.Array | None = None
-        if not is_off and self.config.dropout > 0 and seed is None:
-            stream: Any = self.rngs if rngs is None else rngs.dropout
-            rng = stream()
+        if not is_off and seed is None and self.rngs is not None:
+            rng = (self.rngs if rngs is None else rngs.dropout)()
         return apply(
             self.config,
             self.params,

@@ -6,16 +6,15 @@ from 16-bit halves. For one seed the same edges are dropped as in PyTorch.
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gatv2.jax.arrays import ArrayLike
 from gatv2.jax.blocks import lead
 from gatv2.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1, WORDS_PER_COUNTER
 
-Seed = int | np.integer[Any] | np.ndarray[Any, Any] | jax.Array | None
+Seed = int | np.integer | ArrayLike | None
 """A seed of 64 bits; see :func:`as_seed`."""
 Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 

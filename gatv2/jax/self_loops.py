@@ -4,14 +4,15 @@ Where a graph is traced, self-loops that there were become padding, since the nu
 known.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.blocks import lead
 from gatv2.jax.config import FillValue
-from gatv2.jax.graph import ArrayLike, Graph, SelfLoops, check_has_self_loops
+from gatv2.jax.graph import Graph, SelfLoops
+from gatv2.jax.graph.loops import check_has_self_loops
 
 
 def add_self_loops(
@@ -60,17 +61,19 @@ def add_self_loops(
         return loops.graph, _of_edges(loops, edge_features, fill_value)
     loop = jnp.eye(n_queries, dtype=bool)[..., None]
     if edge_features is None:
-        return adjacency | _lead(loop, adjacency), None
+        return adjacency | lead(loop, adjacency.ndim), None
     _check_rows(edge_features, -3, n_queries)
     _check_rows(edge_features, -2, n_keys)
     if isinstance(fill_value, str):
-        is_other = jnp.asarray(adjacency).any(-1, keepdims=True) & ~_lead(loop, adjacency)
-        filled = _reduce_masked(edge_features, _lead(is_other, edge_features), fill_value)
+        is_other = jnp.asarray(adjacency).any(-1, keepdims=True) & ~lead(loop, adjacency.ndim)
+        filled = _reduce_masked(edge_features, lead(is_other, edge_features.ndim), fill_value)
         filled = filled[..., None, :]
     else:
         filled = _as_features(fill_value, edge_features)
-    loop_of_features = _lead(loop, edge_features)
-    return adjacency | _lead(loop, adjacency), jnp.where(loop_of_features, filled, edge_features)
+    loop_of_features = lead(loop, edge_features.ndim)
+    return adjacency | lead(loop, adjacency.ndim), jnp.where(
+        loop_of_features, filled, edge_features
+    )
 
 
 def _of_edges(loops: SelfLoops, values: jax.Array, fill_value: FillValue) -> jax.Array:
@@ -87,7 +90,7 @@ def _of_edges(loops: SelfLoops, values: jax.Array, fill_value: FillValue) -> jax
     return jnp.concatenate((kept, filled), axis=-2)
 
 
-def _as_features(fill_value: Any, edge_features: jax.Array) -> jax.Array:
+def _as_features(fill_value: float | tuple[float, ...], edge_features: jax.Array) -> jax.Array:
     filled, n_features = jnp.asarray(fill_value, edge_features.dtype), edge_features.shape[-1]
     if filled.shape not in ((), (1,), (n_features,)):
         raise ValueError(
@@ -107,7 +110,7 @@ def _reduce_by_query(
             return total
         ones = jnp.ones(index.shape, values.dtype)
         count = jnp.zeros(shape[-2], values.dtype).at[index].add(ones, mode="drop")
-        mean: jax.Array = total / _lead(jnp.maximum(count, 1)[:, None], total)
+        mean: jax.Array = total / lead(jnp.maximum(count, 1)[:, None], total.ndim)
         return mean
     if how == "mul":
         return jnp.ones(shape, values.dtype).at[..., index, :].multiply(values, mode="drop")
@@ -115,7 +118,7 @@ def _reduce_by_query(
     at = start.at[..., index, :]
     extreme = at.min(values, mode="drop") if how == "min" else at.max(values, mode="drop")
     has_other = jnp.zeros(shape[-2], bool).at[index].set(True, mode="drop")
-    return jnp.where(_lead(has_other[:, None], extreme), extreme, 0)
+    return jnp.where(lead(has_other[:, None], extreme.ndim), extreme, 0)
 
 
 def _reduce_masked(values: jax.Array, is_other: jax.Array, how: str) -> jax.Array:
@@ -131,11 +134,6 @@ def _reduce_masked(values: jax.Array, is_other: jax.Array, how: str) -> jax.Arra
         return jnp.where(count > 0, extreme, 0)
     total = jnp.where(is_other, values, 0).sum(-2)
     return total / jnp.maximum(count, 1).astype(total.dtype) if how == "mean" else total
-
-
-def _lead(values: Any, like: Any) -> Any:
-    """`values` with new dimensions in front, as many as `like` has."""
-    return values.reshape((1,) * max(like.ndim - values.ndim, 0) + values.shape)
 
 
 def _check_rows(edge_features: jax.Array, axis: int, expected: int) -> None:

@@ -25,6 +25,7 @@ Integers: TypeAlias = Any  # an array of int32 or int64
 Words: TypeAlias = Any  # an array of uint32
 Bytes: TypeAlias = Any  # an array of uint8
 Flags: TypeAlias = Any  # an array of bool
+Truth: TypeAlias = Any  # one truth value
 Nothing: TypeAlias = Any  # of what only writes
 HeadMask: TypeAlias = Any  # flags, or a `ScoreBias`: see `gatv2.numba.head_mask`
 Plain: TypeAlias = Any  # a tuple from Python: the elements of the named tuple that is made of it

@@ -48,6 +48,7 @@ from gatv2.numba.simd import (
     expand,
     fma,
     fold,
+    is_any,
     load,
     load_bits,
     prefetch,
@@ -182,11 +183,11 @@ def _coefficients(
     for at in range(0, n, flat.lanes):
         s, dp = load(flat, scores, at), load(flat, d_scores, at)
         p = exp(s - lse)
-        # an edge without weight, whose lse may be -inf too; NaN stays
         is_unused = s == splat(flat, -np.inf)
-        p = select(is_unused, splat(flat, 0.0), p)
-        dp = select(is_unused, splat(flat, 0.0), dp)
-        store(d_scores, at, dp)
+        if is_any(is_unused):  # an edge without weight, whose lse may be -inf too; NaN stays
+            p = select(is_unused, splat(flat, 0.0), p)
+            dp = select(is_unused, splat(flat, 0.0), dp)
+            store(d_scores, at, dp)
         store(scores, at, p)
         sum_p = sum_p + p
         sum_p_dp = fma(p, dp, sum_p_dp)

@@ -25,6 +25,7 @@ from gatv2.numba.arguments import (
     key_ids,
 )
 from gatv2.numba.backward_row import backward_key_row, backward_query_row
+from gatv2.numba.borrowed import borrowed, keep_alive
 from gatv2.numba.call import ArrayCotangents, Launch
 from gatv2.numba.compile import kernel
 from gatv2.numba.head_mask import as_head_mask
@@ -205,10 +206,12 @@ def _backward_queries(
     per_edge: Plain,
     gradients: Plain,
 ) -> None:
-    problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
-    head_mask = as_head_mask(head_mask)
-    edge_list, incoming, per_edge = EdgeList(*edge_list), Incoming(*incoming), PerEdge(*per_edge)
-    buffers, key_id = new_buffers(vectors.heads, incoming.d_out), key_ids(node_ids)
+    problem, edges = as_problem(borrowed(problem)), as_edge_features(borrowed(edges))
+    node_ids, query_ptr = as_node_ids(borrowed(node_ids)), borrowed(query_ptr)
+    edge_list, incoming = EdgeList(*borrowed(edge_list)), Incoming(*borrowed(incoming))
+    per_edge, gradients = PerEdge(*borrowed(per_edge)), borrowed(gradients)
+    own_buffers, key_id = new_buffers(vectors.heads, incoming.d_out), key_ids(node_ids)
+    buffers, head_mask = borrowed(own_buffers), as_head_mask(borrowed(head_mask))
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
@@ -229,6 +232,7 @@ def _backward_queries(
                 QueryGradients(chunk, *gradients),
             )
         chunk = next_chunk(chunks)
+    keep_alive(own_buffers)
 
 
 @kernel
@@ -243,7 +247,9 @@ def _backward_keys(
     per_edge: Plain,
     gradients: Plain,
 ) -> None:
-    problem, key_order, per_edge = as_problem(problem), KeyOrder(*key_order), PerEdge(*per_edge)
+    problem, key_order = as_problem(borrowed(problem)), KeyOrder(*borrowed(key_order))
+    per_edge, gradients = PerEdge(*borrowed(per_edge)), borrowed(gradients)
+    d_out, head_mask = borrowed(d_out), borrowed(head_mask)
     key_ptr, n_edges = key_order.ptr, key_order.edge.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:

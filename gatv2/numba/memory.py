@@ -1,22 +1,22 @@
 """Memory for the kernels: arrays that are not initialised."""
 
-from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 
 LINE_BYTES = 64
 """Of a cache line, where a large array starts."""
-_LARGE_BYTES = 1 << 12
+_LARGE_BYTES = 1 << 16
 
 
-def empty(shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[Any]) -> Array:
+def empty(shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[np.generic]) -> Array:
     """`np.empty`, but a large array starts with a cache line."""
-    n_bytes = np.dtype(dtype).itemsize * prod(shape)
-    if n_bytes < _LARGE_BYTES:
-        return np.empty(shape, dtype)
-    memory = np.empty(n_bytes + LINE_BYTES, np.uint8)
+    array = np.empty(shape, dtype)
+    if array.nbytes < _LARGE_BYTES:
+        return array
+    memory = np.empty(array.nbytes + LINE_BYTES, np.uint8)
     start = -memory.__array_interface__["data"][0] % LINE_BYTES
     return np.ndarray(shape, dtype, memory, start)

@@ -21,6 +21,7 @@ from gatv2.numba.arguments import (
     Mask,
     Nothing,
     Number,
+    Truth,
     Vector,
     VectorClass,
 )
@@ -230,6 +231,17 @@ def bits_of(_typing: Typing, mask: Mask) -> Bits:
         return builder.bitcast(args[0], ir.IntType(64))
 
     return types.uint64(mask), lower
+
+
+@intrinsic
+def is_any(_typing: Typing, mask: Mask) -> Truth:
+    """Whether any lane of a mask is set."""
+    bits = ir.IntType(mask.lanes)
+
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
+        return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), ir.Constant(bits, 0))
+
+    return types.boolean(mask), lower
 
 
 @intrinsic

@@ -5,9 +5,12 @@ An operator of PyTorch takes tensors and numbers one after another, *flat*; what
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
+
+Argument: TypeAlias = Any
+"""One of the flat arguments: a tensor, a number or None, by its name."""
 
 
 class Arguments(NamedTuple):
@@ -53,28 +56,36 @@ class Cotangents(NamedTuple):
     """The log-sum-exp that the operator returned."""
 
 
-_AT = Arguments._fields.index("adjacency")
+N_FEATURES = _AT = Arguments._fields.index("adjacency")
+"""How many arguments have gradients; they come first."""
 N_NUMBERS = sum(kind in (int, float, bool) for kind in Arguments.__annotations__.values())
 """How many arguments are no tensors; they come last."""
 
 
-def names_of(adjacency: type[Any]) -> tuple[str, ...]:
+def tensors_of(arguments: Arguments) -> tuple[Tensor | None, ...]:
+    """The flat arguments that are tensors, or None."""
+    return (*arguments[:_AT], *arguments.adjacency, arguments.seed)
+
+
+def names_of(adjacency: type[NamedTuple]) -> tuple[str, ...]:
     """The names of the flat arguments, given a backend's named tuple."""
     return (*Arguments._fields[:_AT], *adjacency._fields, *Arguments._fields[_AT + 1 :])
 
 
-def flatten(arguments: Arguments) -> tuple[Any, ...]:
+def flatten(arguments: Arguments) -> tuple[Argument, ...]:
     """The arguments as an operator takes them."""
     return (*arguments[:_AT], *arguments.adjacency, *arguments[_AT + 1 :])
 
 
-def unflatten(flat: Sequence[Any], adjacency: type[Any]) -> Arguments:
+def unflatten(flat: Sequence[Argument], adjacency: type[NamedTuple]) -> Arguments:
     """The arguments that an operator was given; `adjacency` is the backend's named tuple."""
     end = _AT + len(adjacency._fields)
-    return Arguments._make((*flat[:_AT], adjacency(*flat[_AT:end]), *flat[end:]))
+    return Arguments._make((*flat[:_AT], adjacency._make(flat[_AT:end]), *flat[end:]))
 
 
-def unflatten_gradient(flat: Sequence[Any], adjacency: type[Any]) -> tuple[Cotangents, Arguments]:
+def unflatten_gradient(
+    flat: Sequence[Argument], adjacency: type[NamedTuple]
+) -> tuple[Cotangents, Arguments]:
     """The cotangents and arguments that the gradient of an operator was given."""
     n_cotangents = len(Cotangents._fields)
     return Cotangents(*flat[:n_cotangents]), unflatten(flat[n_cotangents:], adjacency)

@@ -6,11 +6,12 @@ public ways share the work.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from gatv2.operator.arguments import Argument
 from gatv2.operator.batching import Rule
 from gatv2.torch_internals import (
     SingleLevelAutograd,
@@ -19,21 +20,46 @@ from gatv2.torch_internals import (
     single_level_autograd,
 )
 
+if TYPE_CHECKING:
+    from gatv2.torch_internals import AutogradBase, AutogradFunction, Operator
+
 Call = Callable[..., tuple[Tensor, ...]]
+
+
+class Context(Protocol):
+    """What an autograd function keeps from forward to backward."""
+
+    numbers: tuple[Argument, ...]
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]:
+        """As they were saved."""
+
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]:
+        """Which inputs want a gradient."""
+
+    def save_for_backward(self, *tensors: Argument) -> None:
+        """Keep tensors."""
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Whether a cotangent that is zero comes as zeros, and not as None."""
 
 
 class Formula(NamedTuple):
     """The derivative of an operator."""
 
-    save: Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None]
+    save: Callable[[Context, tuple[Argument, ...], tuple[Tensor, ...]], None]
     """(ctx, inputs, output): keeps what backward reads."""
-    backward: Callable[..., tuple[Any, ...]]
+    backward: Callable[..., tuple[Tensor | None, ...]]
     """(ctx, *cotangents) -> gradients of the inputs."""
     batching: Callable[[Call], Rule]
     """vmap's rule, of what calls the operator."""
 
 
-def make_differentiable(operator: Any, formula: Formula, library: torch.library.Library) -> Call:
+def make_differentiable(
+    operator: "Operator", formula: Formula, library: torch.library.Library
+) -> Call:
     """Register an operator's autograd and vmap; returns what calls it."""
     torch.library.register_vmap(operator, formula.batching(operator), lib=library)
     internals = single_level_autograd()
@@ -42,7 +68,7 @@ def make_differentiable(operator: Any, formula: Formula, library: torch.library.
     differentiate = _autograd_kernel(operator, formula, internals)
     library.impl(_name(operator), differentiate, "Autograd")
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Argument) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling() or is_transformed():
             return operator(*arguments)
         return differentiate(*arguments)  # where the dispatcher would begin, and soon get back to
@@ -50,23 +76,25 @@ def make_differentiable(operator: Any, formula: Formula, library: torch.library.
     return call
 
 
-def _autograd_kernel(operator: Any, formula: Formula, internals: SingleLevelAutograd) -> Call:
+def _autograd_kernel(
+    operator: "Operator", formula: Formula, internals: SingleLevelAutograd
+) -> Call:
     """What differentiates at one level: under a transform, the dispatcher calls it at each."""
 
-    def call_below(*arguments: Any) -> Any:
+    def call_below(*arguments: Argument) -> tuple[Tensor, ...]:
         with internals.below_autograd():
             return operator(*arguments)
 
-    def forward(*arguments: Any) -> Any:
+    def forward(*arguments: Argument) -> tuple[Tensor, ...]:
         if not is_transformed():
             return call_below(*arguments)
         # the next level below differentiates by itself, so its modes stay on
         with internals.below_autograd(), torch.enable_grad(), internals.set_forward_mode(True):
             return operator(*arguments)
 
-    differentiable: Any = _function(operator, formula, forward, internals.function)
+    differentiable = _function(operator, formula, forward, internals.function)
 
-    def differentiate(*arguments: Any) -> Any:
+    def differentiate(*arguments: Argument) -> tuple[Tensor, ...]:
         tracks = torch.is_grad_enabled() and any(
             isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
         )
@@ -78,7 +106,9 @@ def _autograd_kernel(operator: Any, formula: Formula, internals: SingleLevelAuto
     return differentiate
 
 
-def _by_public_names(operator: Any, formula: Formula, library: torch.library.Library) -> Call:
+def _by_public_names(
+    operator: "Operator", formula: Formula, library: torch.library.Library
+) -> Call:
     """An autograd function where Python runs, and the operator's own under the compiler.
 
     Neither does both: transforms refuse the operator's own, and `fullgraph=True` cannot trace a
@@ -88,18 +118,20 @@ def _by_public_names(operator: Any, formula: Formula, library: torch.library.Lib
         operator, formula.backward, setup_context=formula.save, lib=library
     )
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Argument) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
             return operator(*arguments)
         return differentiable.apply(*arguments)
 
-    differentiable: Any = _function(operator, formula, operator, torch.autograd.Function)
+    differentiable = _function(operator, formula, operator, torch.autograd.Function)
     differentiable.vmap = staticmethod(formula.batching(call))
     return call
 
 
-def _function(operator: Any, formula: Formula, forward: Call, base: type[Any]) -> Any:
-    members: dict[str, Callable[..., Any]] = {
+def _function(
+    operator: "Operator", formula: Formula, forward: Call, base: "type[AutogradBase]"
+) -> "type[AutogradFunction]":
+    members: dict[str, Callable[..., object]] = {
         "forward": forward,
         "setup_context": formula.save,
         "backward": formula.backward,
@@ -111,6 +143,6 @@ def _function(operator: Any, formula: Formula, forward: Call, base: type[Any]) -
     )
 
 
-def _name(operator: Any) -> str:
+def _name(operator: "Operator") -> str:
     """The name without its namespace and overload."""
     return str(operator).split(".")[1]

@@ -1,17 +1,23 @@
 """vmap of a fused operator: over features at once, over anything else one by one."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from gatv2.operator.arguments import Cotangents
+from gatv2.operator.arguments import Argument, Cotangents
 
 _MAPPABLE = {"query", "key", "edge_features", "score_bias", *Cotangents._fields}
 
 Rule = Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]
 """(info, in_dims, *arguments) -> (results, out_dims), as `torch.library.register_vmap` has it."""
+
+
+class Info(Protocol):
+    """What vmap tells of itself."""
+
+    batch_size: int
 
 
 def batching_rule(names: tuple[str, ...], call: Callable[..., tuple[Tensor, ...]]) -> Rule:
@@ -23,7 +29,7 @@ def batching_rule(names: tuple[str, ...], call: Callable[..., tuple[Tensor, ...]
     """
 
     def rule(
-        info: Any, in_dims: Sequence[int | None], *arguments: Any
+        info: Info, in_dims: Sequence[int | None], *arguments: Argument
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         named = list(zip(names, arguments, in_dims, strict=True))
         if any(dim is not None and name not in _MAPPABLE for name, _, dim in named):
@@ -39,7 +45,7 @@ def batching_rule(names: tuple[str, ...], call: Callable[..., tuple[Tensor, ...]
     return rule
 
 
-def _mapped(name: str, argument: Any, dim: int | None, batch_size: int) -> Any:
+def _mapped(name: str, argument: Argument, dim: int | None, batch_size: int) -> Argument:
     """An argument with the mapped dimension in front, where it may have one."""
     if name == "n_mapped":
         return argument + 1

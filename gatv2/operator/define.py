@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Protocol, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
 
 from gatv2.operator.arguments import (
     N_NUMBERS,
+    Argument,
     Arguments,
     Cotangents,
     flatten,
@@ -16,37 +17,42 @@ from gatv2.operator.arguments import (
     unflatten,
     unflatten_gradient,
 )
-from gatv2.operator.autograd import Call, Formula, make_differentiable
+from gatv2.operator.autograd import Call, Context, Formula, make_differentiable
 from gatv2.operator.batching import batching_rule
-from gatv2.operator.gradient import Gradients, Reference, backward, double_backward
+from gatv2.operator.gradient import (
+    Gradients,
+    Reference,
+    Results,
+    backward,
+    double_backward,
+    wanted,
+)
+from gatv2.operator.shortcut import Dispatched, Launcher, take_shortcut
 from gatv2.precision import computed_in
+
+if TYPE_CHECKING:
+    from gatv2.torch_internals import Operator
 
 __all__ = ["Arguments", "Cotangents", "Launcher", "define"]
 
-_library = torch.library.Library("gatv2", "DEF")
-_EDGE_FEATURES = Arguments._fields.index("edge_features")
-_SCORE_BIAS = Arguments._fields.index("score_bias")
+
+class _Defined(NamedTuple):
+    library: torch.library.Library
+    functions: dict[str, Callable[[Arguments], tuple[Tensor, ...]]]
+
+
+# kept with PyTorch's names of the operators, which outlive this module when it is loaded again
+_defined: _Defined = vars(torch.ops.gatv2).get("_defined") or _Defined(
+    torch.library.Library("gatv2", "DEF"), {}
+)
+vars(torch.ops.gatv2)["_defined"] = _defined
+_library = _defined.library
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool"}
-
-
-class Launcher(Protocol):
-    """The compiled kernels of one device."""
-
-    def forward(self, arguments: Arguments, /) -> tuple[Tensor, Tensor, Tensor]:
-        """(out, log-sum-exp, alpha); alpha is empty unless `wants_rows`."""
-
-    def backward(self, cotangents: Cotangents, arguments: Arguments, /) -> tuple[Tensor, ...]:
-        """Gradients of query, key, attn, edge_features, edge_projection and score_bias.
-
-        Those of attn and edge_projection have the `n_mapped` leading batch dimensions. That of
-        edge_features is empty unless `wants_rows`, that of score_bias unless `wants_bias_rows`, and so
-        are those of what is None.
-        """
 
 
 def define(
     name: str,
-    adjacency: type[Any],
+    adjacency: type[NamedTuple],
     launchers: Mapping[str, Callable[[], Launcher]],
     reference: Reference,
     alpha_shape: Callable[[Arguments], tuple[int, ...]],
@@ -67,6 +73,8 @@ def define(
     Returns:
         The function: the operator, of `Arguments`.
     """
+    if name in _defined.functions:
+        return _defined.functions[name]
     schema = ", ".join(_schema(Arguments, adjacency=_schema(adjacency)))
     cotangents = ", ".join(_schema(Cotangents))
     # flags have names of their own in exported programs
@@ -98,29 +106,38 @@ def define(
         ),
         _library,
     )
-    return lambda arguments: call(*flatten(arguments))
+    by_dispatcher = Dispatched(
+        lambda arguments: call(*flatten(arguments)),
+        lambda cotangents, arguments: call_gradient(*cotangents, *flatten(arguments)),
+    )
+    function = take_shortcut(by_dispatcher, adjacency, launchers)
+    _defined.functions[name] = function
+    return function
 
 
-def _schema(fields: type[Any], **parts: list[str]) -> list[str]:
+def _schema(fields: type[NamedTuple], **parts: list[str]) -> list[str]:
     """The fields of a named tuple as arguments of an operator, those of `parts` given in full."""
     kinds = get_type_hints(fields)
     each = (parts.get(name, [f"{_TYPES.get(kinds[name])} {name}"]) for name in fields._fields)
     return [argument for arguments in each for argument in arguments]
 
 
-def _declare(name: str, inputs: str, n_results: int) -> Any:
+def _declare(name: str, inputs: str, n_results: int) -> "Operator":
     _library.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * n_results)})")
-    return getattr(torch.ops.gatv2, name).default
+    operator: Operator = getattr(torch.ops.gatv2, name).default
+    return operator
 
 
-def _launch(name: str, adjacency: type[Any], key: str, launcher: Callable[[], Launcher]) -> None:
+def _launch(
+    name: str, adjacency: type[NamedTuple], key: str, launcher: Callable[[], Launcher]
+) -> None:
     """Have a device's kernels called for its tensors."""
     launcher = cache(launcher)
 
-    def forward(*flat: Any) -> tuple[Tensor, ...]:
+    def forward(*flat: Argument) -> tuple[Tensor, ...]:
         return launcher().forward(unflatten(flat, adjacency))
 
-    def backward(*flat: Any) -> tuple[Tensor, ...]:
+    def backward(*flat: Argument) -> tuple[Tensor, ...]:
         return launcher().backward(*unflatten_gradient(flat, adjacency))
 
     _library.impl(name, forward, key)
@@ -128,14 +145,14 @@ def _launch(name: str, adjacency: type[Any], key: str, launcher: Callable[[], La
 
 
 def _register_shapes(
-    operator: Any,
-    gradient: Any,
-    adjacency: type[Any],
+    operator: "Operator",
+    gradient: "Operator",
+    adjacency: type[NamedTuple],
     alpha_shape: Callable[[Arguments], tuple[int, ...]],
 ) -> None:
     """Tell the compiler what the results look like."""
 
-    def forward(*flat: Any) -> tuple[Tensor, ...]:
+    def forward(*flat: Argument) -> tuple[Tensor, ...]:
         arguments = unflatten(flat, adjacency)
         query = arguments.query
         return (
@@ -144,7 +161,7 @@ def _register_shapes(
             query.new_empty(alpha_shape(arguments) if arguments.wants_rows else (0,)),
         )
 
-    def backward(*flat: Any) -> tuple[Tensor, ...]:
+    def backward(*flat: Argument) -> tuple[Tensor, ...]:
         _, arguments = unflatten_gradient(flat, adjacency)
         query, key, attn = arguments.query, arguments.key, arguments.attn
         rows = arguments.edge_features if arguments.wants_rows else None
@@ -163,12 +180,14 @@ def _register_shapes(
     torch.library.register_fake(gradient, backward, lib=_library)
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_inputs(ctx: Context, inputs: tuple[Argument, ...], output: tuple[Tensor, ...]) -> None:
     ctx.numbers = inputs[-N_NUMBERS:]
     ctx.save_for_backward(*inputs[:-N_NUMBERS])
 
 
-def _save_inputs_and_lse(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_inputs_and_lse(
+    ctx: Context, inputs: tuple[Argument, ...], output: tuple[Tensor, ...]
+) -> None:
     _, lse, _ = output
     ctx.set_materialize_grads(False)
     ctx.numbers = inputs[-N_NUMBERS:]
@@ -176,19 +195,19 @@ def _save_inputs_and_lse(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _backward(
-    ctx: Any, d_results: Any, adjacency: type[Any], gradient: Call
+    ctx: Context, d_results: Results, adjacency: type[NamedTuple], gradient: Call
 ) -> tuple[Tensor | None, ...]:
     lse, *tensors = ctx.saved_tensors
-    arguments = unflatten((*tensors, *ctx.numbers), adjacency)
-    arguments = arguments._replace(
-        wants_rows=ctx.needs_input_grad[_EDGE_FEATURES],
-        wants_bias_rows=ctx.needs_input_grad[_SCORE_BIAS],
-    )
-    return _for_each_input(ctx, backward(gradient, d_results, lse, arguments))
+    arguments = wanted(unflatten((*tensors, *ctx.numbers), adjacency), ctx.needs_input_grad)
+
+    def by_operator(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
+        return gradient(*cotangents, *flatten(arguments))
+
+    return _for_each_input(ctx, backward(by_operator, d_results, lse, arguments))
 
 
 def _double_backward(
-    ctx: Any, upon: Any, adjacency: type[Any], reference: Reference
+    ctx: Context, upon: tuple[Tensor | None, ...], adjacency: type[NamedTuple], reference: Reference
 ) -> tuple[Tensor | None, ...]:
     saved = (*ctx.saved_tensors, *ctx.numbers)
     cotangents, arguments = unflatten_gradient(saved, adjacency)
@@ -196,5 +215,7 @@ def _double_backward(
     return _for_each_input(ctx, (*to_results, None, *to_features))  # None: the log-sum-exp
 
 
-def _for_each_input(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _for_each_input(
+    ctx: Context, gradients: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
     return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))

@@ -4,19 +4,21 @@ Backward is an operator too, so first-order differentiation stays fused under ev
 derivative of backward goes through the reference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gatv2.operator.arguments import Arguments, Cotangents, flatten
+from gatv2.operator.arguments import Arguments, Cotangents
 
 Results = tuple[Tensor | None, Tensor | None, Tensor | None]
 """(out, log-sum-exp, alpha), or what is asked of each."""
 Reference = Callable[[Arguments], tuple[Tensor, Tensor, Tensor | None]]
 """A fused operator's function by plain PyTorch operations, alpha included: (out, log-sum-exp, alpha)."""
 
+_EDGE_FEATURES = Arguments._fields.index("edge_features")
+_SCORE_BIAS = Arguments._fields.index("score_bias")
 _RESULTS = ("d_out", "d_lse", "d_alpha")
 _SHARED = ("attn", "edge_projection")  # by all of a batch
 
@@ -32,8 +34,15 @@ class Gradients(NamedTuple):
     score_bias: Tensor | None
 
 
+def wanted(arguments: Arguments, needs_gradient: Sequence[bool]) -> Arguments:
+    """The arguments of the gradient, given those of the operator, and which features need one."""
+    return arguments._replace(
+        wants_rows=needs_gradient[_EDGE_FEATURES], wants_bias_rows=needs_gradient[_SCORE_BIAS]
+    )
+
+
 def backward(
-    gradient: Callable[..., tuple[Tensor, ...]],
+    gradient: Callable[[Cotangents, Arguments], tuple[Tensor, ...]],
     d_results: Results,
     lse: Tensor,
     arguments: Arguments,
@@ -41,7 +50,7 @@ def backward(
     """The gradients of the features.
 
     Args:
-        gradient: the fused gradient, an operator.
+        gradient: the fused gradient.
         d_results: cotangents of (out, log-sum-exp, alpha), None where they are zero.
         lse: the log-sum-exp that the operator returned.
         arguments: what it was given; `wants_rows` and `wants_bias_rows` tell whether edge_features and
@@ -56,16 +65,20 @@ def backward(
         nothing if d_alpha is None else d_alpha,
         lse,
     )
-    found = gradient(*cotangents, *flatten(arguments))
+    found = gradient(cotangents, arguments)
     d_query, d_key, d_attn, d_edge_features, d_edge_projection, d_score_bias = found
     return Gradients(
         d_query,
         d_key,
-        d_attn.sum_to_size(attn.shape),
+        _summed_to(attn, d_attn),
         d_edge_features if arguments.wants_rows else None,
-        None if edge_projection is None else d_edge_projection.sum_to_size(edge_projection.shape),
+        None if edge_projection is None else _summed_to(edge_projection, d_edge_projection),
         d_score_bias if arguments.wants_bias_rows else None,
     )
+
+
+def _summed_to(feature: Tensor, gradient: Tensor) -> Tensor:
+    return gradient if gradient.shape == feature.shape else gradient.sum_to_size(feature.shape)
 
 
 def double_backward(
@@ -85,7 +98,7 @@ def double_backward(
     wanted = [name for name in features if is_wanted.get(name, True)]
 
     def gradients(given: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
-        def attend(features: dict[str, Any]) -> dict[str, Any]:
+        def attend(features: dict[str, Any]) -> dict[str, Tensor | None]:
             results = reference(arguments._replace(**features))
             return {
                 name: result

@@ -80,7 +80,7 @@ def _as_array(tensor: Tensor) -> Array:
         # not what is expanded: a copy of everything
         once = tensor[tuple(slice(None if stride else 1) for stride in tensor.stride())]
         tensor = once.float().expand(tensor.shape)
-    return tensor.detach().numpy()
+    return tensor.numpy(force=True)  # of one that requires a gradient, too
 
 
 def _as_tensor(array: Array, dtype: torch.dtype) -> Tensor:

@@ -1,10 +1,9 @@
 """Reasons against every fused kernel, whatever toolchain compiles it."""
 
-import torch
 from torch import Tensor
 
 from gatv2.precision import FLOATING_DTYPES
-from gatv2.torch_internals import is_forward_mode
+from gatv2.torch_internals import is_exported_to_onnx, is_forward_mode
 
 
 def unsupported(query: Tensor, *features: Tensor) -> list[str]:
@@ -15,6 +14,6 @@ def unsupported(query: Tensor, *features: Tensor) -> list[str]:
         reasons.append(f"it computes in {known}, and the features are {query.dtype}")
     if is_forward_mode(query, *features):
         reasons.append("it has no forward-mode derivative (jvp, jacfwd, dual tensors)")
-    if torch.onnx.is_in_onnx_export():
+    if is_exported_to_onnx():
         reasons.append("ONNX has no such operator")
     return reasons

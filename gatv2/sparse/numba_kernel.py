@@ -16,6 +16,7 @@ from gatv2.numba.arguments import (
     as_problem,
     key_ids,
 )
+from gatv2.numba.borrowed import borrowed, keep_alive
 from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch
 from gatv2.numba.compile import kernel
 from gatv2.numba.counting_sort import transpose
@@ -124,10 +125,11 @@ def _forward(
     head_mask: HeadMask | None,
     results: Plain,
 ) -> None:
-    problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
-    head_mask = as_head_mask(head_mask)
-    edge_list, results = EdgeList(*edge_list), Results(*results)
-    buffers, key_id = new_buffers(vectors.heads, results.out), key_ids(node_ids)
+    problem, edges = as_problem(borrowed(problem)), as_edge_features(borrowed(edges))
+    node_ids, query_ptr = as_node_ids(borrowed(node_ids)), borrowed(query_ptr)
+    edge_list, results = EdgeList(*borrowed(edge_list)), Results(*borrowed(results))
+    own_buffers, key_id = new_buffers(vectors.heads, results.out), key_ids(node_ids)
+    buffers, head_mask = borrowed(own_buffers), as_head_mask(borrowed(head_mask))
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
@@ -139,3 +141,4 @@ def _forward(
                 vectors, problem, edges, key_id, place, edge_list, head_mask, buffers, results
             )
         chunk = next_chunk(chunks)
+    keep_alive(own_buffers)

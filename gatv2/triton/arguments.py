@@ -10,6 +10,8 @@ Pointer = Any
 """A tensor at the launch, a pointer in a kernel; None where there is none."""
 Values = Any
 """A tensor of Triton's: what a program holds in registers."""
+Number = Any
+"""An int at the launch, a number of Triton's in a kernel."""
 
 
 class Shape(NamedTuple):
@@ -30,7 +32,7 @@ class Shape(NamedTuple):
     edges: int
     """Edges of each of them that it works on at once."""
     warps: int
-    accumulator: Any
+    accumulator: object
     """The dtype that is computed in."""
     has_edge_features: bool
     mask_heads: int
@@ -71,9 +73,9 @@ class Order(NamedTuple):
     """`[n_edges]`: where the edge stands by query; None if that is here."""
     window_rows: Pointer
     """`[2 * windows]`: rows of the first and the last edge of each window; see `gatv2.triton.rows`."""
-    n_rows: Any
-    n_others: Any
-    n_slots: Any
+    n_rows: Number
+    n_others: Number
+    n_slots: Number
     """Places for parts of rows, ahead of the rows themselves."""
 
 
@@ -101,19 +103,19 @@ class Dropout(NamedTuple):
 class Sizes(NamedTuple):
     """Sizes of a feature set, of which a launch serves a number of copies."""
 
-    n_queries: Any
-    n_keys: Any
-    n_edges: Any
-    n_batches: Any
+    n_queries: Number
+    n_keys: Number
+    n_edges: Number
+    n_batches: Number
     """Feature sets that dropout tells apart."""
-    block_queries: Any
+    block_queries: Number
     """Queries of a graph of a block-diagonal union."""
-    block_keys: Any
-    mask_step: Any
+    block_keys: Number
+    mask_step: Number
     """Entries between the masks of two feature sets; 0 if they share one."""
-    n_features: Any
+    n_features: Number
     """D, features of an edge."""
-    feature_step: Any
+    feature_step: Number
     """Rows between the features of edges of two feature sets; 0 if they share them."""
     bias_step: Any
     """Rows between the biases of two feature sets; 0 if they share one."""

@@ -6,7 +6,7 @@ reads a tensor's value.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -202,14 +202,19 @@ class Call:
         return self.arguments.negative_slope, int(dropout * 2**32), 1 / (1 - dropout)
 
 
-def run(kernel: Any, n_programs: int, arguments: tuple[Any, ...], shape: of_kernel.Shape) -> None:
+def run(
+    kernel: "triton.JITFunction[..., None]",
+    n_programs: int,
+    arguments: tuple[object, ...],
+    shape: of_kernel.Shape,
+) -> None:
     """Launch a kernel; one of no programs is none."""
     if n_programs > 0:
         # what products and sums are contracted is part of the result: not left to Triton's default
         kernel[(n_programs,)](*arguments, shape, num_warps=shape.warps, enable_fp_fusion=True)
 
 
-def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """A launch goes to the current stream of the current device, which is to be that of the tensors."""
     return torch.cuda.device_of(tensor)
 

@@ -51,6 +51,7 @@ def refusals(rank: int) -> dict[str, tuple[str, str]]:
     edge_index = torch.stack((own, (own + 5) % 12))
     from_edges, from_graph = Partition.from_edge_index, Partition.from_graph
     partition = from_edges(edge_index, bounds)
+    torch.manual_seed(0)
     layer, h = GraphAttentionV2Layer(3, 4, 2), torch.randn(4, 3)
     pair: Any = dist.new_group([0, 1])
     odd = rank == 1  # the process that passes something else

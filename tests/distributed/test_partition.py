@@ -11,10 +11,24 @@ from torch import Tensor
 
 from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.distributed import Partition, attention, gatv2_attention
+from gatv2.distributed.agreement import Header
+from gatv2.distributed.call import Call
 from gatv2.functional import gatv2_attention as attention_of_one
 from gatv2.testing import assert_agrees, edge_indices, value_and_gradients
 
 PARTS = st.integers(1, 7)
+
+
+class Met:
+    """A meeting with processes that all do the same."""
+
+    number = 0
+
+    def __init__(self, seed: Tensor | None) -> None:
+        self.seed = 0 if seed is None else int(seed)
+
+    def agreed(self) -> list[Header]:
+        return [Header(1, self.number, self.seed)]
 
 
 @st.composite
@@ -142,6 +156,7 @@ def test_joined_parts_are_the_whole(graph: Graph, n_parts: int, dropout: float, 
         for part in Partition.split(graph, n_parts):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(attention, "place_in", lambda _, part=part: (part.rank, n_parts))
+                patch.setattr(Call, "meet", lambda _call, _attn, seed, _part: Met(seed))
                 patch.setattr(attention, "start", lambda rows, _: rows)
                 patch.setattr(
                     attention, "finish", lambda *_, halo=part.halo: key.index_select(0, halo)

@@ -137,6 +137,10 @@ WRONG: dict[str, tuple[str, Callable[[Partition], Partition]]] = {
         "`key_id` must be",
         lambda part: replace(part, remote=replace(part.remote, key_id=torch.arange(1))),
     ),
+    "bounds that are no integers": (
+        "must be lists of integers; got [0, 5.0, 10, 15]",
+        lambda part: replace(part, bounds=(0, 5.0, 10, 15)),  # type: ignore[arg-type]
+    ),
     "another split's name": (DO_NOT_FIT, lambda part: replace(part, split_id="another")),
 }
 DAMAGED = {
@@ -182,6 +186,7 @@ def files(rank: int, directory: Path) -> dict[str, str]:
     part.save(directory / "parts")
     loaded = Partition.load(directory / "parts")
     assert_alike(loaded, part)
+    torch.manual_seed(0)
     layer, h = GraphAttentionV2Layer(3, 4, 2), torch.randn(part.n_own, 3)
     assert torch.equal(layer(h, loaded, seed=1), layer(h, part, seed=1))
 

@@ -1,6 +1,8 @@
 """What a prepared graph holds."""
 
+import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gatv2 import Graph
+from gatv2.distributed import Partition
+from gatv2.graph.edges import is_trusted
 from gatv2.testing import SIZES, edge_indices
 
 
@@ -79,9 +83,27 @@ def test_index_dtype_is_int32_and_one(drawn: tuple[Graph, Tensor]) -> None:
 @given(drawn=graphs_and_edges())
 def test_copies_hold_the_same(drawn: tuple[Graph, Tensor]) -> None:
     graph, _ = drawn
-    for copy in (pickle.loads(pickle.dumps(graph)), graph.to("cpu")):
+    saved = io.BytesIO()
+    torch.save({"graph": graph}, saved)
+    saved.seek(0)
+    loaded = torch.load(saved, weights_only=True)["graph"]
+    for copy in (pickle.loads(pickle.dumps(graph)), loaded, graph.to("cpu")):
         for mine, its in zip(tensors(graph), tensors(copy), strict=True):
             assert torch.equal(mine, its)
+
+
+def test_pickles_hold_nothing_that_can_be_made_again() -> None:
+    graph = Graph.from_edge_index(torch.randint(9, (2, 50)), 9)
+    (part,) = Partition.split(graph, 1)
+    for whole in (graph, part):
+        before = pickle.dumps(whole)
+        for each in (graph, part.local):
+            _ = each.by_key, each.self_loops
+        _ = whole.self_loops
+        assert pickle.dumps(whole) == before
+    assert not is_trusted(pickle.loads(pickle.dumps(graph)))
+    with pytest.raises(TypeError, match=r"save it with `partition.save\(directory\)`"):
+        pickle.dumps(replace(part, group="a group"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("n_edges", [10, 100_000])

@@ -1,7 +1,9 @@
 """A saved graph comes back as it was, or not at all: no change of a file goes unnoticed."""
 
 import json
+import os
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields, replace
 from hashlib import sha256
@@ -322,8 +324,63 @@ def test_fields_must_be_there_and_known(tmp_path: Path) -> None:
         (tensors | {"n_keys": torch.ones(1)}, {"kind": "graph"}),
     ):
         save_tensors(path, changed, numbers)
+        with pytest.raises(
+            ValueError, match=r"holds no graph that kernels can run on|can't be loaded"
+        ):
+            Graph.load(path)
+
+
+@pytest.mark.parametrize("text", ["1_1", "\u0661\u0661", " 11", "011", "+11", "11.0", "1" * 5000])
+def test_numbers_are_decimals(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "graph"
+    random_graph().save(path)
+    tensors, metadata = load_tensors(path, "graph")
+    for name in ("n_keys", "n_blocks", "is_bipartite"):
+        save_tensors(path, tensors, metadata | {name: text})
         with pytest.raises(ValueError, match="holds no graph that kernels can run on"):
             Graph.load(path)
+    save_tensors(path, tensors, metadata | {"is_bipartite": "2"})
+    with pytest.raises(ValueError, match="`is_bipartite` must be 0 or 1"):
+        Graph.load(path)
+
+
+def test_a_header_is_refused_before_it_is_read_on(tmp_path: Path) -> None:
+    """What it costs to refuse a file is bounded, whatever its header says."""
+    path = tmp_path / "graph"
+    entry = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    long = "{" + ",".join(f'"{i}":{entry}' for i in range(100_000)) + "}"
+    nested, few = "[" * 100_000, f'{{"odd":{entry}}}'
+    for text, error in (
+        (long, "expected a header of at most 1048576 bytes; got one of"),
+        (nested, "expected a header in JSON; got "),
+        ("[]", "expected a header of names; got none"),
+        (few, r"expected tensors of the names \['edge_id', .*; got 1 others, as 'odd'"),
+    ):
+        path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=error):
+            Graph.load(path)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 1 << 22
+    with pytest.raises(ValueError, match="must take at most 1048576 bytes"):
+        save_tensors(path, {}, {"kind": "a", "text": "a" * (1 << 20)})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="expected a regular file; got a pipe"):
+        Graph.load(tmp_path / "pipe")
+
+
+def test_a_file_in_memory_may_be_cut(tmp_path: Path) -> None:
+    graph, path = random_graph(1000, 10_000), tmp_path / "graph"
+    graph.save(path)
+    loaded = Graph.load(path, mmap=False)
+    with path.open("r+b") as file:
+        file.truncate(8)  # a mapped tensor would end the process here
+    assert_same(loaded, graph)
 
 
 def test_kind_and_version_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,41 @@ def test_first_order_is_fused_under_every_transform(backend: str) -> None:
         assert record.names == {name, f"{name}_backward"}
 
 
+def test_past_the_dispatcher_the_bits_are_the_same(backend: str) -> None:
+    leaves = [x.requires_grad_() for x in random_features()]
+    function = function_of(backend, "numba")
+    cotangent = torch.randn_like(function(*leaves))
+
+    def results() -> list[Tensor]:
+        out = function(*leaves)
+        return [out, *torch.autograd.grad(out, leaves, cotangent, retain_graph=True)]
+
+    plain = results()
+    with _Record() as record:
+        seen = results()
+    assert len(record.names) == 2
+    for a, b in zip(plain, seen, strict=True):
+        assert torch.equal(a, b)
+    cotangents = torch.randn(2, *cotangent.shape, dtype=cotangent.dtype)
+    out = function(*leaves)
+    batched = torch.autograd.grad(out, leaves, cotangents, is_grads_batched=True, retain_graph=True)
+    for i, one in enumerate(cotangents):
+        alone = torch.autograd.grad(out, leaves, one, retain_graph=True)
+        for a, b in zip(alone, batched, strict=True):
+            assert_agrees(b[i], a)
+
+
+def test_what_is_written_to_before_backward_is_noticed(backend: str) -> None:
+    query, key, attn = random_features()
+    mask = MASK.clone()
+    adjacency: Any = mask if backend == "dense" else Graph.from_mask(mask)
+    out = attention_over(adjacency, kernel="numba")(query.requires_grad_(), key, attn)
+    written = mask if backend == "dense" else adjacency.key_index
+    written.copy_(written.clone())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 def test_forward_mode_goes_to_the_reference(backend: str) -> None:
     features = random_features()
     tangents = tuple(torch.randn_like(x) for x in features)

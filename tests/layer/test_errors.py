@@ -20,6 +20,7 @@ from gatv2 import (
     select_kernel,
 )
 from gatv2.inference import apply_in_blocks
+from gatv2.ranking import measure_ranking
 
 H = torch.zeros(5, 3)
 QUERY = torch.zeros(5, 2, 4)
@@ -290,6 +291,46 @@ CALLS: dict[str, Case] = {
         lambda: layer()(wrong(Graph.from_edge_index(EDGE_INDEX, 5)), H),
         TypeError,
         "features come first, and then the graph: call `layer(h, adj_mat)`",
+    ),
+    "graph and features swapped in a model": (
+        lambda: GATv2(3, 8, 2, n_heads=2)(wrong(Graph.from_edge_index(EDGE_INDEX, 5)), H),
+        TypeError,
+        "features come first, and then the graph: call `layer(h, adj_mat)`",
+    ),
+    "keyword of PyTorch Geometric in a model": (
+        lambda: GATv2(3, 8, 2, n_heads=2)(H, EDGE_INDEX, edge_attr=H),  # type: ignore[call-overload]
+        TypeError,
+        "GATv2 has no argument 'edge_attr': here it is edge_features",
+    ),
+    "size of PyTorch Geometric in a model": (
+        lambda: GATv2(3, hidden_channels=8, out_features=2),  # type: ignore[call-arg]
+        TypeError,
+        "GATv2 has no argument 'hidden_channels': here it is hidden_features",
+    ),
+    "a dense layer of edges, exported": (
+        lambda: torch.export.export(layer(backend="dense").eval(), (H, EDGE_INDEX)),
+        NotImplementedError,
+        "export with backend='sparse', or pass a mask",
+    ),
+    "ranking of a layer of others": (
+        lambda: measure_ranking(wrong(torch.nn.Linear(3, 4)), H, EDGE_INDEX),
+        TypeError,
+        "got Linear: convert it with `gatv2.convert`, or pass its scores or",
+    ),
+    "ranking of a pair": (
+        lambda: measure_ranking(layer(), wrong((H, H)), EDGE_INDEX),
+        TypeError,
+        "for a bipartite graph pass `layer.attention_scores(h, adj_mat)`",
+    ),
+    "ranking of a batch": (
+        lambda: measure_ranking(layer(), H.expand(2, 5, 3), torch.ones(5, 5, 1)),
+        ValueError,
+        "got (2, 5, 3) and a batch of shape (2,): measure one element",
+    ),
+    "ranking of masks": (
+        lambda: measure_ranking(layer(backend="sparse"), H, torch.ones(2, 5, 5, 1)),
+        ValueError,
+        "got (5, 3) and a batch of shape (2,): measure one element",
     ),
     "batches of a pair": (
         lambda: layer()((torch.zeros(2, 5, 3), torch.zeros(3, 5, 3)), EDGE_INDEX),

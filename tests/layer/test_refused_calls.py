@@ -64,6 +64,20 @@ def test_sizes_stay_unknown(adj_mat: object) -> None:
     assert model(torch.randn(5, 7), EDGES).shape == (5, 3)
 
 
+@pytest.mark.parametrize("kernel", ["triton", "numba"])
+def test_sizes_stay_unknown_to_a_kernel_that_cannot(kernel: str) -> None:
+    """Triton's runs on GPUs, and Numba's has no forward-mode derivative."""
+    masks = EDGES, torch.ones(5, 5, 1), GRAPH, Partition.split(GRAPH, 1)[0]
+    for layer in lazy(kernel=kernel):
+        for adj_mat in masks:
+            h = (H, H) if layer.in_features != -1 else H
+            if isinstance(h, tuple) and isinstance(adj_mat, Partition):
+                continue
+            with pytest.raises(ValueError, match=f"kernel='{kernel}' can't serve this call"):
+                torch.func.jvp(lambda h: layer(h, adj_mat), (h,), (h,))  # noqa: B023
+            assert_waits(layer)
+
+
 CALLS: dict[str, Callable[[Any], Any]] = {
     "too few features of edges": lambda layer: layer(H, EDGES, edge_features=torch.ones(2, 3)),
     "no features of edges": lambda layer: layer(H, EDGES),

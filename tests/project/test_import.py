@@ -45,6 +45,33 @@ def test_import_loads_no_other_file_of_ours() -> None:
     assert "gatv2.distributed" not in run(EVERY_NAME, "import sys", ours).split()
 
 
+AGAIN = """
+import sys, torch
+from importlib import import_module, reload
+
+def attend(kernel="torch"):
+    layer = import_module("gatv2").GraphAttentionV2Layer(3, 4, 2, kernel=kernel)
+    for backend in ("sparse", "dense"):
+        layer.backend = backend
+        layer(torch.randn(4, 3), torch.ones(4, 4, 1)).sum().backward()
+        assert layer.attn.grad.isfinite().all()
+
+attend()
+ours = [name for name in sys.modules if name.startswith("gatv2")]
+for name in ours:
+    reload(sys.modules[name])
+for name in ours:
+    del sys.modules[name]
+attend("auto")
+print("all there")
+"""
+
+
+def test_it_can_be_loaded_again() -> None:
+    """Module by module or as a whole, though PyTorch keeps the names of its operators."""
+    assert run(AGAIN) == "all there\n"
+
+
 NAMES = """
 import pickle
 from importlib import reload

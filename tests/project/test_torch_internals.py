@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 import gatv2
 from gatv2 import torch_internals
@@ -30,6 +31,8 @@ NAMES = {
     "is_functorch_wrapped_tensor": "torch._C._functorch",
     "temporarily_clear_interpreter_stack": "torch._functorch.pyfunctorch",
     "_DisableFuncTorch": "torch._C",
+    "_len_torch_dispatch_stack": "torch._C",
+    "_profiler_enabled": "torch._C._autograd",
     "guard_or_false": "torch.fx.experimental.symbolic_shapes",
 }
 
@@ -198,6 +201,42 @@ def test_is_transformed() -> None:
     jvp(look, (x,), (x,))
     look(x.requires_grad_()).backward()
     assert seen == [False, True, True, True, False]
+
+
+class _Subclass(Tensor):
+    """What may have a mind of its own."""
+
+
+def test_needs_dispatcher() -> None:
+    x, seen = torch.randn(2, 3), []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(torch_internals.needs_dispatcher((x, None)))
+        return x.sum()
+
+    look(x)
+    look(torch.nn.Parameter(x))
+    look(x.as_subclass(_Subclass))
+    vmap(look)(x)
+    grad(look)(x)
+    with torch.autograd.forward_ad.dual_level():
+        look(x)
+    with torch.device("cpu"):
+        look(x)
+    with FlopCounterMode(display=False):
+        look(x)
+    with torch.profiler.profile():
+        look(x)
+    look(x)
+    assert seen == [False, False, *[True] * 7, False]
+
+
+@pytest.mark.parametrize("name", ["_len_torch_dispatch_stack", "_profiler_enabled"])
+def test_without_the_name_the_dispatcher_is_needed(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delattr(f"{NAMES[name]}.{name}")
+    assert torch_internals.needs_dispatcher((torch.ones(2),))
 
 
 def test_without_the_name_a_transform_may_always_be_active(

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 # each line with what mypy says of it: the type that it reveals, or the code of its error
@@ -59,7 +61,45 @@ def of(layer: GraphAttentionV2Layer, control: GraphAttentionLayer, model: GATv2,
     gatv2.GraphAttentionV3Layer  # attr-defined
     gatv2.testing.nothing  # attr-defined
 """
+IN_JAX = """
+import jax
+import gatv2.jax as gat
+from gatv2.jax.equinox import GraphAttentionV2Layer as EquinoxLayer
+from gatv2.jax.nnx import GraphAttentionV2Layer as FlaxLayer
+def of(config: gat.Config, params: gat.Params, model: gat.GATv2, flag: bool, h: jax.Array,
+       graph: gat.Graph, in_equinox: EquinoxLayer, in_flax: FlaxLayer, key: jax.Array) -> None:
+    reveal_type(gat.gatv2_attention(h, h, h, graph))  # Array
+    reveal_type(gat.gatv2_attention(h, h, h, graph, return_attention=True))  # tuple[Array, Array]
+    reveal_type(gat.gatv2_attention(h, h, h, graph, return_lse=True))  # tuple[Array, Array]
+    either = gat.gatv2_attention(h, h, h, graph, return_attention=flag)
+    reveal_type(either)  # Array | tuple[Array, Array]
+    both = gat.gatv2_attention(h, h, h, graph, return_attention=True, return_lse=True, seed=1)
+    reveal_type(both)  # tuple[Array, Array, Array]
+    gat.gatv2_attention(h, h, h, graph, edge_feature=h)  # call-overload
+    reveal_type(gat.gat_attention(h, h, h, h, graph, return_attention=True))  # tuple[Array, Array]
+    reveal_type(gat.apply(config, params, h, graph))  # Array
+    reveal_type(gat.apply(config, params, h, graph, return_attention=True))  # tuple[Array, Array]
+    reveal_type(config.apply(params, h, graph, return_attention=flag))  # Array | tuple[Array, Array]
+    config.apply(params, h, graph, return_atention=True)  # call-overload
+    gat.Config(3, 8, 2, backend="spares")  # arg-type
+    reveal_type(config.replace(dropout=0.5))  # Config
+    config.replace(drop=0.5)  # call-arg
+    reveal_type(model.apply(params, h, graph))  # Array
+    reveal_type(model.apply(params, h, graph, return_attention=True))  # tuple[Array, list[Array]]
+    reveal_type(in_equinox(h, graph, inference=True))  # Array
+    reveal_type(in_equinox(h, graph, key=key, return_attention=True))  # tuple[Array, Array]
+    EquinoxLayer(3, 8, 2, key=key, residuals=True)  # call-arg
+    reveal_type(in_flax(h, graph, return_attention=True))  # tuple[Array, Array]
+    in_flax(h, graph, inference=True)  # call-overload
+    reveal_type(graph.padded(9).coalesce())  # Graph
+    reveal_type(graph.by_key.ptr)  # Array
+    reveal_type(graph.self_loops().graph)  # Graph
+"""
 NAMES = {
+    "jax._src.basearray.Array": "Array",
+    "jax.Array": "Array",
+    "gatv2.jax.graph.graph.Graph": "Graph",
+    "gatv2.jax.layer.Config": "Config",
     "torch._tensor.Tensor": "Tensor",
     "gatv2.distributed.partition.Partition": "Partition",
     "gatv2.graph.graph.Graph": "Graph",
@@ -93,9 +133,16 @@ def said(program: str, tmp_path: Path) -> list[str]:
     ]
 
 
-def test_types_are_those_that_a_user_reads(tmp_path: Path) -> None:
-    expected = [line.partition("  # ")[2] for line in PROGRAM.splitlines() if "  # " in line]
-    assert said(PROGRAM, tmp_path) == expected
+@pytest.mark.parametrize(
+    ("program", "needed"), [(PROGRAM, ()), (IN_JAX, ("jax", "equinox", "flax"))]
+)
+def test_types_are_those_that_a_user_reads(
+    program: str, needed: tuple[str, ...], tmp_path: Path
+) -> None:
+    for package in needed:
+        pytest.importorskip(package)
+    expected = [line.partition("  # ")[2] for line in program.splitlines() if "  # " in line]
+    assert said(program, tmp_path) == expected
     assert not any("Any" in text for text in expected)
 
 

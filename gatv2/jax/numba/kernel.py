@@ -6,7 +6,7 @@ Nothing of `[E, H, F]` is made, forward or backward.
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from gatv2.jax.numba.targets import given, target
 from gatv2.jax.precision import computed_in
 from gatv2.jax.sparse.tangent import Features
 
-Arrays = tuple[Any, ...]
+Arrays = tuple[jax.Array, ...]
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,15 @@ def forward(features: Features, seed: jax.Array, adjacency: Adjacency, options: 
     query = features.query
     backend, arrays, n_blocks = _as_kernel_reads(adjacency, features)
     *batch_shape, n_queries, n_heads, _ = query.shape
-    is_graph = isinstance(adjacency, Graph)
-    of_graph = adjacency.key_index.shape if is_graph else adjacency.shape[-3:-1]  # type: ignore[union-attr]
+    of_graph = adjacency.key_index.shape if isinstance(adjacency, Graph) else adjacency.shape[-3:-1]
     call = jax.ffi.ffi_call(
         target(backend, "forward"),
         (
-            _array(query.shape, query.dtype),
-            _array((*batch_shape, n_queries, n_heads), computed_in(query.dtype)),
-            _array((*batch_shape, *of_graph, n_heads) if options.with_alpha else (0,), query.dtype),
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            jax.ShapeDtypeStruct((*batch_shape, n_queries, n_heads), computed_in(query.dtype)),
+            jax.ShapeDtypeStruct(
+                (*batch_shape, *of_graph, n_heads) if options.with_alpha else (0,), query.dtype
+            ),
         ),
         vmap_method="expand_dims",
     )
@@ -96,13 +97,13 @@ def backward(
     """Gradients of the features; cotangents are of (out, lse, alpha), then the log-sum-exp itself."""
     backend, arrays, n_blocks = _as_kernel_reads(adjacency, features)
     edges = features.edges
-    like: Arrays = features[:3]
+    like: Arrays = (features.query, features.key, features.attn)
     if edges is not None:
         rows = edges.features if with_d_edge_features else jnp.zeros(0, edges.features.dtype)
         like += (rows, edges.projection)
     call = jax.ffi.ffi_call(
         target(backend, "backward"),
-        tuple(_array(x.shape, x.dtype) for x in like),
+        tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like),
         vmap_method="expand_dims",
     )
     gradients = call(
@@ -125,17 +126,13 @@ def backward(
 
 def _attributes(
     backend: str, arrays: dict[str, jax.Array], n_blocks: int, options: Options
-) -> dict[str, Any]:
+) -> dict[str, np.float64 | np.int64]:
     return {
         "negative_slope": np.float64(options.negative_slope),
         "dropout": np.float64(options.dropout),
         "n_blocks": np.int64(n_blocks),
         "given": np.int64(given(backend, set(arrays))),
     }
-
-
-def _array(shape: tuple[int, ...], dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
 def _as_kernel_reads(

@@ -5,21 +5,36 @@ Imported when a kernel is first called, as it imports Numba.
 
 import os
 from types import ModuleType
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from gatv2.dense import numba_kernel as dense
-from gatv2.jax.numba.xla_ffi import Array
+from gatv2.jax.arrays import NumPyArray as Array
 from gatv2.numba.call import ArrayArguments, ArrayCotangents
 from gatv2.sparse import numba_kernel as sparse
+
+
+class Options(TypedDict):
+    """What a call says besides arrays."""
+
+    seed: int | None
+    n_blocks: int
+    negative_slope: float
+    dropout: float
+    wants_rows: bool
+
 
 _KERNELS: dict[str, ModuleType] = {"sparse": sparse, "dense": dense}
 
 
-def forward(backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: Any) -> Any:
+def forward(
+    backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: Options
+) -> tuple[Array, ...]:
     """(out, log-sum-exp, alpha); inputs are query, key and attn."""
-    return _KERNELS[backend].forward(_arguments(backend, inputs, arrays, options))
+    arguments = _arguments(backend, inputs, arrays, options)
+    results: tuple[Array, ...] = _KERNELS[backend].forward(arguments)
+    return results
 
 
 def backward(
@@ -27,15 +42,17 @@ def backward(
     cotangents: tuple[Array, ...],
     inputs: tuple[Array, ...],
     arrays: dict[str, Array],
-    options: Any,
-) -> Any:
+    options: Options,
+) -> tuple[Array, ...]:
     """Gradients of the features; cotangents are of (out, log-sum-exp, alpha), then the second itself."""
     arguments = _arguments(backend, inputs, arrays, options)
-    return _KERNELS[backend].backward(ArrayCotangents(*map(_wide, cotangents)), arguments)
+    wide = ArrayCotangents(*map(_wide, cotangents))
+    gradients: tuple[Array, ...] = _KERNELS[backend].backward(wide, arguments)
+    return gradients
 
 
 def _arguments(
-    backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: dict[str, Any]
+    backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: Options
 ) -> ArrayArguments:
     query, key, attn = map(_wide, inputs)
     rows, projection = (
@@ -43,7 +60,7 @@ def _arguments(
         for name in ("edge_features", "edge_projection")
     )
     if backend == "dense":
-        adjacency: Any = dense.Adjacency(arrays["mask"])
+        adjacency: dense.Adjacency | sparse.Adjacency = dense.Adjacency(arrays["mask"])
     else:
         named = {name: arrays[name] for name in sparse.Adjacency._fields if name in arrays}
         for name in ("query_id", "key_id"):

@@ -5,12 +5,16 @@ They become known to XLA when a kernel is first asked for; Numba is imported whe
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import numpy as np
 
-from gatv2.jax.numba.xla_ffi import Array, register
+from gatv2.jax.arrays import NumPyArray as Array
+from gatv2.jax.numba.xla_ffi import Attributes, register
+
+if TYPE_CHECKING:
+    from gatv2.jax.numba.launch import Options
 
 ARRAYS = {
     "sparse": (
@@ -41,7 +45,7 @@ def given(backend: str, names: set[str]) -> int:
 
 
 def _forward(
-    backend: str, inputs: list[Array], outputs: list[Array], attributes: dict[str, Any]
+    backend: str, inputs: list[Array], outputs: list[Array], attributes: Attributes
 ) -> None:
     from gatv2.jax.numba import launch
 
@@ -58,7 +62,7 @@ def _forward(
 
 
 def _backward(
-    backend: str, inputs: list[Array], outputs: list[Array], attributes: dict[str, Any]
+    backend: str, inputs: list[Array], outputs: list[Array], attributes: Attributes
 ) -> None:
     from gatv2.jax.numba import launch
 
@@ -76,7 +80,7 @@ def _backward(
                 output[...] = result
 
 
-def _named(backend: str, arrays: list[Array], attributes: dict[str, Any]) -> Arrays:
+def _named(backend: str, arrays: list[Array], attributes: Attributes) -> Arrays:
     names = [name for i, name in enumerate(ARRAYS[backend]) if attributes["given"] >> i & 1]
     return dict(zip(names, arrays, strict=True))
 
@@ -110,7 +114,7 @@ def _check_index(name: str, index: Array, size: int) -> None:
         raise ValueError(f"`{name}` of the graph must lie in [0, {size}); make graphs with `Graph`")
 
 
-def _options(seed: Array, attributes: dict[str, Any], *, wants_rows: bool) -> dict[str, Any]:
+def _options(seed: Array, attributes: Attributes, *, wants_rows: bool) -> "Options":
     low, high = seed.tolist()
     if high >= 2**31:
         high -= 2**32  # the sign of an int64

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = np.ndarray[Any, Any]
-Function = Callable[[list[Array], list[Array], dict[str, Any]], None]
-"""Reads inputs, writes outputs, given the attributes of the call: bools, integers and floats."""
+from gatv2.jax.arrays import NumPyArray as Array
+
+Attributes = dict[str, Any]  # bools, integers and floats, by names that whoever calls agrees on
+Function = Callable[[list[Array], list[Array], Attributes], None]
+"""Reads inputs, writes outputs, given the attributes of the call."""
 
 _DTYPES = {
     1: np.dtype(np.bool_),
@@ -31,7 +33,8 @@ _DTYPES = {
     12: np.dtype(np.float64),
     16: np.dtype(jnp.bfloat16),
 }
-_SCALAR_TYPES: dict[int, Any] = {
+_Number = ctypes.c_bool | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_float | ctypes.c_double
+_SCALAR_TYPES: dict[int, type[_Number]] = {
     1: ctypes.c_bool,
     4: ctypes.c_int32,
     5: ctypes.c_int64,
@@ -130,7 +133,7 @@ class _CallFrame(ctypes.Structure):
 
 
 _Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
-_handlers: list[Any] = []  # XLA holds their addresses for the life of the process
+_handlers: list[object] = []  # XLA holds their addresses for the life of the process
 
 
 def register(name: str, function: Function) -> None:
@@ -149,7 +152,7 @@ def register(name: str, function: Function) -> None:
         Array([0., 2., 4.], dtype=float32)
     """
 
-    def handle(frame_pointer: Any) -> int | None:
+    def handle(frame_pointer: "ctypes._Pointer[_CallFrame]") -> int | None:
         frame = frame_pointer.contents
         try:
             if frame.extension and frame.extension.contents.type == _METADATA_EXTENSION:
@@ -164,11 +167,11 @@ def register(name: str, function: Function) -> None:
     handler = _Handler(handle)
     _handlers.append(handler)
     address = ctypes.cast(handler, ctypes.c_void_p).value
-    capsule = jax.ffi.pycapsule(address)  # type: ignore[no-untyped-call]
+    capsule = jax.ffi.pycapsule(address)
     jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 
 
-def _tell_version(frame: Any) -> None:
+def _tell_version(frame: _CallFrame) -> None:
     """Answer XLA's question for which version of the interface this is written.
 
     All that is read here has been the same in every minor version.
@@ -202,7 +205,7 @@ def _array(buffer: _Buffer) -> Array:
     return array
 
 
-def _attributes(attributes: _Attributes) -> dict[str, Any]:
+def _attributes(attributes: _Attributes) -> Attributes:
     values = {}
     for i in range(attributes.size):
         name, scalar = attributes.names[i].contents, attributes.items[i].contents
@@ -211,7 +214,7 @@ def _attributes(attributes: _Attributes) -> dict[str, Any]:
     return values
 
 
-def _error(api: Any, message: str) -> int | None:
+def _error(api: "ctypes._Pointer[_Api]", message: str) -> int | None:
     arguments = _ErrorArguments(
         ctypes.sizeof(_ErrorArguments), None, message.encode(), _INTERNAL_ERROR
     )

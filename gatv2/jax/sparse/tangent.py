@@ -10,7 +10,7 @@ It is linear in the direction, and differentiable in everything.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,10 @@ class Features(NamedTuple):
     edges: EdgeInputs | None
 
 
+MaskedBlock = tuple[Block, jax.Array | None]
+"""A block of edges, and which heads use them; None if all do."""
+
+
 def tangent(
     features: Features,
     direction: Features,
@@ -56,7 +60,7 @@ def tangent(
     def scores_of(pair: jax.Array, attn: jax.Array) -> jax.Array:
         return score(pair, attn, negative_slope)
 
-    def weights_of(block: tuple[Block, Any]) -> tuple[jax.Array, ...]:
+    def weights_of(block: MaskedBlock) -> tuple[jax.Array, ...]:
         """p, its derivative, and the values of a block and theirs."""
         at, is_used = block
         value, d_value = (gather(x, at.key, axis=-3) for x in (features.key, direction.key))
@@ -73,7 +77,7 @@ def tangent(
             p = jnp.where(lead(is_used, p.ndim), p, 0)
         return p, p * d_scores, value.astype(p.dtype), d_value.astype(p.dtype)
 
-    def add(totals: tuple[jax.Array, jax.Array], block: tuple[Block, Any]) -> Any:
+    def add(totals: tuple[jax.Array, jax.Array], block: MaskedBlock) -> tuple[jax.Array, jax.Array]:
         (total, d_lse), (at, _) = totals, block
         p, d_p, value, d_value = weights_of(block)
         d_lse = add_to_queries(d_lse, at.query, d_p, axis=-2)

@@ -4,43 +4,46 @@ Where values are known, a bad index is an error. Under `jit` nothing can be rais
 dropped: it becomes padding, behind all others, which no kernel reads.
 """
 
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gatv2.jax.arrays import NumPyArray
 from gatv2.numba.support import import_failure
 
 _LARGE = 1 << 16  # edges for which it is worth to import Numba and its counting sort
 
-Array = jax.Array
-NumPyArray = np.ndarray[Any, Any]
+Array = TypeVar("Array", jax.Array, NumPyArray)
 
 
-class Edges(NamedTuple):
-    """What a `Graph` holds of its edges, sorted by (query, key); arrays of NumPy or of JAX."""
+class Edges(NamedTuple, Generic[Array]):
+    """What a `Graph` holds of its edges, sorted by (query, key)."""
 
-    query_ptr: Any
-    key_index: Any
-    query_index: Any
-    edge_id: Any
+    query_ptr: Array
+    key_index: Array
+    query_index: Array
+    edge_id: Array
 
 
-class KeyOrder(NamedTuple):
+class KeyOrder(NamedTuple, Generic[Array]):
     """The edges of a graph in the order (key, query): CSC, which the backward pass reads."""
 
-    ptr: Any
+    ptr: Array
     """`[n_keys + 1]`: the edges of key j are `ptr[j]:ptr[j + 1]`."""
-    edge: Any
+    edge: Array
     """`[n_edges]`: position of the edge in the graph's own order, by query."""
-    query: Any
+    query: Array
     """`[n_edges]`: query of the edge."""
+
+
+Sorted = tuple[Edges[Array], KeyOrder[Array]]
 
 
 def sort_edges(
     query: NumPyArray, key: NumPyArray, n_queries: int, n_keys: int
-) -> tuple[Edges, KeyOrder]:
+) -> Sorted[NumPyArray]:
     """Sort edges stably, by (query, key) and by (key, query).
 
     Raises:
@@ -69,7 +72,7 @@ def sort_edges(
     return edges, KeyOrder(_pointers(key, n_keys), edge, edges.query_index[edge])
 
 
-def sort_traced(query: Array, key: Array, n_queries: int, n_keys: int) -> tuple[Edges, KeyOrder]:
+def sort_traced(query: jax.Array, key: jax.Array, n_queries: int, n_keys: int) -> Sorted[jax.Array]:
     """Sort edges whose values are traced; one with a bad index becomes padding, behind all others."""
     is_edge = _is_index(query, n_queries) & _is_index(key, n_keys)
     query = jnp.where(is_edge, query.astype(jnp.int32), n_queries)
@@ -91,10 +94,10 @@ def _check_range(index: NumPyArray, n_nodes: int, role: str) -> None:
         )
 
 
-def _is_index(index: Array, n_nodes: int) -> Array:
+def _is_index(index: jax.Array, n_nodes: int) -> jax.Array:
     # in the index's own dtype, before 64 bits are cut; a short one could not hold `n_nodes`
     wide = index.astype(jnp.int32) if index.dtype.itemsize < 4 else index
-    is_index: Array = (wide >= 0) & (wide < n_nodes)
+    is_index: jax.Array = (wide >= 0) & (wide < n_nodes)
     return is_index
 
 
@@ -104,8 +107,8 @@ def _pointers(index: NumPyArray, n_nodes: int) -> NumPyArray:
     return pointers
 
 
-def _traced_pointers(index: Array, n_nodes: int) -> Array:
+def _traced_pointers(index: jax.Array, n_nodes: int) -> jax.Array:
     # not `searchsorted`, which can't be exported for any number of edges
     counts = jnp.zeros(n_nodes + 1, jnp.int32).at[index + 1].add(1, mode="drop")
-    pointers: Array = jnp.cumsum(counts, dtype=jnp.int32)
+    pointers: jax.Array = jnp.cumsum(counts, dtype=jnp.int32)
     return pointers

@@ -1,0 +1,40 @@
+"""Arrays of NumPy, whose values are known, and of JAX, whose values may be traced."""
+
+import jax
+import numpy as np
+
+from gatv2.numba.memory import Array as NumPyArray
+
+__all__ = ["ArrayLike", "DType", "NumPyArray", "check_width", "is_concrete", "on_device"]
+
+ArrayLike = jax.Array | NumPyArray
+DType = np.dtype[np.generic]
+
+
+def is_concrete(array: object) -> bool:
+    """Whether an array holds values of its own, and is not traced by a transformation."""
+    return not isinstance(array, jax.core.Tracer)
+
+
+def on_device(values: ArrayLike) -> jax.Array:
+    """An array of NumPy as a JAX array, which shares its memory where it can; a traced one as it is.
+
+    Raises:
+        TypeError: the dtype has 64 bits and JAX does not have them enabled.
+    """
+    if isinstance(values, jax.Array):
+        return values
+    check_width(values.dtype.itemsize, values.dtype)
+    # unlike DLPack, this does not tie the array to a device: others may join it on theirs
+    array: jax.Array = jax.device_put(np.asarray(values, order="C"))
+    return array
+
+
+def check_width(n_bytes: int, dtype: object) -> None:
+    """Raise a TypeError for a dtype of 64 bits if JAX does not have them enabled."""
+    if n_bytes == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise TypeError(
+            f"JAX would cut {dtype} to 32 bits: enable 64 bits with "
+            "`jax.config.update('jax_enable_x64', True)`, or convert the values, "
+            "`.float()` or `.int()`"
+        )

@@ -1,0 +1,132 @@
+"""SortedEdges: what a graph holds, and what follows from that alone."""
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete, on_device
+from gatv2.jax.graph.sort import Array, KeyOrder, Sorted
+
+Traced = TypeVar("Traced", bound="SortedEdges[jax.Array]")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SortedEdges(Generic[Array]):
+    """Edges sorted by (query, key), and the way back to the caller's order of them.
+
+    Attributes are those of :class:`gatv2.jax.Graph`, of arrays of one kind, NumPy's or JAX's.
+    """
+
+    query_ptr: Array
+    key_index: Array
+    query_index: Array
+    edge_id: Array
+    by_key: KeyOrder[Array]
+    n_keys: int = field(metadata={"static": True})
+    head_mask: Array | None = None
+    n_blocks: int = field(default=1, metadata={"static": True})
+    query_id: Array | None = None
+    key_id: Array | None = None
+    query_mask: Array | None = None
+
+    @property
+    def n_queries(self) -> int:
+        """Number of queries, with padding."""
+        n_queries: int = self.query_ptr.shape[0] - 1
+        return n_queries
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges, with padding."""
+        n_edges: int = self.key_index.shape[0]
+        return n_edges
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Number of queries and of keys in one block; the whole graph's if there is one block."""
+        n_blocks = max(self.n_blocks, 1)
+        return self.n_queries // n_blocks, self.n_keys // n_blocks
+
+    @property
+    def edge_index(self) -> jax.Array:
+        """`[2, n_edges]`: queries and keys in the caller's order, then padding."""
+        pairs = jnp.stack((self.query_index, self.key_index), axis=1)
+        return self.in_callers_order(pairs, axis=0).T
+
+    @property
+    def is_edge(self) -> Array:
+        """`[n_edges]` bool, in the graph's own order: False for padding."""
+        return self.query_index < self.n_queries
+
+    def multiplicity(self) -> jax.Array:
+        """`[n_edges]`: 0 for the first of parallel edges, 1 for the second, and so on."""
+        position = jnp.arange(self.n_edges, dtype=self.key_index.dtype)
+        is_repeated = (self.query_index[1:] == self.query_index[:-1]) & (
+            self.key_index[1:] == self.key_index[:-1]
+        )
+        first = position.at[1:].set(jnp.where(is_repeated, 0, position[1:]))
+        return position - jax.lax.cummax(first)
+
+    def in_callers_order(self, values: jax.Array, axis: int) -> jax.Array:
+        """Bring values of the sorted edges, along `axis`, to the order in which the caller gave them."""
+        numbers = jnp.arange(self.n_edges, dtype=self.edge_id.dtype)
+        position = jnp.zeros_like(self.edge_id).at[self.edge_id].set(numbers)
+        return jnp.take(values, position, axis=axis)
+
+    def __repr__(self) -> str:
+        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""
+        return (
+            f"Graph(n_queries={self.n_queries}, n_keys={self.n_keys}, n_edges={self.n_edges}{blocks}, "
+            f"dtype={self.key_index.dtype})"
+        )
+
+
+def of_sorted(
+    kind: type[Traced],
+    sorted_edges: Sorted[jax.Array] | Sorted[NumPyArray],
+    n_keys: int,
+    *,
+    n_blocks: int = 1,
+    head_mask: ArrayLike | None = None,
+    query_id: ArrayLike | None = None,
+    key_id: ArrayLike | None = None,
+    query_mask: ArrayLike | None = None,
+) -> Traced:
+    """A graph of arrays of NumPy, or of traced ones."""
+    placed: Sorted[jax.Array] = jax.tree.map(on_device, sorted_edges)
+    edges, by_key = placed
+    return kind(
+        *edges,
+        by_key,
+        n_keys,
+        head_mask=_placed(head_mask),
+        n_blocks=n_blocks,
+        query_id=_placed(query_id),
+        key_id=_placed(key_id),
+        query_mask=_placed(query_mask),
+    )
+
+
+def _placed(array: ArrayLike | None) -> jax.Array | None:
+    return None if array is None else on_device(array)
+
+
+def as_numpy(graph: SortedEdges[jax.Array]) -> SortedEdges[NumPyArray]:
+    """The graph with arrays of NumPy."""
+    host: SortedEdges[NumPyArray] = jax.tree.map(np.asarray, graph)
+    return host
+
+
+def require_concrete(graph: SortedEdges[jax.Array], verb: str) -> None:
+    """Raise a TypeError if the edges of a graph are traced."""
+    if not is_concrete(graph.query_ptr):
+        raise TypeError(f"to {verb} a graph its edges must be known: do it outside of `jit`")
+
+
+def require_unpadded(graph: SortedEdges[jax.Array], what: str, remedy: str) -> None:
+    """Raise a ValueError if edges or nodes of a graph are padding."""
+    if graph.query_mask is not None or int(graph.query_ptr[-1]) != graph.n_edges:
+        raise ValueError(f"{what} has no padding, and this graph has: {remedy}")

@@ -1,0 +1,57 @@
+"""A graph with one self-loop at each node, traced or not."""
+
+from dataclasses import replace
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gatv2.jax.arrays import is_concrete, on_device
+from gatv2.jax.graph.edge_index import sort_edge_index
+from gatv2.jax.graph.edges import Traced, of_sorted
+
+
+def with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
+    """What :class:`gatv2.jax.graph.SelfLoops` holds."""
+    check_has_self_loops(*graph.block_shape)
+    n_nodes = graph.n_queries
+    xp: ModuleType = np if is_concrete(graph.query_ptr) else jnp
+    query, key = xp.asarray(graph.edge_index)
+    is_edge = xp.asarray(graph.in_callers_order(graph.is_edge, axis=0))
+    is_other = is_edge & (query != key)
+    kept = xp.arange(graph.n_edges, dtype=graph.edge_id.dtype)
+    if xp is np:
+        kept = kept[is_other]
+        query, key, is_other = query[kept], key[kept], is_other[kept]
+    query = xp.where(is_other, query, -1)  # a traced edge that is no other one is dropped
+    node = xp.arange(n_nodes, dtype=query.dtype)
+    if graph.query_mask is not None:
+        is_node = xp.asarray(graph.query_mask)
+        node = node[is_node] if xp is np else xp.where(is_node, node, -1)
+    edge_index = xp.stack((xp.concatenate((query, node)), xp.concatenate((key, node))))
+    sorted_edges = sort_edge_index(edge_index, n_nodes, n_nodes)
+    result = of_sorted(
+        type(graph),
+        sorted_edges,
+        n_nodes,
+        n_blocks=graph.n_blocks,
+        query_id=graph.query_id,
+        key_id=graph.key_id,
+        query_mask=graph.query_mask,
+    )
+    head_mask = graph.head_mask
+    if head_mask is not None:
+        of_kept = graph.in_callers_order(head_mask, axis=0)[kept]
+        of_loops = jnp.ones((node.shape[0], head_mask.shape[1]), bool)
+        result = replace(result, head_mask=jnp.concatenate((of_kept, of_loops))[result.edge_id])
+    return result, on_device(kept), on_device(is_other), on_device(query)
+
+
+def check_has_self_loops(n_queries: int, n_keys: int) -> None:
+    """Raise a ValueError unless queries and keys can be the same nodes."""
+    if n_queries != n_keys:
+        raise ValueError(
+            f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
+            "add_self_loops=False pass the edges that you want"
+        )

@@ -1,0 +1,135 @@
+"""How a primitive is made of functions: batched, lowered to plain JAX or to a fused kernel."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+
+from gatv2.jax.primitives.call import Arrays, Call
+from gatv2.jax.primitives.mapped import Mapped, vmapped
+
+if TYPE_CHECKING:
+    from jax.extend.mlir import ir
+
+    Values = Sequence[ir.Value[ir.Type]]
+
+
+class Static(TypedDict):
+    """What is static in a primitive's call, besides what `vmap` maps over."""
+
+    call: Call
+    with_d_edge_features: NotRequired[bool]
+    """Of `cotangent_p`: whether the gradient of features of edges is wanted."""
+
+
+class Lowered(Static):
+    """All that is static in a primitive's call."""
+
+    mapped: Mapped
+
+
+class Bound(Protocol):
+    """A primitive of JAX, as it is called here."""
+
+    def bind(  # noqa: D102
+        self, *arrays: jax.Array, mapped: Mapped, **params: Unpack[Static]
+    ) -> list[jax.Array]: ...
+
+
+def define(
+    name: str,
+    avals: Callable[..., object],
+    jvp: Callable[..., object],
+    plainly: Callable[..., Arrays],
+    fused: Callable[..., Arrays] | None = None,
+    transpose: Callable[..., object] | None = None,
+) -> Bound:
+    """A primitive of JAX with all its rules; without `fused` plain JAX is what it is everywhere."""
+    primitive = Primitive(f"gatv2_{name}")
+    primitive.multiple_results = True
+    primitive.def_impl(partial(xla.apply_primitive, primitive))
+    primitive.def_abstract_eval(avals)
+    ad.primitive_jvps[primitive] = jvp
+    if transpose is not None:
+        ad.primitive_transposes[primitive] = transpose
+    batching.primitive_batchers[primitive] = partial(_batch, primitive)
+    if fused is None:
+        mlir.register_lowering(primitive, partial(_lower, plainly))
+    else:
+        mlir.register_lowering(primitive, partial(_lower_anywhere, plainly))
+        on_cpu = partial(_lower_on_cpu, plainly, fused)
+        mlir.register_lowering(primitive, on_cpu, platform="cpu")
+    return primitive
+
+
+def run(
+    function: Callable[..., Arrays],
+    *arrays: jax.Array,
+    mapped: Mapped,
+    **params: Unpack[Static],
+) -> Arrays:
+    """A function of one call, for all that `vmap` added."""
+    return vmapped(partial(function, **params), mapped)(*arrays)
+
+
+def _batch(
+    primitive: Bound,
+    arrays: Sequence[jax.Array],
+    axes: Sequence[int | None],
+    *,
+    mapped: Mapped,
+    **params: Unpack[Static],
+) -> tuple[Sequence[jax.Array], tuple[int, ...]]:
+    level = tuple(axis is not None for axis in axes)
+    arrays = [
+        array if axis is None else jnp.moveaxis(array, axis, 0)
+        for array, axis in zip(arrays, axes, strict=True)
+    ]
+    results = primitive.bind(*arrays, mapped=(*mapped, level), **params)
+    return results, (0,) * len(results)
+
+
+def _lower_anywhere(
+    plainly: Callable[..., Arrays],
+    context: mlir.LoweringRuleContext,
+    *values: object,
+    **params: Unpack[Lowered],
+) -> "Values":
+    if params["call"].must_fuse:
+        (*platforms,) = context.module_context.platforms
+        raise ValueError(
+            f"kernel='numba' runs on the CPU only, and the program is for {', '.join(platforms)}: "
+            "kernel='auto' runs there, with plain operations, and kernel='jax' everywhere"
+        )
+    return _lower(plainly, context, *values, **params)
+
+
+def _lower_on_cpu(
+    plainly: Callable[..., Arrays],
+    fused: Callable[..., Arrays],
+    context: mlir.LoweringRuleContext,
+    *values: object,
+    **params: Unpack[Lowered],
+) -> "Values":
+    """The fused kernel, but for a program that is exported, or cut up for several devices."""
+    module = context.module_context
+    n_devices = getattr(module.axis_context, "num_devices", 1) or 1
+    is_fused = params["call"].must_fuse or (
+        n_devices == 1 and not module.lowering_parameters.for_export
+    )
+    return _lower(fused if is_fused else plainly, context, *values, **params)
+
+
+def _lower(
+    function: Callable[..., Arrays],
+    context: mlir.LoweringRuleContext,
+    *values: object,
+    **params: Unpack[Lowered],
+) -> "Values":
+    rule = mlir.lower_fun(partial(run, function), multiple_results=True)
+    results: Values = rule(context, *values, **params)
+    return results
