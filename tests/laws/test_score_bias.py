@@ -278,13 +278,13 @@ def test_flow_turns_it_round_with_the_graph(kernel: Kernel, flow: Any) -> None:
 def test_half_precision_is_rounded_once(kernel: Kernel, half: torch.dtype) -> None:
     """Computed in float32: what comes out is what float32 gives, rounded."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((40, 2, 4), (50, 2, 4), (2, 4), (40, 50, 1))
+    shapes = ((12, 2, 4), (15, 2, 4), (2, 4), (12, 15, 1))
     tensors = [normal(generator, *shape).to(half) for shape in shapes]
     tensors[3][:, ::3] = -math.inf
-    cotangent = normal(generator, 40, 2, 4).to(half)
+    cotangent = normal(generator, 12, 2, 4).to(half)
     function = attention_over(None, ["score_bias"], **by(kernel))
     exact = value_and_gradients(function, [x.double() for x in tensors], cotangent.double())
     for actual, e in zip(value_and_gradients(function, tensors, cotangent), exact, strict=True):
         assert actual.dtype == half
         error = (actual.double() - e).abs().max()
-        assert error <= 2 * (e.to(half).double() - e).abs().max() + 1e-4
+        assert error <= torch.finfo(half).eps * e.abs().max() + 1e-4  # one unit in the last place
