@@ -43,7 +43,9 @@ def walk_kernel(
 def floors(query: Tensor, key: Tensor, attn: Tensor, graph: Graph) -> dict[str, Callable[[], None]]:
     """What forward, and forward and backward, can't do without: one row an edge, and three more."""
     adjacency = Adjacency(graph.query_ptr, graph.key_index, *graph.by_key, *[None] * 4)
-    arguments = Arguments(query, key, attn, None, None, adjacency, None, 1, 0, 0.2, 0.0, False)
+    arguments = Arguments(
+        query, key, attn, None, None, None, adjacency, None, 1, 0, 0.2, 0.0, False, False
+    )
     call = launch.Call(arguments, layout_of(arguments))
     by_query, by_key = (
         call.row_shape(launch.ONE_ROW),

@@ -6,6 +6,7 @@ right in the light and in the dark theme.
 
 from pathlib import Path
 
+import learned_graph
 import lookup_figure
 import matplotlib as mpl
 import noise_figure
@@ -17,6 +18,7 @@ DATA = Path(__file__).parent / "data"
 DRAWINGS = {
     "lookup": lookup_figure.draw,
     "noise": noise_figure.draw,
+    "learned_graph": learned_graph.draw,
     "benchmarks": report.draw,
     "large": large.draw,
 }

@@ -12,11 +12,13 @@ from gatv2.dispatch import KERNELS, select_kernel
 from gatv2.graph.adjacency import (
     Adjacency,
     Sizes,
+    all_pairs,
     as_adjacency,
     check_flow_of_graph,
     common_batch_shape,
 )
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
+from gatv2.graph.edge_inputs import check_score_bias
 from gatv2.graph.graph import Graph
 from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
@@ -58,6 +60,8 @@ class Projected(NamedTuple):
     """`[*batch, n_keys, n_heads, n_hidden]`."""
     adj_mat: object
     edge_features: Tensor | None
+    """Laid out as `adj_mat`."""
+    score_bias: Tensor | None
     """Laid out as `adj_mat`."""
     flow: Flow
     """How `adj_mat` is to be read."""
@@ -171,6 +175,7 @@ class GraphAttention(nn.Module, ABC):
         adj_mat: object,
         *,
         edge_features: Tensor | None = ...,
+        score_bias: Tensor | None = ...,
         return_attention: Literal[False] = ...,
         seed: int | Tensor | None = ...,
     ) -> Tensor: ...
@@ -181,6 +186,7 @@ class GraphAttention(nn.Module, ABC):
         adj_mat: object,
         *,
         edge_features: Tensor | None = ...,
+        score_bias: Tensor | None = ...,
         return_attention: Literal[True],
         seed: int | Tensor | None = ...,
     ) -> tuple[Tensor, Tensor]: ...
@@ -191,6 +197,7 @@ class GraphAttention(nn.Module, ABC):
         adj_mat: object,
         *,
         edge_features: Tensor | None = ...,
+        score_bias: Tensor | None = ...,
         return_attention: bool,
         seed: int | Tensor | None = ...,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
@@ -201,6 +208,7 @@ class GraphAttention(nn.Module, ABC):
         adj_mat: object,
         *,
         edge_features: Tensor | None = None,
+        score_bias: Tensor | None = None,
         return_attention: bool = False,
         seed: int | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -214,10 +222,15 @@ class GraphAttention(nn.Module, ABC):
                 other form of a graph; `adj_mat[i][j]` lets i attend to j. See
                 :func:`gatv2.functional.gatv2_attention`. For a pair: `n_queries` and `n_keys`. One
                 process's part of a graph, a :class:`gatv2.distributed.Partition`, comes with the
-                features of its own nodes.
+                features of its own nodes. None, with a `score_bias`: all attend to all.
             edge_features: features of the edges, laid out as `adj_mat`, for a layer with `edge_dim`:
                 `[*batch, n_edges, edge_dim]` in the order of a list of edges, or
                 `[*batch, n_nodes, n_nodes, edge_dim]` with a mask.
+            score_bias: what is added to the scores :math:`e_{ij}`, for one or for each head, laid out as
+                `adj_mat`: `[*batch, n_edges, 1 or n_heads]`, or
+                `[*batch, n_nodes, n_nodes, 1 or n_heads]` with a mask. -inf takes an edge from a head;
+                `weight.log()` makes coefficients proportional to weights of edges. Self-loops that
+                the layer adds have a bias of zero.
             return_attention: whether to return the coefficients too, after the softmax and before
                 dropout.
             seed: the seed of the dropout mask; drawn from PyTorch's generator if None.
@@ -231,10 +244,12 @@ class GraphAttention(nn.Module, ABC):
         """
         if isinstance(adj_mat, Part):
             out, alpha = adj_mat.told(
-                lambda: self._forward(h, adj_mat, edge_features, return_attention, seed)
+                lambda: self._forward(h, adj_mat, edge_features, score_bias, return_attention, seed)
             )
         else:
-            out, alpha = self._forward(h, adj_mat, edge_features, return_attention, seed)
+            out, alpha = self._forward(
+                h, adj_mat, edge_features, score_bias, return_attention, seed
+            )
         return out if alpha is None else (out, alpha)
 
     if TYPE_CHECKING:
@@ -245,6 +260,7 @@ class GraphAttention(nn.Module, ABC):
         h: NodeFeatures,
         adj_mat: object,
         edge_features: Tensor | None,
+        score_bias: Tensor | None,
         return_attention: bool,
         seed: int | Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -253,19 +269,24 @@ class GraphAttention(nn.Module, ABC):
         h_query, h_key = self.as_pair(h)
         if seed is not None:
             as_seed(seed, h_query.device)
-        inputs = self._project(h_query, h_key, adj_mat, edge_features)
+        inputs = self._project(h_query, h_key, adj_mat, edge_features, score_bias)
         out, alpha = self.attend(inputs, return_attention=return_attention, seed=seed)
         return self.join(out, h_query), alpha
 
     def attention_scores(
-        self, h: NodeFeatures, adj_mat: object, *, edge_features: Tensor | None = None
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        *,
+        edge_features: Tensor | None = None,
+        score_bias: Tensor | None = None,
     ) -> Tensor:
-        """The scores e_ij before the softmax, -inf where a head has no edge.
+        """The scores e_ij before the softmax, with their bias, -inf where a head has no edge.
 
         `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
         `[*batch, n_queries, n_keys, n_heads]` (dense).
         """
-        return self.score(self._project(*self.as_pair(h), adj_mat, edge_features))
+        return self.score(self._project(*self.as_pair(h), adj_mat, edge_features, score_bias))
 
     @abstractmethod
     def attend(
@@ -351,34 +372,66 @@ class GraphAttention(nn.Module, ABC):
                 f"got {edge_features.dtype}: convert it with `.to(dtype)`"
             )
 
+    def check_score_bias(self, score_bias: Tensor | None, h: Tensor) -> None:
+        """Raise unless a bias of the scores fits the layer's heads, and features of nodes."""
+        if isinstance(score_bias, Tensor) and torch.is_autocast_enabled(h.device.type):
+            score_bias = score_bias.to(h.dtype)  # as it will be converted to what heads are
+        check_score_bias(score_bias, h, self.n_heads, "h")
+
     def _project(
-        self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
+        self,
+        h_query: Tensor,
+        h_key: Tensor,
+        adj_mat: object,
+        edge_features: Tensor | None,
+        score_bias: Tensor | None,
     ) -> Projected:
         self.check_edge_features(edge_features)
+        self.check_score_bias(score_bias, h_query)
+        if adj_mat is None:
+            adj_mat = all_pairs((h_query.shape[-2], h_key.shape[-2]), score_bias, self.flow)
         linear_l, linear_r = self.linear_l, self.linear_r
         are_plain = type(linear_l) is type(linear_r) is nn.Linear
         if not are_plain and -1 in (n_inputs_of(linear_l), n_inputs_of(linear_r)):
             # a call that is refused must not tell the layer its sizes
-            self._check_graph(h_query, h_key, adj_mat, edge_features)
+            self._check_graph(h_query, h_key, adj_mat, edge_features, score_bias)
         heads = (self.n_heads, self.n_hidden)
         query = linear_l(h_query).unflatten(-1, heads)
         is_same = self.share_weights and h_key is h_query
         key = query if is_same else linear_r(h_key).unflatten(-1, heads)
+        if score_bias is not None:
+            score_bias = score_bias.to(query.dtype)
         if not self.add_self_loops:
-            return Projected(query, key, adj_mat, edge_features, self.flow)
-        if isinstance(adj_mat, Part):
-            check_flow_of_graph(adj_mat.flow, self.flow)
-            part, edge_features = add_self_loops(adj_mat, edge_features, self.fill_value)
-            return Projected(query, key, part, edge_features, self.flow)
+            return Projected(query, key, adj_mat, edge_features, score_bias, self.flow)
         batch_shape = common_batch_shape(adj_mat, query.shape[:-3])
         sizes = Sizes(query.shape[-3], key.shape[-3], self.n_heads, batch_shape, query.device)
-        # "auto" leaves a mask a mask, which keeps its batch; the backend's form comes with the call
-        adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
-        if edge_features is not None and is_mask(adj_mat) and self.flow == "source_to_target":
-            edge_features = edge_features.transpose(-3, -2)
+        return self._with_loops(
+            Projected(query, key, adj_mat, edge_features, score_bias, self.flow), sizes
+        )
+
+    def _with_loops(self, inputs: Projected, sizes: Sizes) -> Projected:
+        """The same with a self-loop at each node, whose scores have no bias."""
+        _, _, adj_mat, edge_features, score_bias, _ = inputs
+        if isinstance(adj_mat, Part):
+            check_flow_of_graph(adj_mat.flow, self.flow)
+            adjacency: Adjacency | Part = adj_mat
+        else:
+            # "auto" leaves a mask a mask, which keeps its batch; the backend's form comes with the call
+            adjacency = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
+        if is_mask(adj_mat) and self.flow == "source_to_target":
+            edge_features, score_bias = (
+                None if x is None else x.transpose(-3, -2) for x in (edge_features, score_bias)
+            )
         is_block = self._is_block(adj_mat, sizes)
-        with_loops = add_self_loops(adjacency, edge_features, self.fill_value, is_block=is_block)
-        return Projected(query, key, *with_loops, "target_to_source")
+        with_loops, edge_features = add_self_loops(
+            adjacency, edge_features, self.fill_value, is_block=is_block
+        )
+        if score_bias is not None:
+            _, score_bias = add_self_loops(
+                adjacency, score_bias, 0.0, is_block=is_block, name="score_bias"
+            )
+        flow: Flow = self.flow if isinstance(adj_mat, Part) else "target_to_source"
+        return Projected(*inputs[:2], with_loops, edge_features, score_bias, flow)
 
     def _is_block(self, adj_mat: object, sizes: Sizes) -> bool:
         """Whether an edge index is of a sampled block, in which some nodes are queries and keys.
@@ -390,7 +443,12 @@ class GraphAttention(nn.Module, ABC):
         return is_list and self.flow == "source_to_target" and sizes.n_queries != sizes.n_keys
 
     def _check_graph(
-        self, h_query: Tensor, h_key: Tensor, adj_mat: object, edge_features: Tensor | None
+        self,
+        h_query: Tensor,
+        h_key: Tensor,
+        adj_mat: object,
+        edge_features: Tensor | None,
+        score_bias: Tensor | None,
     ) -> None:
         """Raise what attention would raise of the graph, before anything is projected."""
         if isinstance(adj_mat, Part):
@@ -403,17 +461,19 @@ class GraphAttention(nn.Module, ABC):
             self._check_kernel_serves(h_query, h_key, adj_mat.local)
             return
         batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
-        if edge_features is not None:
-            batch_shape = broadcast_batch(edge_features, adj_mat, batch_shape)
+        of_edges = {"edge_features": edge_features, "score_bias": score_bias}
+        given = {name: x for name, x in of_edges.items() if x is not None}
+        for name, x in given.items():
+            batch_shape = broadcast_batch(x, adj_mat, batch_shape, name)
         sides = h_query.shape[-2], h_key.shape[-2]
         sizes = Sizes(*sides, self.n_heads, batch_shape, h_query.device)
         backend = "auto" if self.add_self_loops else self.backend
         graph = as_adjacency(adj_mat, sizes, flow=self.flow, backend="auto")
         adjacency = as_adjacency(graph, sizes, flow="target_to_source", backend=backend)
         self._check_kernel_serves(h_query, h_key, adjacency)
-        if edge_features is not None:
-            laid_out_as = adj_mat if is_mask(adj_mat) else graph
-            as_backend_reads(edge_features, laid_out_as, graph, sizes, self.flow)
+        laid_out_as = adj_mat if is_mask(adj_mat) else graph
+        for name, x in given.items():
+            as_backend_reads(x, laid_out_as, graph, sizes, self.flow, name)
         if self.add_self_loops:
             add_self_loops(graph, is_block=self._is_block(adj_mat, sizes))
 

@@ -36,6 +36,7 @@ class Attention(Protocol):
         seed: Tensor | None,
         return_attention: bool,
         edges: EdgeInputs | None = None,
+        score_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]: ...
 
 
@@ -47,8 +48,8 @@ class Kernel:
         name: what a user passes as `kernel`.
         backend: "dense" if it reads a mask, "sparse" if it reads a `Graph`.
         attention: the function that does it.
-        unsupported: given query, key, attn and, if there are any, features of edges and their
-            projection, the reasons why it can't; empty if it can.
+        unsupported: given query, key, attn and, if there are any, features of edges, their projection
+            and a bias of the scores, the reasons why it can't; empty if it can.
 
     Raises:
         ValueError: no such backend, or a name that means something else.
@@ -117,6 +118,7 @@ def select_kernel(
     *,
     edge_features: Tensor | None = None,
     edge_projection: Tensor | None = None,
+    score_bias: Tensor | None = None,
     kernel: str = "auto",
 ) -> Selection:
     """Tell which kernel serves these inputs, and why not another.
@@ -128,6 +130,7 @@ def select_kernel(
         adjacency: a `Graph` for the sparse backend, a bool mask for the dense one.
         edge_features: `[*B, E, D]` (sparse) or `[*B, N, M, D]` (dense), or None.
         edge_projection: `[H, F, D]`, or None.
+        score_bias: `[*B, E, 1 or H]` (sparse) or `[*B, N, M, 1 or H]` (dense), or None.
         kernel: "auto", or the name of a kernel, which is then taken or an error.
 
     Raises:
@@ -148,7 +151,7 @@ def select_kernel(
             f"`kernel` must be 'auto' or, for the {backend} backend, one of {names}; got {kernel!r}"
         )
     features = [query, key, attn]
-    features += [x for x in (edge_features, edge_projection) if x is not None]
+    features += [x for x in (edge_features, edge_projection, score_bias) if x is not None]
     rejected: dict[str, list[str]] = {}
     for candidate in candidates:
         if kernel in ("auto", candidate.name):

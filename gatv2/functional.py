@@ -10,9 +10,9 @@ from gatv2.checks import check_projections, refuse_tracing
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import select_kernel
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Adjacency, Sizes, as_adjacency, common_batch_shape
+from gatv2.graph.adjacency import Adjacency, Sizes, all_pairs, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
-from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs
+from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.random import as_seed
 from gatv2.sparse import reference as sparse_reference
@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     seed: int | Tensor | None
     flow: Flow
     backend: Backend
+    score_bias: Tensor | None
 
 
 class KernelOptions(Options, total=False):
@@ -121,6 +122,7 @@ def gatv2_attention(
     *,
     edge_features: Tensor | None = None,
     edge_projection: Tensor | None = None,
+    score_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     seed: int | Tensor | None = None,
@@ -138,19 +140,25 @@ def gatv2_attention(
         \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
         \mathrm{out}_i = \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
 
-    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` the
-    score is :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij})`.
+    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` and a
+    bias :math:`b_{ij}` the score is
+    :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij}) + b_{ij}`. So edges of
+    weights :math:`w_{ij} \geq 0` have coefficients proportional to :math:`w_{ij} \exp e_{ij}` with
+    `score_bias=weight.log()`.
 
     Args:
         query: :math:`g^l`, `[*batch, n_queries, n_heads, n_hidden]`, floating point.
         key: :math:`g^r`, `[*batch, n_keys, n_heads, n_hidden]`, also the values.
         attn: :math:`a`, one vector a head, `[n_heads, n_hidden]`.
         graph: who attends to whom, in any form that :func:`gatv2.graph.as_adjacency` reads;
-            `graph[i][j]` lets query i attend to key j.
+            `graph[i][j]` lets query i attend to key j. None, with a `score_bias` laid out as a mask:
+            every query to every key.
         edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
             `[*batch, n_edges, D]` in its order (one list for a batch of graphs in one `Graph`), with
             a mask `[*batch, n_queries, n_keys, D]`, entry for entry (what has no edge is not read).
         edge_projection: :math:`W_e`, `[n_heads, n_hidden, D]`; given if `edge_features` are.
+        score_bias: :math:`b`, laid out as `edge_features` are, with 1 or n_heads in the place of D.
+            Where it is -inf a head has no edge; NaN and +inf make a row of NaN, of their query and head.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability, in [0, 1), that a coefficient is dropped. It acts whenever it is not
             zero; a module passes zero outside of training.
@@ -196,6 +204,7 @@ def gatv2_attention(
         attn,
         graph,
         edges=EdgeInputs.join(edge_features, edge_projection),
+        score_bias=score_bias,
         negative_slope=negative_slope,
         dropout=dropout,
         seed=seed,
@@ -216,6 +225,7 @@ def attend(
     graph: object,
     *,
     edges: EdgeInputs | None,
+    score_bias: Tensor | None,
     negative_slope: float,
     dropout: float,
     seed: int | Tensor | None,
@@ -228,7 +238,7 @@ def attend(
     check_projections(query, key, attn=attn)
     check_slope(negative_slope)
     check_dropout(dropout)
-    prepared = Prepared.of(query, key, graph, edges, flow=flow, backend=backend)
+    prepared = Prepared.of(query, key, graph, edges, score_bias, flow=flow, backend=backend)
     edge_features, edge_projection = prepared.edges or (None, None)
     selected = select_kernel(
         prepared.query,
@@ -237,6 +247,7 @@ def attend(
         prepared.adjacency,
         edge_features=edge_features,
         edge_projection=edge_projection,
+        score_bias=prepared.score_bias,
         kernel=kernel,
     )
     out, lse, alpha = selected.kernel.attention(
@@ -249,6 +260,7 @@ def attend(
         seed=as_seed(seed, query.device) if dropout > 0 else None,
         return_attention=return_attention,
         edges=prepared.edges,
+        score_bias=prepared.score_bias,
     )
     shape = prepared.out_shape
     if out.shape != shape:
@@ -264,11 +276,12 @@ def gatv2_scores(
     *,
     edge_features: Tensor | None = None,
     edge_projection: Tensor | None = None,
+    score_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     flow: Flow = "target_to_source",
     backend: Backend = "auto",
 ) -> Tensor:
-    """The scores :math:`e_{ij}` of :func:`gatv2_attention`, before the softmax.
+    """The scores :math:`e_{ij}` of :func:`gatv2_attention`, before the softmax, with their bias.
 
     Returns:
         `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
@@ -282,9 +295,8 @@ def gatv2_scores(
     check_projections(query, key, attn=attn)
     check_slope(negative_slope)
     edges = EdgeInputs.join(edge_features, edge_projection)
-    query, key, adjacency, edges, _ = Prepared.of(
-        query, key, graph, edges, flow=flow, backend=backend
-    )
+    prepared = Prepared.of(query, key, graph, edges, score_bias, flow=flow, backend=backend)
+    query, key, adjacency, edges = prepared.without_removed()[:4]
     if isinstance(adjacency, Graph):
         scores = sparse_reference.gatv2_scores(
             query, key, attn, adjacency, negative_slope=negative_slope, edges=edges
@@ -293,7 +305,8 @@ def gatv2_scores(
         scores = dense_reference.gatv2_scores(
             query, key, attn, adjacency, negative_slope=negative_slope, edges=edges
         )
-    return _as_caller_sees(scores.to(query.dtype), adjacency)
+    scores = prepared.add_bias(scores).to(query.dtype)
+    return _as_caller_sees(scores, adjacency)
 
 
 @overload
@@ -338,6 +351,7 @@ def gat_attention(
     attn_key: Tensor,
     graph: object,
     *,
+    score_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     seed: int | Tensor | None = None,
@@ -363,7 +377,15 @@ def gat_attention(
     check_slope(negative_slope)
     check_dropout(dropout)
     prepared, scores = _gat_scores(
-        query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
+        query,
+        key,
+        attn_query,
+        attn_key,
+        graph,
+        score_bias,
+        negative_slope,
+        flow=flow,
+        backend=backend,
     )
     seed = as_seed(seed, query.device) if dropout > 0 else None
     if isinstance(prepared.adjacency, Graph):
@@ -386,6 +408,7 @@ def gat_scores(
     attn_key: Tensor,
     graph: object,
     *,
+    score_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     flow: Flow = "target_to_source",
     backend: Backend = "auto",
@@ -400,7 +423,15 @@ def gat_scores(
     """
     check_slope(negative_slope)
     prepared, scores = _gat_scores(
-        query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
+        query,
+        key,
+        attn_query,
+        attn_key,
+        graph,
+        score_bias,
+        negative_slope,
+        flow=flow,
+        backend=backend,
     )
     return _as_caller_sees(scores.to(query.dtype), prepared.adjacency)
 
@@ -412,6 +443,7 @@ class Prepared(NamedTuple):
     key: Tensor
     adjacency: Adjacency
     edges: EdgeInputs | None
+    score_bias: Tensor | None
     out_shape: torch.Size
 
     @classmethod
@@ -421,6 +453,7 @@ class Prepared(NamedTuple):
         key: Tensor,
         graph: object,
         edges: EdgeInputs | None = None,
+        score_bias: Tensor | None = None,
         *,
         flow: Flow,
         backend: Backend,
@@ -428,24 +461,48 @@ class Prepared(NamedTuple):
         """Bring a caller's graph to the form of a backend, and all the rest to its layout."""
         refuse_tracing()
         check_edge_inputs(edges, query)
+        check_score_bias(score_bias, query, query.shape[-2])
+        if graph is None:
+            graph = all_pairs((query.shape[-3], key.shape[-3]), score_bias, flow)
         batch_shape = common_batch_shape(graph, query.shape[:-3])
         if edges is not None:
             batch_shape = broadcast_batch(edges.features, graph, batch_shape)
+        if score_bias is not None:
+            batch_shape = broadcast_batch(score_bias, graph, batch_shape, "score_bias")
         n_queries, n_heads, n_hidden = query.shape[-3:]
         sizes = Sizes(n_queries, key.shape[-3], n_heads, batch_shape, query.device)
-        if edges is not None and not is_mask(graph):
+        has_rows = edges is not None or score_bias is not None
+        if has_rows and not is_mask(graph):
             graph = as_adjacency(graph, sizes, flow=flow, backend="sparse")  # its order of edges
         adjacency = as_adjacency(graph, sizes, flow=flow, backend=backend)
         if edges is not None:
             features = as_backend_reads(edges.features, graph, adjacency, sizes, flow)
             edges = EdgeInputs(features, edges.projection)
+        if score_bias is not None:
+            score_bias = as_backend_reads(score_bias, graph, adjacency, sizes, flow, "score_bias")
         if batch_shape != query.shape[:-3]:
             query = query.expand(*batch_shape, *query.shape[-3:])
             key = key.expand(*batch_shape, *key.shape[-3:])
         out_shape = query.shape
         if isinstance(adjacency, Graph) and adjacency.batch_dims:
             query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))
-        return cls(query, key, adjacency, edges, out_shape)
+        return cls(query, key, adjacency, edges, score_bias, out_shape)
+
+    def without_removed(self) -> "Prepared":
+        """The same without the edges that a bias of -inf takes from a head; for the references."""
+        adjacency = self.adjacency
+        if isinstance(adjacency, Graph):
+            return self._replace(
+                adjacency=sparse_reference.without_removed(adjacency, self.score_bias)
+            )
+        return self._replace(adjacency=dense_reference.without_removed(adjacency, self.score_bias))
+
+    def add_bias(self, scores: Tensor) -> Tensor:
+        """Scores and their bias."""
+        adjacency = self.without_removed().adjacency
+        if isinstance(adjacency, Graph):
+            return sparse_reference.add_bias(scores, self.score_bias, adjacency)
+        return dense_reference.add_bias(scores, self.score_bias, adjacency)
 
 
 def _gat_scores(
@@ -454,13 +511,15 @@ def _gat_scores(
     attn_query: Tensor,
     attn_key: Tensor,
     graph: object,
+    score_bias: Tensor | None,
     negative_slope: float,
     *,
     flow: Flow,
     backend: Backend,
 ) -> tuple[Prepared, Tensor]:
     check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
-    prepared = Prepared.of(query, key, graph, flow=flow, backend=backend)
+    prepared = Prepared.of(query, key, graph, None, score_bias, flow=flow, backend=backend)
+    prepared = prepared.without_removed()
     if isinstance(prepared.adjacency, Graph):
         scores = sparse_reference.gat_scores(
             prepared.query,
@@ -479,7 +538,7 @@ def _gat_scores(
             prepared.adjacency,
             negative_slope=negative_slope,
         )
-    return prepared, scores
+    return prepared, prepared.add_bias(scores)
 
 
 def _as_caller_sees(scores: Tensor, adjacency: Adjacency) -> Tensor:

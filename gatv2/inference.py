@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gatv2.base import GraphAttention, NodeFeatures, Projected
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
+from gatv2.graph.adjacency import Sizes, all_pairs, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edges import changed
 from gatv2.graph.self_loops import add_self_loops
@@ -24,6 +24,7 @@ def apply_in_blocks(
     adj_mat: object,
     *,
     edge_features: Tensor | None = None,
+    score_bias: Tensor | None = None,
     activation: Callable[[Tensor], Tensor] | None = None,
     block_size: int = BLOCK_SIZE,
 ) -> Tensor:
@@ -41,6 +42,7 @@ def apply_in_blocks(
             memory-mapped.
         adj_mat: the graph, in any form that the layer reads, but for batches of masks.
         edge_features: features of the edges, for a layer with `edge_dim`, laid out as `adj_mat`.
+        score_bias: what is added to the scores, laid out as `adj_mat`.
         activation: what comes between layers, applied to each block of rows.
         block_size: number of queries in a block.
 
@@ -70,7 +72,12 @@ def apply_in_blocks(
     check_sizes(block_size=block_size)
     h_query, h_key = layer.as_pair(h)
     layer.check_edge_features(edge_features)
-    graph, edge_features = _prepare(layer, h_query, h_key, adj_mat, edge_features)
+    layer.check_score_bias(score_bias, h_query)
+    if adj_mat is None:
+        adj_mat = all_pairs((h_query.shape[-2], h_key.shape[-2]), score_bias, layer.flow)
+    of_edges = {"edge_features": edge_features, "score_bias": score_bias}
+    given = {name: x for name, x in of_edges.items() if x is not None}
+    graph, given = _prepare(layer, h_query, h_key, adj_mat, given)
     heads = (layer.n_heads, layer.n_hidden)
     key = layer.linear_r(h_key).unflatten(-1, heads)
     is_same = layer.share_weights and h_key is h_query
@@ -79,8 +86,16 @@ def apply_in_blocks(
         rows = slice(start, min(start + block_size, graph.n_queries))
         own = h_query[..., rows, :]
         query = key[..., rows, :, :] if is_same else layer.linear_l(own).unflatten(-1, heads)
-        part, of_part = _take_queries(graph, rows, edge_features)
-        inputs = Projected(query, key, part, of_part, "target_to_source")
+        part, of_part = _take_queries(graph, rows, given)
+        bias = of_part.get("score_bias")
+        inputs = Projected(
+            query,
+            key,
+            part,
+            of_part.get("edge_features"),
+            None if bias is None else bias.to(key.dtype),
+            "target_to_source",
+        )
         # in one expression, so that the heads are given up as soon as they are joined
         out = layer.join(layer.attend(inputs, return_attention=False, seed=None)[0], own)
         out = out if activation is None else activation(out)
@@ -96,12 +111,12 @@ def _prepare(
     h_query: Tensor,
     h_key: Tensor,
     adj_mat: object,
-    edge_features: Tensor | None,
-) -> tuple[Graph, Tensor | None]:
-    """The whole graph, sorted, with the self-loops that the layer adds."""
+    given: dict[str, Tensor],
+) -> tuple[Graph, dict[str, Tensor]]:
+    """The whole graph, sorted, with the self-loops that the layer adds; and what edges have, by name."""
     batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
-    if edge_features is not None:
-        batch_shape = broadcast_batch(edge_features, adj_mat, batch_shape)
+    for name, values in given.items():
+        batch_shape = broadcast_batch(values, adj_mat, batch_shape, name)
     sides = h_query.shape[-2], h_key.shape[-2]
     sizes = Sizes(*sides, layer.n_heads, batch_shape, h_query.device)
     graph = as_adjacency(adj_mat, sizes, flow=layer.flow, backend="sparse")
@@ -112,20 +127,27 @@ def _prepare(
             f"the graph is a batch of {graph.n_blocks} masks, which is not taken apart in blocks of "
             "queries: call the model itself, or pass one list of edges"
         )
-    if edge_features is not None:
-        laid_out_as = adj_mat if is_mask(adj_mat) else graph
-        edge_features = as_backend_reads(edge_features, laid_out_as, graph, sizes, layer.flow)
-    if layer.add_self_loops:
-        with_loops, edge_features = add_self_loops(graph, edge_features, layer.fill_value)
-        assert isinstance(with_loops, Graph)
-        graph = with_loops
-    return graph, edge_features
+    laid_out_as = adj_mat if is_mask(adj_mat) else graph
+    given = {
+        name: as_backend_reads(values, laid_out_as, graph, sizes, layer.flow, name)
+        for name, values in given.items()
+    }
+    if not layer.add_self_loops:
+        return graph, given
+    filling = {"edge_features": layer.fill_value, "score_bias": 0.0}
+    filled = {
+        name: add_self_loops(graph, values, filling[name], name=name)[1]
+        for name, values in given.items()
+    }
+    with_loops, _ = add_self_loops(graph)
+    assert isinstance(with_loops, Graph)
+    return with_loops, {name: values for name, values in filled.items() if values is not None}
 
 
 def _take_queries(
-    graph: Graph, rows: slice, edge_features: Tensor | None
-) -> tuple[Graph, Tensor | None]:
-    """The part of a graph that some queries read, over all keys, and its edges' features."""
+    graph: Graph, rows: slice, given: dict[str, Tensor]
+) -> tuple[Graph, dict[str, Tensor]]:
+    """The part of a graph that some queries read, over all keys, and what its edges have."""
     ptr = graph.query_ptr[rows.start : rows.stop + 1]
     edges = slice(int(ptr[0]), int(ptr[-1]))
     edge_id = graph.edge_id[edges]
@@ -138,6 +160,4 @@ def _take_queries(
         head_mask=None if graph.head_mask is None else graph.head_mask[edges],
         query_id=None if graph.query_id is None else graph.query_id[rows],
     )
-    if edge_features is not None:
-        edge_features = edge_features.index_select(-2, edge_id)
-    return part, edge_features
+    return part, {name: values.index_select(-2, edge_id) for name, values in given.items()}

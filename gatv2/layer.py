@@ -93,6 +93,7 @@ class GraphAttentionV2Layer(GraphAttention):
             inputs.adj_mat,
             edge_features=features,
             edge_projection=projection,
+            score_bias=inputs.score_bias,
             negative_slope=self.leaky_relu_negative_slope,
             flow=inputs.flow,
             backend=self.backend,
@@ -102,10 +103,11 @@ class GraphAttentionV2Layer(GraphAttention):
         self, inputs: Projected, *, return_attention: bool, seed: int | Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Heads `[*batch, n_queries, n_heads, n_hidden]`, and coefficients if they are asked for."""
-        query, key, graph, _, flow = inputs
+        query, key, graph, _, score_bias, flow = inputs
         attn = self.attn.to(query.dtype)
         options: AttendOptions = {
             "edges": self._edge_inputs(inputs),
+            "score_bias": score_bias,
             "negative_slope": self.leaky_relu_negative_slope,
             "dropout": self._active_dropout(),
             "seed": seed,

@@ -119,6 +119,7 @@ class GATv2(nn.Module):
         adj_mat: object,
         *,
         edge_features: Tensor | None = ...,
+        score_bias: Tensor | None = ...,
         return_attention: Literal[False] = ...,
     ) -> Tensor: ...
     @overload
@@ -128,6 +129,7 @@ class GATv2(nn.Module):
         adj_mat: object,
         *,
         edge_features: Tensor | None = ...,
+        score_bias: Tensor | None = ...,
         return_attention: Literal[True],
     ) -> tuple[Tensor, list[Tensor]]: ...
     @overload
@@ -137,6 +139,7 @@ class GATv2(nn.Module):
         adj_mat: object,
         *,
         edge_features: Tensor | None = ...,
+        score_bias: Tensor | None = ...,
         return_attention: bool,
     ) -> Tensor | tuple[Tensor, list[Tensor]]: ...
     @tells_our_names
@@ -146,6 +149,7 @@ class GATv2(nn.Module):
         adj_mat: object,
         *,
         edge_features: Tensor | None = None,
+        score_bias: Tensor | None = None,
         return_attention: bool = False,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Run all layers over one graph.
@@ -154,17 +158,25 @@ class GATv2(nn.Module):
             h: `[*batch, n_nodes, in_features]`.
             adj_mat: the graph, in any form that a layer reads.
             edge_features: features of the edges, for layers with `edge_dim`.
+            score_bias: what is added to the scores of every layer, as a layer takes it; for one head, or
+                for as many as all layers have.
             return_attention: whether to return the coefficients of each layer too.
 
         Returns:
             `[*batch, n_nodes, out_features]`; with `return_attention` the pair of it and the list of the
             layers' coefficients, as :meth:`gatv2.GraphAttentionV2Layer.forward` returns them.
         """
-        graph = self._prepare(h, adj_mat)
+        graph = self._prepare(h, adj_mat, score_bias)
         coefficients: list[Tensor] = []
         for i, layer in enumerate(self._layers()):
             h = drop(self.activation(h) if i else h, self.feature_dropout, self.training)
-            result = layer(h, graph, edge_features=edge_features, return_attention=return_attention)
+            result = layer(
+                h,
+                graph,
+                edge_features=edge_features,
+                score_bias=score_bias,
+                return_attention=return_attention,
+            )
             if isinstance(result, tuple):
                 h, alpha = result
                 coefficients.append(alpha)
@@ -175,12 +187,20 @@ class GATv2(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward  # that of `nn.Module` is of any arguments, and returns Any
 
-    def embed(self, h: Tensor, adj_mat: object, *, edge_features: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        h: Tensor,
+        adj_mat: object,
+        *,
+        edge_features: Tensor | None = None,
+        score_bias: Tensor | None = None,
+    ) -> Tensor:
         """What the last layer sees: `[*batch, n_nodes, hidden_features]`."""
-        graph = self._prepare(h, adj_mat)
+        graph = self._prepare(h, adj_mat, score_bias)
         for layer in self._layers()[:-1]:
             h = drop(h, self.feature_dropout, self.training)
-            h = self.activation(layer(h, graph, edge_features=edge_features))
+            h = layer(h, graph, edge_features=edge_features, score_bias=score_bias)
+            h = self.activation(h)
         return h
 
     @torch.no_grad()
@@ -190,6 +210,7 @@ class GATv2(nn.Module):
         adj_mat: object,
         *,
         edge_features: Tensor | None = None,
+        score_bias: Tensor | None = None,
         block_size: int = BLOCK_SIZE,
     ) -> Tensor:
         """What `forward` gives in evaluation, layer by layer in the memory of one layer.
@@ -202,6 +223,7 @@ class GATv2(nn.Module):
             h: `[*batch, n_nodes, in_features]`.
             adj_mat: the graph, in any form that a layer reads, but for batches of masks.
             edge_features: features of the edges, for layers with `edge_dim`, in the order of the edges.
+            score_bias: what is added to the scores, likewise.
             block_size: number of queries in a block.
 
         Returns:
@@ -218,7 +240,7 @@ class GATv2(nn.Module):
             >>> torch.allclose(out, model(h, edge_index), atol=1e-6)
             True
         """
-        graph = self._prepare(h, adj_mat)
+        graph = self._prepare(h, adj_mat, score_bias)
         layers = self._layers()
         for i, layer in enumerate(layers, start=1):
             h = apply_in_blocks(
@@ -226,6 +248,7 @@ class GATv2(nn.Module):
                 h,
                 graph,
                 edge_features=edge_features,
+                score_bias=score_bias,
                 activation=self.activation if i < len(layers) else None,
                 block_size=block_size,
             )
@@ -234,27 +257,29 @@ class GATv2(nn.Module):
     def _layers(self) -> list[GraphAttention]:
         return cast(list[GraphAttention], list(self.layers))
 
-    def _prepare(self, h: Tensor, adj_mat: object) -> object:
+    def _prepare(self, h: Tensor, adj_mat: object, score_bias: Tensor | None) -> object:
         """A list of edges as a `Graph`, for all layers; a mask or a part needs no preparation."""
         first = self._layers()[0]
         check_order(h, adj_mat)
         if not isinstance(h, Tensor):
             raise TypeError(f"`h` must be a torch.Tensor; got {type(h).__name__}")
         if is_mask(adj_mat):
-            self._check_heads(cast(Tensor, adj_mat))
-        if isinstance(adj_mat, Part) or is_mask(adj_mat) or h.ndim < 2:
+            self._check_heads(cast(Tensor, adj_mat), "mask")
+        if isinstance(score_bias, Tensor):
+            self._check_heads(score_bias, "`score_bias`")
+        if adj_mat is None or isinstance(adj_mat, Part) or is_mask(adj_mat) or h.ndim < 2:
             return adj_mat  # the first layer says what is wrong with `h`
         n_nodes = h.shape[-2]
         sizes = Sizes(n_nodes, n_nodes, first.n_heads, h.shape[:-2], h.device)
         return as_adjacency(adj_mat, sizes, flow=first.flow, backend="sparse")
 
-    def _check_heads(self, mask: Tensor) -> None:
-        """Raise a ValueError for a mask of heads that not all layers have."""
+    def _check_heads(self, of_heads: Tensor, name: str) -> None:
+        """Raise a ValueError for what is of heads that not all layers have."""
         heads = [layer.n_heads for layer in self._layers()]
-        n_heads = mask.shape[-1]
-        if mask.ndim > 2 and n_heads in heads and n_heads != 1 and len(set(heads)) > 1:
+        n_heads = of_heads.shape[-1]
+        if n_heads in heads and n_heads != 1 and len(set(heads)) > 1:
             raise ValueError(
-                f"a mask for {n_heads} heads came to layers with {heads} heads: pass a mask of shape "
-                "(*batch, n, n, 1), which is for all heads, or make the model with equal `n_heads` and "
+                f"a {name} for {n_heads} heads came to layers with {heads} heads: pass one whose last "
+                "dimension is 1, which is for all heads, or make the model with equal `n_heads` and "
                 "`out_heads`"
             )

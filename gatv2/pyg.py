@@ -84,6 +84,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             self.att[0].to(query.dtype),
             graph,
             edges=self._edge_inputs(edge_attr, query.dtype),
+            score_bias=None,
             negative_slope=self.negative_slope,
             dropout=self.dropout if self.training else 0.0,
             seed=None,

@@ -26,6 +26,7 @@ from gatv2.numba.compile import inline, kernel
 from gatv2.numba.counting_sort import transpose
 from gatv2.numba.forward_row import forward_row
 from gatv2.numba.gradients import Gradients
+from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import place_of
 from gatv2.numba.scores import new_buffers
@@ -63,15 +64,14 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         n_rows,
         mask.ravel(),
         None if n_mask_heads == 1 else n_mask_heads,
+        launch.bias,
         tuple(x.ravel() for x in results),
     )
     return launch.results(*results)
 
 
-def backward(
-    cotangents: ArrayCotangents, arguments: ArrayArguments
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Gradients of query, key, attn, edge_features and edge_projection; empty for what is None."""
+def backward(cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
+    """Gradients of query, key, attn, edge_features, edge_projection, score_bias; empty for None."""
     launch, mask = _launch(arguments)
     tiles, n_heads, n_queries = launch.tiles, mask.shape[-1], launch.n_queries
     rows = mask.ravel()
@@ -80,6 +80,7 @@ def backward(
     gradients = Gradients(launch, cotangents, min(int(ptr[-1]), limit))
     if gradients.edges is not None:
         gradients.edges.d_x.fill(0)
+    gradients.d_bias.fill(0)
     begin = 0
     while begin < n_queries:
         end = max(int(np.searchsorted(ptr, ptr[begin] + limit, side="right")) - 1, begin + 1)
@@ -141,8 +142,9 @@ def _pointers(launch: Launch, rows: Array, stride: int, n_heads: int) -> Array:
 def _of_edges(
     launch: Launch, d_alpha: Array, begin: int, ptr: Array, key_index: Array
 ) -> tuple[Array, Array | None]:
-    """The cotangent of alpha for a block's edges, padded; the row of each edge in edge_features."""
-    if d_alpha.size == 0 and launch.edges is None:
+    """The cotangent of alpha for a block's edges, padded; the row of each in what edges have."""
+    has_rows = launch.edges is not None or launch.bias is not None
+    if d_alpha.size == 0 and not has_rows:
         return d_alpha, None
     n_keys = launch.n_keys // launch.n_blocks
     query = np.repeat(np.arange(begin, begin + ptr.size - 1), np.diff(ptr))
@@ -152,7 +154,7 @@ def _of_edges(
     if d_alpha.size:
         pairs = d_alpha.reshape(launch.n_copies, -1, d_alpha.shape[-1])
         d_alpha = launch.tiles.pad_heads(pairs.take(cells, axis=1))
-    return d_alpha, None if launch.edges is None else cells
+    return d_alpha, cells if has_rows else None
 
 
 @kernel
@@ -164,6 +166,7 @@ def _forward(
     n_rows: Index,
     mask: Flags,
     n_mask_heads: Index | None,
+    bias: Plain | None,
     results: Plain,
 ) -> None:
     problem, edges = as_problem(borrowed(problem)), as_edge_features(borrowed(edges))
@@ -172,7 +175,7 @@ def _forward(
     out, largest, total, alpha = results
     own_buffers, own_keys = new_buffers(vectors.heads, out), np.empty(n_keys, np.int32)
     own_alpha = np.empty(n_keys * n_heads if alpha.size > 0 else 0, alpha.dtype)
-    own_head_mask = row_head_mask(n_mask_heads, n_keys * n_heads)
+    own_head_mask = row_head_mask(n_mask_heads, as_head_mask(bias), n_keys * n_heads)
     buffers, keys, row_alpha = borrowed(own_buffers), borrowed(own_keys), borrowed(own_alpha)
     head_mask, row_results = borrowed(own_head_mask), Results(out, largest, total, row_alpha)
     chunk = next_chunk(chunks)

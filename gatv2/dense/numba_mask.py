@@ -3,7 +3,7 @@
 import numpy as np
 from numba import types
 
-from gatv2.numba.arguments import Flags, Index, Integers, VectorClasses
+from gatv2.numba.arguments import Flags, HeadMask, Index, Integers, ScoreBias, VectorClasses
 from gatv2.numba.compile import inline, kernel, overload
 from gatv2.numba.simd import bits_of, count_bits, load_mask, lowest_bit
 from gatv2.numba.threads import Chunks, next_chunk
@@ -109,7 +109,7 @@ def list_row(
     n_keys: Index,
     n_mask_heads: Index | None,
     keys: Integers,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     n_heads: Index,
 ) -> Index:
     """List the keys of query `i`, and which of the padded heads use them; return their number."""
@@ -119,16 +119,18 @@ def list_row(
     return _keys_of_heads(mask, begin, n_keys, n_mask_heads, keys, 0, 0, head_mask, n_heads)
 
 
-def row_head_mask(n_mask_heads: Index | None, size: Index) -> Flags | None:
-    """Where a row's head mask goes, if there is one."""
+def row_head_mask(
+    n_mask_heads: Index | None, bias: ScoreBias | None, size: Index
+) -> HeadMask | None:
+    """Where a row's head mask goes, if there is one; a bias as it is, which is one of all rows."""
     raise NotImplementedError("for Numba only")
 
 
 @overload(row_head_mask)
-def _overload_row_head_mask(n_mask_heads, size):  # type: ignore[no-untyped-def]
+def _overload_row_head_mask(n_mask_heads, bias, size):  # type: ignore[no-untyped-def]
     if isinstance(n_mask_heads, types.NoneType):
-        return lambda n_mask_heads, size: None
-    return lambda n_mask_heads, size: np.zeros(size, np.bool_)
+        return lambda n_mask_heads, bias, size: bias
+    return lambda n_mask_heads, bias, size: np.zeros(size, np.bool_)
 
 
 @inline

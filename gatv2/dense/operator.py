@@ -1,5 +1,6 @@
 """The fused operator over a dense mask, on every device: same function as `gatv2.dense.reference`."""
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,6 +30,7 @@ def gatv2_attention(
     seed: Tensor | None,
     return_attention: bool,
     edges: EdgeInputs | None = None,
+    score_bias: Tensor | None = None,
     is_interpreted: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention without anything of `[N, M]` beside the mask; see `gatv2.dense.reference`.
@@ -37,6 +39,8 @@ def gatv2_attention(
     TRITON_INTERPRET=1.
     """
     edge_features, edge_projection = edges or (None, None)
+    if score_bias is not None and mask.shape[-1] > 1:  # kernels read one mask of heads
+        score_bias, mask = score_bias.where(mask, -math.inf), mask.any(-1, keepdim=True)
     operator = _interpreted if is_interpreted else _attention
     out, lse, alpha = operator(
         Arguments(
@@ -45,6 +49,7 @@ def gatv2_attention(
             attn,
             edge_features,
             edge_projection,
+            score_bias,
             Adjacency(mask),
             seed,
             n_blocks=1,
@@ -52,6 +57,7 @@ def gatv2_attention(
             negative_slope=negative_slope,
             dropout=dropout,
             wants_rows=return_attention,
+            wants_bias_rows=False,
         )
     )
     return out, lse, alpha if return_attention else None
@@ -81,6 +87,7 @@ def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
         seed=arguments.seed,
         return_attention=True,
         edges=EdgeInputs.join(arguments.edge_features, arguments.edge_projection),
+        score_bias=arguments.score_bias,
     )
 
 

@@ -5,6 +5,7 @@ alpha_ij = softmax over the keys j of query i of e_ij
 out_i = sum over j of dropout(alpha_ij) g_r[j]
 
 With edge features: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
+With a bias of the scores b[i, j] is added to e_ij; where it is -inf there is no edge.
 
 Half precision is computed in float32 and rounded once. What a head does not use is replaced by zero
 before anything is computed of it, so that NaN stays where it is used.
@@ -33,6 +34,7 @@ def gatv2_attention(
     seed: Tensor | None,
     return_attention: bool,
     edges: EdgeInputs | None = None,
+    score_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention: `(out, lse, alpha)`.
 
@@ -49,10 +51,25 @@ def gatv2_attention(
         seed: 0-d int64, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha.
         edges: features x `[*B, N, M, D]` and W_e `[H, F, D]`; or None.
+        score_bias: b `[*B, N, M, 1 or H]`; or None.
     """
+    mask = without_removed(mask, score_bias)
     scores = gatv2_scores(query, key, attn, mask, negative_slope=negative_slope, edges=edges)
+    scores = add_bias(scores, score_bias, mask)
     out, lse, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
     return out, lse, alpha if return_attention else None
+
+
+def without_removed(mask: Tensor, score_bias: Tensor | None) -> Tensor:
+    """The mask without the pairs that a bias of -inf takes from a head."""
+    return mask if score_bias is None else mask & (score_bias != -math.inf)
+
+
+def add_bias(scores: Tensor, score_bias: Tensor | None, mask: Tensor) -> Tensor:
+    """Scores and their bias, of which nothing is read but in the mask."""
+    if score_bias is None:
+        return scores
+    return scores + torch.where(mask, score_bias.to(scores.dtype), 0.0)
 
 
 def gatv2_scores(

@@ -14,7 +14,7 @@ from gatv2.distributed.halo import Exchange, finish, start
 from gatv2.distributed.part import PartData
 from gatv2.functional import Attended
 from gatv2.graph import Graph
-from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs
+from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.graph.part import AttendOptions
 from gatv2.options import Backend, check_dropout, check_slope
 from gatv2.random import as_seed
@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
 
     edge_features: Tensor | None
     edge_projection: Tensor | None
+    score_bias: Tensor | None
     negative_slope: float
     dropout: float
     seed: int | Tensor | None
@@ -73,6 +74,7 @@ def gatv2_attention(
     *,
     edge_features: Tensor | None = None,
     edge_projection: Tensor | None = None,
+    score_bias: Tensor | None = None,
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     seed: int | Tensor | None = None,
@@ -105,6 +107,7 @@ def gatv2_attention(
         partition: this process's part.
         edge_features: `[*batch, n_edges, D]`, in the part's order of edges.
         edge_projection: :math:`W_e`, `[n_heads, n_hidden, D]`; given if `edge_features` are.
+        score_bias: `[*batch, n_edges, 1 or n_heads]`, in the part's order of edges.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability, in [0, 1), that a coefficient is dropped.
         seed: what the dropout mask is a function of, the same in all processes; if None, rank 0 draws it
@@ -146,6 +149,7 @@ def gatv2_attention(
         attn,
         partition,
         edges=edges,
+        score_bias=score_bias,
         negative_slope=negative_slope,
         dropout=dropout,
         seed=seed,
@@ -178,6 +182,7 @@ def _attend_together(
     part: PartData,
     *,
     edges: EdgeInputs | None,
+    score_bias: Tensor | None,
     negative_slope: float,
     dropout: float,
     seed: int | Tensor | None,
@@ -186,19 +191,23 @@ def _attend_together(
     return_attention: bool,
 ) -> tuple[Tensor, Tensor | None]:
     _check(query, key, attn, part, edges, backend)
+    _check_bias(score_bias, query, part)
     check_slope(negative_slope)
     check_dropout(dropout)
     has_seed = seed is not None
     # all processes draw, so that their generators stay alike
     common_seed = as_seed(seed, query.device) if dropout > 0 else None
 
-    def attend_to(key: Tensor, graph: Graph, own_edges: EdgeInputs | None) -> Attended:
+    def attend_to(key: Tensor, graph: Graph, chosen: Tensor | None) -> Attended:
         return functional.attend(
             query,
             key,
             attn,
             graph,
-            edges=own_edges,
+            edges=edges
+            if edges is None
+            else edges._replace(features=_chosen(edges.features, chosen)),
+            score_bias=None if score_bias is None else _chosen(score_bias, chosen),
             negative_slope=negative_slope,
             dropout=dropout,
             seed=common_seed,
@@ -209,7 +218,7 @@ def _attend_together(
         )
 
     if part.n_parts == 1:
-        out, alpha, _ = attend_to(key, part.local, edges)
+        out, alpha, _ = attend_to(key, part.local, None)
         return out, alpha
     features, projection = edges or (None, None)
     select_kernel(
@@ -219,6 +228,7 @@ def _attend_together(
         part.local,
         edge_features=features,
         edge_projection=projection,
+        score_bias=score_bias,
         kernel=kernel,
     )
     call = Call.of(
@@ -235,16 +245,14 @@ def _attend_together(
     common_seed = as_seed(call.common_seed(meeting.agreed()), query.device)
     exchange = Exchange(part.sent_counts, part.halo_counts, part.group, number=meeting.number)
     token = start(rows, exchange)
-    local = attend_to(key, part.local, _chosen(edges, part.is_local))
+    local = attend_to(key, part.local, part.is_local)
     halo = finish(token, exchange).movedim(0, -3)
-    remote = attend_to(halo, part.remote, _chosen(edges, ~part.is_local))
+    remote = attend_to(halo, part.remote, ~part.is_local)
     return _join(local, remote, part, query.dtype)
 
 
-def _chosen(edges: EdgeInputs | None, is_chosen: Tensor) -> EdgeInputs | None:
-    if edges is None:
-        return None
-    return edges._replace(features=edges.features[..., is_chosen, :])
+def _chosen(of_edges: Tensor, is_chosen: Tensor | None) -> Tensor:
+    return of_edges if is_chosen is None else of_edges[..., is_chosen, :]
 
 
 def _join(
@@ -292,11 +300,8 @@ def _check(
                 f"`{name}` must have a row for each of the {part.n_own} nodes of rank "
                 f"{part.rank}, `partition.own`; got {tuple(of_nodes.shape)}"
             )
-    if edges is not None and edges.features.shape[-2] != part.n_edges:
-        raise ValueError(
-            f"`edge_features` must have a row for each of the {part.n_edges} edges of rank "
-            f"{part.rank}, `partition.edge_id`; got {tuple(edges.features.shape)}"
-        )
+    if edges is not None:
+        _check_rows(edges.features, "edge_features", part)
     if part.n_parts == 1:
         return
     place = place_in(part.group)
@@ -309,4 +314,18 @@ def _check(
         raise RuntimeError(
             "attention over several processes needs tensors with values, and no transform of torch.func "
             "goes across processes: differentiate with `backward` or `torch.autograd.grad`, twice too"
+        )
+
+
+def _check_bias(score_bias: Tensor | None, query: Tensor, part: PartData) -> None:
+    check_score_bias(score_bias, query, query.shape[-2])
+    if score_bias is not None:
+        _check_rows(score_bias, "score_bias", part)
+
+
+def _check_rows(of_edges: Tensor, name: str, part: PartData) -> None:
+    if of_edges.shape[-2] != part.n_edges:
+        raise ValueError(
+            f"`{name}` must have a row for each of the {part.n_edges} edges of rank "
+            f"{part.rank}, `partition.edge_id`; got {tuple(of_edges.shape)}"
         )

@@ -68,7 +68,8 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         adj_mat: a mask `[*batch, n_queries, n_keys, 1 or n_heads]` of any number type (non-zero is an
             edge), a bool mask `[n_queries, n_keys]`, an integer edge index `[2, n_edges]`, of PyTorch or
             of NumPy, a `Graph`, a `torch.sparse` or `scipy.sparse` matrix, a
-            `torch_sparse.SparseTensor`. A 2-D tensor of integers is an edge index, always.
+            `torch_sparse.SparseTensor`. A 2-D tensor of integers is an edge index, always. Other values
+            than zero are not read: for weights of edges pass `score_bias=weight.log()` to attention.
         sizes: the sizes that the graph has to fit.
         flow: "target_to_source" as in the module's text; "source_to_target" turns every form but
             `Graph` round, whose direction was settled when it was prepared: it must have been with this
@@ -101,6 +102,21 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
             return mask
         return mask.reshape(*sizes.batch_shape, sizes.n_queries, sizes.n_keys, mask.shape[-1])
     return adjacency
+
+
+def all_pairs(sides: tuple[int, int], score_bias: Tensor | None, flow: Flow) -> Tensor:
+    """The mask, as a caller would have it, of a graph that is None: all queries and all keys.
+
+    Raises:
+        TypeError: no bias of the scores came with it.
+    """
+    if score_bias is None:
+        raise TypeError(
+            "the graph is None: pass a mask, an edge index or another form of a graph, or a "
+            "`score_bias` for every query to attend to every key"
+        )
+    shape = sides if flow == "target_to_source" else sides[::-1]
+    return torch.ones(1, dtype=torch.bool, device=score_bias.device).expand(*shape, 1)
 
 
 def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Adjacency:
@@ -222,7 +238,7 @@ def _check_numbers(mask: Tensor) -> None:
     if not bool(mask.isfinite().all()):
         raise ValueError(
             "`adj_mat` has entries that are not finite. Non-zero entries are edges: "
-            "for an additive mask of 0 and -inf pass `adj_mat == 0`"
+            "for an additive mask of 0 and -inf pass `adj_mat == 0`, or the mask as `score_bias`"
         )
     if not mask.numel() or mask.dtype.is_complex or not mask.dtype.is_signed:
         return
@@ -235,7 +251,8 @@ def _check_numbers(mask: Tensor) -> None:
         raise ValueError(
             f"`adj_mat` has entries of {ADDED:g} and less, as an additive mask has where there is no "
             f"edge (the smallest is {smallest.item():g}). Non-zero entries are edges: pass "
-            "`adj_mat == 0` for an additive mask, `adj_mat != 0` for a mask of edges"
+            "`adj_mat == 0` for an additive mask, or that as `score_bias`; `adj_mat != 0` for a mask "
+            "of edges"
         )
 
 

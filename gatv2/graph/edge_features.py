@@ -2,7 +2,8 @@
 
 They are laid out as the graph that comes with them: with a mask `[*batch, n_queries, n_keys, D]`,
 entry for entry; with a list of edges (an edge index, a `Graph`, a sparse matrix) `[*batch, n_edges, D]`,
-in the caller's order of the edges. A backend that reads the other form gets them converted.
+in the caller's order of the edges. A backend that reads the other form gets them converted. A bias of
+the scores is laid out as they are, with 1 or n_heads in the place of D.
 """
 
 import torch
@@ -12,6 +13,8 @@ from gatv2.graph.adjacency import Adjacency, Sizes
 from gatv2.graph.edge_inputs import EdgeInputs as EdgeInputs
 from gatv2.graph.graph import Graph
 from gatv2.options import Flow
+
+_LAST = {"edge_features": "D", "score_bias": "1 or n_heads"}
 
 
 def is_mask(adj_mat: object) -> bool:
@@ -23,8 +26,15 @@ def is_mask(adj_mat: object) -> bool:
     )
 
 
-def broadcast_batch(edge_features: Tensor, adj_mat: object, batch_shape: torch.Size) -> torch.Size:
+def broadcast_batch(
+    edge_features: Tensor,
+    adj_mat: object,
+    batch_shape: torch.Size,
+    name: str = "edge_features",
+) -> torch.Size:
     """The batch shape of the result, of features of edges and of whatever has `batch_shape`.
+
+    `name` is what errors call the features.
 
     Raises:
         ValueError: the two do not broadcast, or a batch of graphs has features with a batch.
@@ -32,21 +42,26 @@ def broadcast_batch(edge_features: Tensor, adj_mat: object, batch_shape: torch.S
     own = edge_features.shape[: -3 if is_mask(adj_mat) else -2]
     if isinstance(adj_mat, Graph) and adj_mat.batch_dims and own:
         raise ValueError(
-            f"the graph is a batch of {adj_mat.n_blocks} graphs: `edge_features` must have shape "
-            f"(n_edges, D)=({adj_mat.n_edges}, {edge_features.shape[-1]}), the edges of all of them; "
-            f"got {tuple(edge_features.shape)}"
+            f"the graph is a batch of {adj_mat.n_blocks} graphs: `{name}` must have shape "
+            f"(n_edges, {_LAST[name]})=({adj_mat.n_edges}, {edge_features.shape[-1]}), the edges of all "
+            f"of them; got {tuple(edge_features.shape)}"
         )
     try:
         return torch.Size(torch.broadcast_shapes(own, batch_shape))
     except RuntimeError:
         raise ValueError(
-            f"the batch dimensions of `edge_features`, {tuple(own)}, do not broadcast with those of "
+            f"the batch dimensions of `{name}`, {tuple(own)}, do not broadcast with those of "
             f"the nodes' features and the graph, {tuple(batch_shape)}"
         ) from None
 
 
 def as_backend_reads(
-    edge_features: Tensor, graph: object, adjacency: Adjacency, sizes: Sizes, flow: Flow
+    edge_features: Tensor,
+    graph: object,
+    adjacency: Adjacency,
+    sizes: Sizes,
+    flow: Flow,
+    name: str = "edge_features",
 ) -> Tensor:
     """Features of edges as the backend of `adjacency` reads them.
 
@@ -56,6 +71,7 @@ def as_backend_reads(
         adjacency: what the backend reads, made of `graph`.
         sizes: the sizes that both fit.
         flow: how `graph` was read, if it is a mask.
+        name: what errors call the features.
 
     Returns:
         `[*batch, n_edges, D]` (`[n_edges, D]` for a batch of graphs) in the order of `edge_id`, or
@@ -65,17 +81,19 @@ def as_backend_reads(
         ValueError: the layout is another one.
     """
     if isinstance(graph, Graph):
-        return _from_list(edge_features, graph, adjacency, sizes)
-    return _from_mask(edge_features, adjacency, sizes, flow)
+        return _from_list(edge_features, graph, adjacency, sizes, name)
+    return _from_mask(edge_features, adjacency, sizes, flow, name)
 
 
-def _from_list(values: Tensor, graph: Graph, adjacency: Adjacency, sizes: Sizes) -> Tensor:
+def _from_list(
+    values: Tensor, graph: Graph, adjacency: Adjacency, sizes: Sizes, name: str
+) -> Tensor:
     n_features = values.shape[-1]
     if values.shape[-2] != graph.n_edges:
         raise ValueError(
-            f"`edge_features` must have shape (*batch, n_edges={graph.n_edges}, D={n_features}), in "
-            "the order of the edges, as the graph is a list of edges (with a mask, the shape is "
-            f"(*batch, n_queries, n_keys, D)); got {tuple(values.shape)}"
+            f"`{name}` must have shape (*batch, n_edges={graph.n_edges}, {_LAST[name]}={n_features}), "
+            "in the order of the edges, as the graph is a list of edges (with a mask, the shape is "
+            f"(*batch, n_queries, n_keys, {_LAST[name]})); got {tuple(values.shape)}"
         )
     if not graph.batch_dims:
         values = values.expand(*sizes.batch_shape, *values.shape[-2:])
@@ -88,14 +106,14 @@ def _from_list(values: Tensor, graph: Graph, adjacency: Adjacency, sizes: Sizes)
     return pairs.reshape(*sizes.batch_shape, sizes.n_queries, n_keys, n_features)
 
 
-def _from_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow) -> Tensor:
+def _from_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow, name: str) -> Tensor:
     pair, n_features = (sizes.n_queries, sizes.n_keys), values.shape[-1]
     expected = pair if flow == "target_to_source" else pair[::-1]
     if values.ndim < 3 or values.shape[-3:-1] != expected:
         raise ValueError(
-            f"`edge_features` must have shape (*batch, {expected[0]}, {expected[1]}, "
-            f"D={n_features}), entry for entry as the mask (with a list of edges, the shape is "
-            f"(*batch, n_edges, D)); got {tuple(values.shape)}"
+            f"`{name}` must have shape (*batch, {expected[0]}, {expected[1]}, "
+            f"{_LAST[name]}={n_features}), entry for entry as the mask (with a list of edges, the shape "
+            f"is (*batch, n_edges, {_LAST[name]})); got {tuple(values.shape)}"
         )
     if flow == "source_to_target":
         values = values.transpose(-3, -2)

@@ -51,16 +51,35 @@ def check_edge_inputs(edges: EdgeInputs | None, query: Tensor) -> None:
         )
 
 
-def _check_fits(tensor: Tensor, name: str, query: Tensor) -> None:
+def check_score_bias(
+    score_bias: Tensor | None, nodes: Tensor, n_heads: int, name: str = "query"
+) -> None:
+    """Raise unless a bias of the scores fits features of nodes, which errors call `name`.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype.
+        ValueError: another device, or its last dimension is not that of heads.
+    """
+    if score_bias is None:
+        return
+    _check_fits(score_bias, "score_bias", nodes, name)
+    if score_bias.ndim < 2 or score_bias.shape[-1] not in (1, n_heads):
+        raise ValueError(
+            f"the last dimension of `score_bias` must be of heads, 1 or {n_heads}; got shape "
+            f"{tuple(score_bias.shape)}: add it with `.unsqueeze(-1)` if the bias is for all heads"
+        )
+
+
+def _check_fits(tensor: Tensor, name: str, nodes: Tensor, of: str = "query") -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")
-    if tensor.dtype != query.dtype:
+    if tensor.dtype != nodes.dtype:
         raise TypeError(
-            f"`{name}` must have the dtype of `query`, {query.dtype}; got {tensor.dtype}: "
-            "convert it with `.to(query.dtype)`"
+            f"`{name}` must have the dtype of `{of}`, {nodes.dtype}; got {tensor.dtype}: "
+            f"convert it with `.to({of}.dtype)`"
         )
-    if tensor.device != query.device:
+    if tensor.device != nodes.device:
         raise ValueError(
-            f"`{name}` is on {tensor.device} and `query` is on {query.device}: "
+            f"`{name}` is on {tensor.device} and `{of}` is on {nodes.device}: "
             "move one of them with `.to(device)`"
         )

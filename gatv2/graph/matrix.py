@@ -74,7 +74,7 @@ def check_wants_no_gradient(wants_gradient: bool) -> None:
     if wants_gradient:
         raise ValueError(
             "`adj_mat` must not require a gradient: its values are not read, only where they are "
-            "non-zero; detach it, or pass `edge_features` to a layer with edge_dim=1"
+            "non-zero; pass what is added to the scores as `score_bias`, and the graph detached"
         )
 
 
@@ -84,7 +84,8 @@ def _graph_of(entries: _Entries, n_nodes: tuple[int, int], flow: Flow) -> Graph:
         if not bool(value.isfinite().all()):
             raise ValueError(
                 "`adj_mat` must have finite values, of which those that are not zero are edges; some "
-                "are NaN or infinite: store only the edges, or make these values 0 or 1"
+                "are NaN or infinite: store only the edges, or make these values 0 or 1; what is added "
+                "to the scores is passed as `score_bias`"
             )
         is_edge = value != 0
         edge_index = edge_index[:, is_edge if is_edge.ndim == 1 else is_edge.flatten(1).any(1)]

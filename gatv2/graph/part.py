@@ -18,6 +18,7 @@ class AttendOptions(TypedDict):
     """Options of attention over a part; see :func:`gatv2.distributed.gatv2_attention`."""
 
     edges: EdgeInputs | None
+    score_bias: Tensor | None
     negative_slope: float
     dropout: float
     seed: int | Tensor | None

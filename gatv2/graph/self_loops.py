@@ -35,6 +35,7 @@ def add_self_loops(
     fill_value: FillValue = "mean",
     *,
     is_block: bool = False,
+    name: str = "edge_features",
 ) -> tuple[Adjacency | Part, Tensor | None]:
     """A graph or mask with one self-loop at each node, and features of edges that fit it.
 
@@ -48,6 +49,7 @@ def add_self_loops(
             node without any they are zero, with "mul" one.
         is_block: whether `adjacency`, the `Graph` of a sampled block, has its queries as the first of
             its keys (or the other way about): these have the self-loops then.
+        name: what errors call the features.
 
     Returns:
         The graph, as `Graph.add_self_loops` numbers its edges (a part has its own nodes' self-loops,
@@ -76,15 +78,15 @@ def add_self_loops(
             loops = adjacency.self_loops
         if edge_features is None:
             return loops.graph, None
-        _check_rows(edge_features, -2, adjacency.n_edges)
+        _check_rows(edge_features, -2, adjacency.n_edges, name)
         return loops.graph, _with_filled(loops, edge_features, fill_value)
     n_queries, n_keys = adjacency.shape[-3:-1]
     check_has_self_loops(n_queries, n_keys)
     loop = torch.eye(n_queries, dtype=torch.bool, device=adjacency.device).unsqueeze(-1)
     if edge_features is None:
         return adjacency | loop, None
-    _check_rows(edge_features, -3, n_queries)
-    _check_rows(edge_features, -2, n_keys)
+    _check_rows(edge_features, -3, n_queries, name)
+    _check_rows(edge_features, -2, n_keys, name)
     if isinstance(fill_value, str):
         is_other = adjacency.any(-1, keepdim=True) & ~loop
         filled = _reduce_masked(edge_features, is_other, fill_value).unsqueeze(-2)
@@ -162,9 +164,9 @@ def _reduce_masked(values: Tensor, is_other: Tensor, how: str) -> Tensor:
     return (total / count.clamp(min=1) if how == "mean" else total).to(dtype)
 
 
-def _check_rows(edge_features: Tensor, dim: int, expected: int) -> None:
+def _check_rows(edge_features: Tensor, dim: int, expected: int, name: str) -> None:
     if edge_features.ndim < -dim or edge_features.shape[dim] != expected:
         raise ValueError(
-            f"`edge_features` must have {expected} as dimension {dim}, to be laid out as the graph; "
+            f"`{name}` must have {expected} as dimension {dim}, to be laid out as the graph; "
             f"got {tuple(edge_features.shape)}"
         )

@@ -27,6 +27,7 @@ Bytes: TypeAlias = Any  # an array of uint8
 Flags: TypeAlias = Any  # an array of bool
 Truth: TypeAlias = Any  # one truth value
 Nothing: TypeAlias = Any  # of what only writes
+HeadMask: TypeAlias = Any  # flags, or a `ScoreBias`: see `gatv2.numba.head_mask`
 Plain: TypeAlias = Any  # a tuple from Python: the elements of the named tuple that is made of it
 
 
@@ -74,7 +75,7 @@ class Problem(NamedTuple):
     n_counters: Index
     """Dropout's counters of a query and a key, for all heads."""
     n_edge_rows: Index
-    """Rows of features of edges, of a feature set; 0 if there are none."""
+    """Rows of features of edges, or of what is added to their scores, of a feature set."""
     slope: Number
     """The negative slope."""
 
@@ -92,6 +93,21 @@ class EdgeFeatures(NamedTuple):
     """Rows of x, which feature sets may share."""
 
 
+class ScoreBias(NamedTuple):
+    """What is added to the scores of edges; minus infinity where a head does not use one."""
+
+    values: Floats
+    """[rows, width]."""
+    width: Index
+    """1, for all heads, or the number of heads."""
+    n_rows: Index
+    """Rows of the values, which feature sets may share."""
+    removes: bool
+    """Whether any value is minus infinity."""
+    gradient: Floats
+    """[feature sets, rows, width], or empty if nobody wants it."""
+
+
 class NodeIds(NamedTuple):
     """The numbers of queries and keys for dropout, where they are not the positions."""
 
@@ -104,7 +120,7 @@ class EdgeList(NamedTuple):
 
     key: Integers
     x_row: Integers
-    """Row of each edge in x; anything if edges have no features."""
+    """Row of each edge in x and in a bias of the scores; anything if there is neither."""
 
 
 class KeyOrder(NamedTuple):
@@ -131,7 +147,7 @@ class Place(NamedTuple):
     first_edge: Index
     """Where edge 0 of the list stands in what has a row for each edge."""
     first_x: Index
-    """Row of x of edge 0."""
+    """Row of x, and of a bias, of edge 0."""
     drop_query: Word
     """Number of the query for dropout."""
     drop_key: Index

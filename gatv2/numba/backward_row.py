@@ -22,8 +22,8 @@ from gatv2.numba.arguments import (
     Bytes,
     EdgeFeatures,
     EdgeList,
-    Flags,
     Floats,
+    HeadMask,
     Incoming,
     Index,
     Integers,
@@ -39,9 +39,10 @@ from gatv2.numba.arguments import (
     VectorClasses,
 )
 from gatv2.numba.compile import inline
-from gatv2.numba.edge_features import AHEAD, backward_edges
+from gatv2.numba.edge_features import backward_edges
 from gatv2.numba.exp import exp
-from gatv2.numba.rows import column_of, heads_at, signs_at, weights_at
+from gatv2.numba.head_mask import has_unused, write_d_bias
+from gatv2.numba.rows import AHEAD, column_of, heads_at, signs_at, weights_at
 from gatv2.numba.scores import BLOCK, apply_dropout, score_block
 from gatv2.numba.simd import (
     expand,
@@ -66,7 +67,7 @@ def backward_query_row(
     key_id: Integers | None,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     buffers: Buffers,
     incoming: Incoming,
     per_edge: PerEdge,
@@ -101,9 +102,19 @@ def backward_query_row(
                     sum_p, sum_p_dp = sum_p + p, sum_p_dp + p_dp
                     continue
                 sum_de = sum_de + _write_weights(
-                    vectors, problem, place, block, scale, delta, buffers, per_edge.weights
+                    vectors,
+                    problem,
+                    place,
+                    head_mask,
+                    block,
+                    scale,
+                    delta,
+                    buffers,
+                    per_edge.weights,
                 )
-                for part in range(problem.layout.span):
+                layout = problem.layout
+                write_d_bias(vectors, head_mask, layout, place, edge_list, block, per_edge.weights)
+                for part in range(layout.span):
                     _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
                     backward_edges(
                         vectors,
@@ -139,7 +150,7 @@ def _coefficients(
     key_id: Integers | None,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     block: Block,
     buffers: Buffers,
     incoming: Incoming,
@@ -223,6 +234,7 @@ def _write_weights(
     vectors: VectorClasses,
     problem: Problem,
     place: Place,
+    head_mask: HeadMask | None,
     block: Block,
     scale: Vector,
     delta: Vector,
@@ -230,13 +242,18 @@ def _write_weights(
     weights: Floats,
 ) -> Vector:
     """Write keep * p and de of a block's edges to `weights`; return the sum of de."""
-    heads, sum_de = vectors.heads, splat(vectors.heads, 0.0)
+    heads, nothing = vectors.heads, splat(vectors.heads, 0.0)
     layout, drops = problem.layout, problem.dropout.least_word > 0
     scores, d_scores, keep = buffers.scores, buffers.d_scores, buffers.keep
+    sum_de, is_guarded = nothing, has_unused(head_mask)
     for e in range(block.begin, block.end):
         at = (e - block.begin) * heads.lanes
-        p = load(heads, scores, at) * scale
+        unscaled = load(heads, scores, at)
+        p = unscaled * scale
         de = p * (load(heads, d_scores, at) - delta)
+        if is_guarded:  # NaN of the row is not that of an edge that a head does not use
+            p = select(unscaled == nothing, nothing, p)
+            de = select(unscaled == nothing, nothing, de)
         if drops:
             p = p * load(heads, keep, at)
         at_edge = weights_at(vectors, layout, place.first_edge + e, block.group)
@@ -277,7 +294,7 @@ def _finish_query(
     vectors: VectorClasses,
     problem: Problem,
     place: Place,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     group: Index,
     sum_de: Vector,
     gradients: QueryGradients,
@@ -304,7 +321,7 @@ def backward_key_row(
     problem: Problem,
     place: KeyPlace,
     key_order: KeyOrder,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     d_out: Floats,
     per_edge: PerEdge,
     gradients: KeyGradients,
@@ -335,7 +352,7 @@ def _sum_over_queries(
     problem: Problem,
     place: KeyPlace,
     key_order: KeyOrder,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     group: Index,
     part: Index,
     d_out: Floats,
@@ -359,7 +376,7 @@ def _sum_over_block(
     problem: Problem,
     place: KeyPlace,
     key_order: KeyOrder,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     block: Block,
     part: Index,
     d_out: Floats,
@@ -369,7 +386,7 @@ def _sum_over_block(
     tile, heads, group, layout = vectors.tile, vectors.heads, block.group, problem.layout
     edges, queries = key_order.edge, key_order.query
     weights, signs = per_edge.weights, per_edge.signs
-    nothing, last = splat(tile, 0.0), queries.size - 1
+    nothing, last, is_guarded = splat(tile, 0.0), queries.size - 1, has_unused(head_mask)
     values, positive, sum_de = nothing, nothing, splat(heads, 0.0)
     for i in range(block.begin, block.end):
         ahead = min(i + AHEAD, last)
@@ -384,7 +401,7 @@ def _sum_over_block(
         p = expand(tile, load(heads, weights, at))
         de = load(heads, weights, at + heads.lanes)
         d = load(tile, d_out, column_of(vectors, layout, row, group, part))
-        if head_mask is not None:
+        if is_guarded:
             d = select(p > nothing, d, nothing)
         values = fma(p, d, values)
         at = signs_at(vectors, layout, edge, group, part)
@@ -409,7 +426,7 @@ def _slopes(tile: VectorClass, problem: Problem, positive: Vector, sum_de: Vecto
 @inline
 def _add_share(
     tile: VectorClass,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     total: Vector,
     features: Vector,
     d_attn: Floats,

@@ -43,6 +43,10 @@ class ArrayArguments(NamedTuple):
     """Whether the result with a row for each edge is wanted: forward alpha, backward the gradient of
     edge_features."""
     n_threads: int
+    score_bias: Array | None = None
+    """[*mapped, *batch, edges or (queries, keys), 1 or heads], or None; no head mask comes with it."""
+    wants_bias_rows: bool = False
+    """Whether backward's gradient of score_bias is wanted."""
 
 
 class ArrayCotangents(NamedTuple):
@@ -64,11 +68,12 @@ class Launch:
         n_copies: feature sets that share one graph.
         n_queries: queries of a feature set.
         n_keys: keys of a feature set.
-        n_edge_rows: rows of features of edges, of a feature set; 0 if there are none.
+        n_edge_rows: rows of features of edges, or of score_bias, of a feature set; 0 if there are none.
         attn: attn, padded.
         problem: the elements of `gatv2.numba.arguments.Problem`.
         edges: features of edges, as the kernels read them; None if there are none.
         plain_edges: the same as a plain tuple.
+        bias: the elements of `gatv2.numba.arguments.ScoreBias`, without a gradient; None without one.
 
     Args:
         arguments: of the call.
@@ -81,18 +86,20 @@ class Launch:
         self.n_keys = arguments.key.shape[-3]
         self.n_copies, self.n_batches = prod(batch), prod(batch[arguments.n_mapped :])
         self.n_blocks = arguments.n_blocks
-        x = arguments.edge_features
+        x = arguments.edge_features if arguments.score_bias is None else arguments.score_bias
         self.n_edge_rows = 0 if x is None else prod(x.shape[len(batch) : -1])
         self.tiles = tiles_of(n_heads, n_hidden, arguments.query.dtype == np.float64)
         if folds_batch:
             self._fold_batch()
         self.attn = self.tiles.pad(arguments.attn)
         self.problem = self._problem()
-        projection = arguments.edge_projection
+        x, projection = arguments.edge_features, arguments.edge_projection
         self.edges: EdgeFeatures | None = None
         if x is not None and projection is not None:
             self.edges = self._edge_features(x, projection)
         self.plain_edges: Plain | None = None if self.edges is None else tuple(self.edges)
+        bias = arguments.score_bias
+        self.bias: Plain | None = None if bias is None else self._score_bias(bias)
 
     def _fold_batch(self) -> None:
         self.n_blocks, self.n_batches = self.n_batches, 1
@@ -127,17 +134,34 @@ class Launch:
         return int(dropout * 2**32), 1 / (1 - dropout), seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
 
     def _edge_features(self, x: Array, projection: Array) -> EdgeFeatures:
-        n_batch = self.arguments.query.ndim - 3
-        is_folded = prod(x.shape[n_batch:-1]) < self.n_edge_rows
-        is_shared = self.n_copies > 0 and not any(x.strides[:n_batch])  # by all feature sets
-        if is_shared and not is_folded:
-            x = x[(0,) * n_batch]
+        x = self._once(x)
         return EdgeFeatures(
             x.astype(self.tiles.dtype, copy=False).ravel(),
             self.tiles.pad(np.moveaxis(projection, -1, 0)),
             x.shape[-1],
             max(prod(x.shape[:-1]), 1),
         )
+
+    def _score_bias(self, bias: Array) -> Plain:
+        bias, tiles = self._once(bias), self.tiles
+        is_for_all = bias.shape[-1] == 1
+        values = (
+            bias.astype(tiles.dtype, copy=False).ravel() if is_for_all else tiles.pad_heads(bias)
+        )
+        return (
+            values,
+            1 if is_for_all else tiles.padded[0],
+            max(prod(bias.shape[:-1]), 1),
+            bool(np.fmin.reduce(values, initial=0) == -np.inf),  # unlike min, it passes over NaN
+            np.empty(0, tiles.dtype),
+        )
+
+    def _once(self, rows: Array) -> Array:
+        """Rows of edges without the batch, if all feature sets share them."""
+        n_batch = self.arguments.query.ndim - 3
+        is_folded = prod(rows.shape[n_batch:-1]) < self.n_edge_rows
+        is_shared = self.n_copies > 0 and not any(rows.strides[:n_batch])
+        return rows[(0,) * n_batch] if is_shared and not is_folded else rows
 
     def results(
         self, out: Array, largest: Array, total: Array, alpha: Array

@@ -16,8 +16,8 @@ from gatv2.numba.arguments import (
     EdgeFeatures,
     EdgeGradients,
     EdgeList,
-    Flags,
     Floats,
+    HeadMask,
     Index,
     PerEdge,
     Place,
@@ -28,10 +28,10 @@ from gatv2.numba.arguments import (
     VectorClasses,
 )
 from gatv2.numba.compile import inline
+from gatv2.numba.head_mask import has_unused
 from gatv2.numba.rows import column_of, length_of, signs_at, weights_at
 from gatv2.numba.simd import broadcast, expand, fma, load, load_bits, prefetch, select, splat, store
 
-AHEAD = 24  # edges between the prefetch of a row and its use
 BATCH = 16  # edges whose de_ij s_ij are held at once
 
 
@@ -80,7 +80,7 @@ def backward_edges(
     buffers: Buffers,
     per_edge: PerEdge,
     gradients: QueryGradients,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
 ) -> None:
     """Backward of the features of a block's edges, through one tile; `buffers` are overwritten."""
     if edges is not None:
@@ -146,7 +146,7 @@ def _add_to_projection(
     edges: EdgeFeatures,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     batch: Block,
     column: Index,
     slopes_de: Floats,
@@ -155,6 +155,7 @@ def _add_to_projection(
     """Add the edges' share of G to that of the chunk."""
     tile, first_x = vectors.tile, first_x_of(edges, place)
     nothing, length = splat(tile, 0.0), length_of(vectors, problem.layout)
+    is_guarded = has_unused(head_mask)
     shares = EdgeGradients(*gradients.edges).shares
     x, x_row, n_features = edges.x, edge_list.x_row, edges.n_features
     for d in range(n_features):
@@ -164,7 +165,7 @@ def _add_to_projection(
             of_edge = (first_x + x_row[e]) * n_features + d
             slope_de = load(tile, slopes_de, (e - batch.begin) * tile.lanes)
             value = broadcast(tile, x, of_edge)
-            if head_mask is not None:  # of an edge that a head does not use, x may be NaN
+            if is_guarded:  # of an edge that a head does not use, x may be NaN
                 value = select(slope_de == nothing, nothing, value)
             share = fma(slope_de, value, share)
         store(shares, at, load(tile, shares, at) + share)

@@ -12,8 +12,8 @@ from gatv2.numba.arguments import (
     Buffers,
     EdgeFeatures,
     EdgeList,
-    Flags,
     Floats,
+    HeadMask,
     Index,
     Integers,
     Place,
@@ -24,6 +24,7 @@ from gatv2.numba.arguments import (
 )
 from gatv2.numba.compile import inline
 from gatv2.numba.exp import exp
+from gatv2.numba.head_mask import has_unused
 from gatv2.numba.rows import column_of, heads_at
 from gatv2.numba.scores import BLOCK, apply_dropout, score_block
 from gatv2.numba.simd import expand, fma, fold, load, repeat, select, splat, store
@@ -37,7 +38,7 @@ def forward_row(
     key_id: Integers | None,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     buffers: Buffers,
     results: Results,
 ) -> None:
@@ -133,7 +134,7 @@ def _add_values(
     problem: Problem,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     block: Block,
     weights: Floats,
     rescale: Vector,
@@ -143,6 +144,7 @@ def _add_values(
     """Rescale the query's row of `out`, add the keys of a block, weighted, and scale the sum."""
     tile, heads, layout = vectors.tile, vectors.heads, problem.layout
     keys, key_index, nothing = problem.key, edge_list.key, splat(tile, 0.0)
+    is_guarded = has_unused(head_mask)
     for part in range(layout.span):
         at_out = column_of(vectors, layout, place.row, block.group, part)
         total = nothing
@@ -150,7 +152,7 @@ def _add_values(
             row = place.first_key + key_index[e]
             k = load(tile, keys, column_of(vectors, layout, row, block.group, part))
             p = expand(tile, load(heads, weights, (e - block.begin) * heads.lanes))
-            if head_mask is not None:
+            if is_guarded:
                 k = select(p > nothing, k, nothing)
             total = fma(p, k, total)
         if (

@@ -1,12 +1,14 @@
 """The backward pass over a graph's edges: chunks of queries (CSR), then chunks of keys (CSC)."""
 
+from typing import Any
+
 import numpy as np
 
 from gatv2.numba.arguments import (
     EdgeFeatures,
     EdgeList,
-    Flags,
     Floats,
+    HeadMask,
     Incoming,
     Index,
     Integers,
@@ -26,6 +28,7 @@ from gatv2.numba.backward_row import backward_key_row, backward_query_row
 from gatv2.numba.borrowed import borrowed, keep_alive
 from gatv2.numba.call import ArrayCotangents, Launch
 from gatv2.numba.compile import kernel
+from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import place_of, rows_of
 from gatv2.numba.scores import new_buffers
@@ -38,7 +41,9 @@ class Gradients:
     def __init__(self, launch: Launch, cotangents: ArrayCotangents, n_edges: int) -> None:
         self.launch, tiles, call = launch, launch.tiles, launch.arguments
         self.d_out = tiles.pad(cotangents.d_out)
-        self.lse, self.d_lse = tiles.pad_heads(cotangents.lse), tiles.pad_heads(cotangents.d_lse)
+        # a head that is padding has no weights: a bias of all heads is added to its scores, too
+        self.lse = tiles.pad_heads(cotangents.lse, np.inf)
+        self.d_lse = tiles.pad_heads(cotangents.d_lse)
         self.d_query = tiles.empty(*call.query.shape[:-2])
         self.d_key = tiles.empty(*call.key.shape[:-2])
         n_rows = max(launch.n_queries, launch.n_keys)
@@ -47,6 +52,10 @@ class Gradients:
         self.edges: EdgeFeatureGradients | None = None
         if launch.edges is not None:
             self.edges = EdgeFeatureGradients(launch, launch.edges, self.n_chunks)
+        self.d_bias = empty((0, 1), tiles.dtype)
+        if launch.bias is not None and call.wants_bias_rows:
+            n_rows = launch.n_copies * launch.n_edge_rows
+            self.d_bias = empty((n_rows, launch.bias[1]), tiles.dtype)
         self.first_query = 0
 
     def add(
@@ -64,7 +73,7 @@ class Gradients:
             query_ptr: where the edges of each query start.
             edge_list: the elements of `EdgeList`.
             key_order: the elements of `KeyOrder`.
-            head_mask: of each edge, padded; None if all heads use all edges.
+            head_mask: of each edge, padded; None if all heads use all edges, or with a score_bias.
             d_alpha: cotangent of alpha, padded; empty if there is none.
             node_ids: the elements of `NodeIds`; None if they are the positions.
         """
@@ -73,6 +82,11 @@ class Gradients:
         weights = tiles.empty_heads(launch.n_copies, n_edges, 2).ravel()
         signs = empty((launch.n_copies * n_edges * tiles.length // 8,), np.uint8)
         per_edge, d_attn = (weights, signs), self.d_attn.ravel()
+        mask_or_bias: Any = head_mask
+        if launch.bias is not None:
+            mask_or_bias = (*launch.bias[:-1], self.d_bias.ravel())
+            # of which the pass over keys asks only whether there is one
+            head_mask = np.empty(0, np.bool_) if launch.bias[3] else None
         run_chunks(
             _backward_queries,
             n_threads,
@@ -84,7 +98,7 @@ class Gradients:
             self.first_query,
             query_ptr,
             edge_list,
-            head_mask,
+            mask_or_bias,
             (self.d_out, self.d_lse, d_alpha, self.lse),
             per_edge,
             (self.d_query.ravel(), d_attn, None if self.edges is None else self.edges.plain),
@@ -106,8 +120,11 @@ class Gradients:
         )
         self.first_query += query_ptr.size - 1
 
-    def results(self) -> tuple[Array, Array, Array, Array, Array]:
-        """Of query, key, attn, edge_features, edge_projection; empty for what is None or not wanted."""
+    def results(self) -> tuple[Array, ...]:
+        """Of query, key, attn, edge_features, edge_projection, score_bias.
+
+        Empty for what is None or not wanted.
+        """
         tiles, d_attn = self.launch.tiles, _total(self.launch, self.d_attn)
         d_features, d_projection = np.empty(0, tiles.dtype), np.empty(0, tiles.dtype)
         if self.edges is not None:
@@ -119,7 +136,15 @@ class Gradients:
             tiles.crop(d_attn),
             d_features,
             d_projection,
+            self._d_bias(),
         )
+
+    def _d_bias(self) -> Array:
+        bias = self.launch.arguments.score_bias
+        if bias is None or not self.launch.arguments.wants_bias_rows:
+            return np.empty(0, self.d_bias.dtype)
+        d_bias = self.d_bias if bias.shape[-1] == 1 else self.launch.tiles.crop_heads(self.d_bias)
+        return d_bias.reshape(bias.shape)
 
 
 class EdgeFeatureGradients:
@@ -176,7 +201,7 @@ def _backward_queries(
     first_query: Index,
     query_ptr: Integers,
     edge_list: Plain,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     incoming: Plain,
     per_edge: Plain,
     gradients: Plain,
@@ -186,7 +211,7 @@ def _backward_queries(
     edge_list, incoming = EdgeList(*borrowed(edge_list)), Incoming(*borrowed(incoming))
     per_edge, gradients = PerEdge(*borrowed(per_edge)), borrowed(gradients)
     own_buffers, key_id = new_buffers(vectors.heads, incoming.d_out), key_ids(node_ids)
-    buffers, head_mask = borrowed(own_buffers), borrowed(head_mask)
+    buffers, head_mask = borrowed(own_buffers), as_head_mask(borrowed(head_mask))
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
@@ -217,7 +242,7 @@ def _backward_keys(
     problem: Plain,
     first_query: Index,
     key_order: Plain,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     d_out: Floats,
     per_edge: Plain,
     gradients: Plain,

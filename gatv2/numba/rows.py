@@ -6,6 +6,8 @@ from gatv2.numba.arguments import Index, Integers, Layout, NodeIds, Place, Probl
 from gatv2.numba.compile import inline
 from gatv2.numba.threads import Chunks, first_row
 
+AHEAD = 24  # edges between the prefetch of a row and its use
+
 
 @inline
 def rows_of(ptr: Integers, chunk: Index, chunks: Chunks) -> range:

@@ -18,6 +18,7 @@ from gatv2.numba.arguments import (
     EdgeList,
     Flags,
     Floats,
+    HeadMask,
     Index,
     Integers,
     Layout,
@@ -28,9 +29,10 @@ from gatv2.numba.arguments import (
     VectorClasses,
 )
 from gatv2.numba.compile import inline
-from gatv2.numba.edge_features import AHEAD, add_projection, first_x_of, prefetch_features
+from gatv2.numba.edge_features import add_projection, first_x_of, prefetch_features
+from gatv2.numba.head_mask import add_bias, flags_of
 from gatv2.numba.philox import LANES, keep_factors
-from gatv2.numba.rows import column_of, heads_at, length_of, signs_at
+from gatv2.numba.rows import AHEAD, column_of, heads_at, length_of, signs_at
 from gatv2.numba.simd import group_sum, load, load_mask, prefetch, select, splat, store, store_bits
 
 BLOCK = 1024  # edges whose scores are held at once
@@ -56,7 +58,7 @@ def score_block(
     edges: EdgeFeatures | None,
     place: Place,
     edge_list: EdgeList,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     block: Block,
     largest: Vector,
     buffers: Buffers,
@@ -74,6 +76,7 @@ def score_block(
     # arrays that a loop over edges took out of a named tuple would be counted as references, each time
     keys, key_index, first_key = problem.key, edge_list.key, place.first_key
     scores, d_scores, last = buffers.scores, buffers.d_scores, key_index.size - 1
+    flags, before = flags_of(head_mask), largest
     if edges is not None:
         features, projection, x_row = edges.x, edges.projection, edge_list.x_row
         n_features, first_x = edges.n_features, first_x_of(edges, place)
@@ -101,7 +104,7 @@ def score_block(
             if part > 0:
                 s = s + load(heads, scores, at)
             if part == last_part:
-                s = _masked(vectors, layout, head_mask, e, group, s)
+                s = _masked(vectors, layout, flags, e, group, s)
             store(scores, at, s)
             if part == last_part:
                 largest = select(s > largest, s, largest)
@@ -112,7 +115,7 @@ def score_block(
                 if part > 0:
                     ds = ds + load(heads, d_scores, at)
                 store(d_scores, at, ds)
-    return largest
+    return add_bias(vectors, head_mask, place, edge_list, block, scores, before, largest)
 
 
 @inline
@@ -144,13 +147,13 @@ def apply_dropout(
 def _masked(
     vectors: VectorClasses,
     layout: Layout,
-    head_mask: Flags | None,
+    flags: Flags | None,
     e: Index,
     group: Index,
     scores: Vector,
 ) -> Vector:
     """Minus infinity for the heads that do not use edge `e`."""
-    if head_mask is None:
+    if flags is None:
         return scores
-    used = load_mask(vectors.heads, head_mask, heads_at(vectors, layout, e, group))
+    used = load_mask(vectors.heads, flags, heads_at(vectors, layout, e, group))
     return select(used, scores, splat(vectors.heads, -np.inf))

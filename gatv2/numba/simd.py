@@ -294,17 +294,20 @@ def group_sum(_typing: Typing, cls: VectorClass, value: Vector) -> Vector:
     groups = _vector(cls)
 
     def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
-        (total,), width = args[1:], value.lanes // groups.lanes
-        while width > 1:
-            half = width // 2
-            low = [g * width + i for g in range(groups.lanes) for i in range(half)]
-            total = builder.fadd(
-                _shuffle(builder, total, low), _shuffle(builder, total, [i + half for i in low])
-            )
-            width = half
-        return total
+        return _sum_groups(builder, args[1], groups.lanes, value.lanes)
 
     return groups(cls, value), lower
+
+
+@intrinsic
+def sum_lanes(_typing: Typing, value: Vector) -> Number:
+    """The sum of all lanes."""
+
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
+        total = _sum_groups(builder, args[0], 1, value.lanes)
+        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+    return value.dtype(value), lower
 
 
 @intrinsic
@@ -361,6 +364,18 @@ def _is_narrower(vector: VectorType, array: types.Array) -> bool:
 
 def _alignment(array: types.Array) -> int:
     return int(array.dtype.bitwidth) // 8
+
+
+def _sum_groups(builder: Builder, total: Value, n_groups: int, n_lanes: int) -> Value:
+    width = n_lanes // n_groups
+    while width > 1:
+        half = width // 2
+        low = [g * width + i for g in range(n_groups) for i in range(half)]
+        total = builder.fadd(
+            _shuffle(builder, total, low), _shuffle(builder, total, [i + half for i in low])
+        )
+        width = half
+    return total
 
 
 def _shuffle(builder: Builder, value: Value, lanes: list[int]) -> Value:

@@ -81,13 +81,13 @@ class Tiles:
         padded[..., : self.n_heads, : self.n_hidden] = features
         return padded.ravel()
 
-    def pad_heads(self, values: Array) -> Array:
+    def pad_heads(self, values: Array, filling: float = 0) -> Array:
         """`[..., heads]`, or nothing, padded to whole groups, flat; bool stays bool."""
         dtype = values.dtype if values.dtype == np.bool_ else self.dtype
         if not self.is_padded or values.size == 0:
             return values.astype(dtype, copy=False).ravel()
         padded = empty((*values.shape[:-1], self.padded[0]), dtype)
-        padded[..., self.n_heads :] = 0
+        padded[..., self.n_heads :] = filling
         padded[..., : self.n_heads] = values
         return padded.ravel()
 

@@ -26,6 +26,8 @@ class Arguments(NamedTuple):
     """`[*B, E, D]`, or with a mask `[*B, N, M, D]`."""
     edge_projection: Tensor | None
     """`[H, F, D]`."""
+    score_bias: Tensor | None
+    """`[*B, E, 1 or H]`, or with a mask `[*B, N, M, 1 or H]`; -inf where there is no edge."""
     adjacency: Any
     """The graph: a named tuple of tensors, each backend's own."""
     seed: Tensor | None
@@ -40,6 +42,8 @@ class Arguments(NamedTuple):
     wants_rows: bool
     """Whether the result that has a row for each edge is wanted: forward alpha, backward the gradient
     of edge_features."""
+    wants_bias_rows: bool
+    """Whether backward is to give the gradient of score_bias; forward does not read it."""
 
 
 class Cotangents(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gatv2.operator.arguments import Argument, Cotangents
 
-_MAPPABLE = {"query", "key", "edge_features", *Cotangents._fields}
+_MAPPABLE = {"query", "key", "edge_features", "score_bias", *Cotangents._fields}
 
 Rule = Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]
 """(info, in_dims, *arguments) -> (results, out_dims), as `torch.library.register_vmap` has it."""

@@ -77,9 +77,10 @@ def define(
         return _defined.functions[name]
     schema = ", ".join(_schema(Arguments, adjacency=_schema(adjacency)))
     cotangents = ", ".join(_schema(Cotangents))
-    # the flag has two names in exported programs
+    # flags have names of their own in exported programs
     operator = _declare(name, schema.replace("wants_rows", "with_alpha"), 3)
-    inputs = f"{cotangents}, {schema.replace('wants_rows', 'with_d_edge_features')}"
+    schema = schema.replace("wants_rows", "with_d_edge_features")
+    inputs = f"{cotangents}, {schema.replace('wants_bias_rows', 'with_d_score_bias')}"
     gradient = _declare(f"{name}_backward", inputs, len(Gradients._fields))
     for key, launcher in launchers.items():
         _launch(name, adjacency, key, launcher)
@@ -164,6 +165,7 @@ def _register_shapes(
         _, arguments = unflatten_gradient(flat, adjacency)
         query, key, attn = arguments.query, arguments.key, arguments.attn
         rows = arguments.edge_features if arguments.wants_rows else None
+        bias = arguments.score_bias if arguments.wants_bias_rows else None
         projection, mapped = arguments.edge_projection, query.shape[: arguments.n_mapped]
         return (
             query.new_empty(query.shape),
@@ -171,6 +173,7 @@ def _register_shapes(
             attn.new_empty((*mapped, *attn.shape)),
             query.new_empty((0,) if rows is None else rows.shape),
             query.new_empty((0,) if projection is None else (*mapped, *projection.shape)),
+            query.new_empty((0,) if bias is None else bias.shape),
         )
 
     torch.library.register_fake(operator, forward, lib=_library)

@@ -18,6 +18,7 @@ Reference = Callable[[Arguments], tuple[Tensor, Tensor, Tensor | None]]
 """A fused operator's function by plain PyTorch operations, alpha included: (out, log-sum-exp, alpha)."""
 
 _EDGE_FEATURES = Arguments._fields.index("edge_features")
+_SCORE_BIAS = Arguments._fields.index("score_bias")
 _RESULTS = ("d_out", "d_lse", "d_alpha")
 _SHARED = ("attn", "edge_projection")  # by all of a batch
 
@@ -30,11 +31,14 @@ class Gradients(NamedTuple):
     attn: Tensor | None
     edge_features: Tensor | None
     edge_projection: Tensor | None
+    score_bias: Tensor | None
 
 
 def wanted(arguments: Arguments, needs_gradient: Sequence[bool]) -> Arguments:
     """The arguments of the gradient, given those of the operator, and which features need one."""
-    return arguments._replace(wants_rows=needs_gradient[_EDGE_FEATURES])
+    return arguments._replace(
+        wants_rows=needs_gradient[_EDGE_FEATURES], wants_bias_rows=needs_gradient[_SCORE_BIAS]
+    )
 
 
 def backward(
@@ -49,7 +53,8 @@ def backward(
         gradient: the fused gradient.
         d_results: cotangents of (out, log-sum-exp, alpha), None where they are zero.
         lse: the log-sum-exp that the operator returned.
-        arguments: what it was given; `wants_rows` tells whether edge_features want a gradient.
+        arguments: what it was given; `wants_rows` and `wants_bias_rows` tell whether edge_features and
+            score_bias want a gradient.
     """
     query, attn, edge_projection = arguments.query, arguments.attn, arguments.edge_projection
     d_out, d_lse, d_alpha = d_results
@@ -61,13 +66,14 @@ def backward(
         lse,
     )
     found = gradient(cotangents, arguments)
-    d_query, d_key, d_attn, d_edge_features, d_edge_projection = found
+    d_query, d_key, d_attn, d_edge_features, d_edge_projection, d_score_bias = found
     return Gradients(
         d_query,
         d_key,
         _summed_to(attn, d_attn),
         d_edge_features if arguments.wants_rows else None,
         None if edge_projection is None else _summed_to(edge_projection, d_edge_projection),
+        d_score_bias if arguments.wants_bias_rows else None,
     )
 
 
@@ -88,7 +94,8 @@ def double_backward(
     given |= {} if cotangents.d_alpha.numel() == 0 else {"d_alpha": cotangents.d_alpha}
     features = {name: getattr(arguments, name) for name in Gradients._fields}
     features = {name: feature for name, feature in features.items() if feature is not None}
-    wanted = [name for name in features if name != "edge_features" or arguments.wants_rows]
+    is_wanted = {"edge_features": arguments.wants_rows, "score_bias": arguments.wants_bias_rows}
+    wanted = [name for name in features if is_wanted.get(name, True)]
 
     def gradients(given: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
         def attend(features: dict[str, Any]) -> dict[str, Tensor | None]:

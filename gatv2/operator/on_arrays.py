@@ -25,10 +25,8 @@ class ArrayKernels(Protocol):
     def forward(self, arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         """(out, log-sum-exp, alpha)."""
 
-    def backward(
-        self, cotangents: ArrayCotangents, arguments: ArrayArguments
-    ) -> tuple[Array, Array, Array, Array, Array]:
-        """Gradients of query, key, attn, edge_features and edge_projection."""
+    def backward(self, cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
+        """Gradients of query, key, attn, edge_features, edge_projection and score_bias."""
 
 
 class OnArrays:
@@ -48,7 +46,7 @@ class OnArrays:
         return _as_tensor(out, dtype), torch.from_numpy(lse), _as_tensor(alpha, dtype)
 
     def backward(self, cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
-        """Gradients of query, key, attn, edge_features and edge_projection."""
+        """Gradients of query, key, attn, edge_features, edge_projection and score_bias."""
         dtype = arguments.query.dtype
         arrays = ArrayCotangents(*map(_as_array, cotangents))
         gradients = self._kernels.backward(arrays, _as_arrays(arguments, self._kernels.Adjacency))
@@ -57,6 +55,7 @@ class OnArrays:
 
 def _as_arrays(arguments: Arguments, adjacency: type[Any]) -> ArrayArguments:
     x, projection, seed = arguments.edge_features, arguments.edge_projection, arguments.seed
+    bias = arguments.score_bias
     return ArrayArguments(
         _as_array(arguments.query),
         _as_array(arguments.key),
@@ -71,6 +70,8 @@ def _as_arrays(arguments: Arguments, adjacency: type[Any]) -> ArrayArguments:
         arguments.dropout,
         arguments.wants_rows,
         torch.get_num_threads(),
+        None if bias is None else _as_array(bias),
+        arguments.wants_bias_rows,
     )
 
 

@@ -32,10 +32,11 @@ class Launcher(Protocol):
         """(out, log-sum-exp, alpha); alpha is empty unless `wants_rows`."""
 
     def backward(self, cotangents: Cotangents, arguments: Arguments, /) -> tuple[Tensor, ...]:
-        """Gradients of query, key, attn, edge_features and edge_projection.
+        """Gradients of query, key, attn, edge_features, edge_projection and score_bias.
 
         Those of attn and edge_projection have the `n_mapped` leading batch dimensions. That of
-        edge_features is empty unless `wants_rows`, and so are those of what is None.
+        edge_features is empty unless `wants_rows`, that of score_bias unless `wants_bias_rows`, and so
+        are those of what is None.
         """
 
 

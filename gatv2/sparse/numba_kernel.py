@@ -6,7 +6,7 @@ import numpy as np
 
 from gatv2.numba.arguments import (
     EdgeList,
-    Flags,
+    HeadMask,
     Integers,
     Plain,
     Results,
@@ -22,6 +22,7 @@ from gatv2.numba.compile import kernel
 from gatv2.numba.counting_sort import transpose
 from gatv2.numba.forward_row import forward_row
 from gatv2.numba.gradients import Gradients
+from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array
 from gatv2.numba.rows import place_of, rows_of
 from gatv2.numba.scores import new_buffers
@@ -39,7 +40,7 @@ class Adjacency(NamedTuple):
     queries_by_key: Array | None = None
     head_mask: Array | None = None
     edge_id: Array | None = None
-    """Row of each edge in edge_features; None without them."""
+    """Row of each edge in edge_features and score_bias; None without them."""
     query_id: Array | None = None
     """With the next one the numbers of nodes for dropout; None if they are the positions."""
     key_id: Array | None = None
@@ -66,17 +67,15 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         _node_ids(graph),
         graph.query_ptr,
         _edge_list(graph),
-        _head_mask(launch, graph),
+        _head_mask(launch, graph) if launch.bias is None else launch.bias,
         tuple(x.ravel() for x in results),
         n_copies=launch.n_copies,
     )
     return launch.results(*results)
 
 
-def backward(
-    cotangents: ArrayCotangents, arguments: ArrayArguments
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Gradients of query, key, attn, edge_features and edge_projection; empty for what is None."""
+def backward(cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
+    """Gradients of query, key, attn, edge_features, edge_projection, score_bias; empty for None."""
     launch, graph = Launch(arguments), _graph(arguments)
     gradients = Gradients(launch, cotangents, graph.key_index.size)
     gradients.add(
@@ -123,14 +122,14 @@ def _forward(
     node_ids: Plain | None,
     query_ptr: Integers,
     edge_list: Plain,
-    head_mask: Flags | None,
+    head_mask: HeadMask | None,
     results: Plain,
 ) -> None:
     problem, edges = as_problem(borrowed(problem)), as_edge_features(borrowed(edges))
     node_ids, query_ptr = as_node_ids(borrowed(node_ids)), borrowed(query_ptr)
     edge_list, results = EdgeList(*borrowed(edge_list)), Results(*borrowed(results))
     own_buffers, key_id = new_buffers(vectors.heads, results.out), key_ids(node_ids)
-    buffers, head_mask = borrowed(own_buffers), borrowed(head_mask)
+    buffers, head_mask = borrowed(own_buffers), as_head_mask(borrowed(head_mask))
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:

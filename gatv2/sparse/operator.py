@@ -1,5 +1,6 @@
 """The fused operator over a list of edges, on any device: same function as `gatv2.sparse.reference`."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ class Adjacency(NamedTuple):
     queries_by_key: Tensor | None
     head_mask: Tensor | None
     edge_id: Tensor | None
-    """Which row of features each edge has; None without features of edges."""
+    """Which row of features and of score_bias each edge has; None without them."""
     query_id: Tensor | None
     """Numbers of the queries, by which dropout knows them, and of the keys; None: their positions."""
     key_id: Tensor | None
@@ -41,6 +42,7 @@ def gatv2_attention(
     seed: Tensor | None,
     return_attention: bool,
     edges: EdgeInputs | None = None,
+    score_bias: Tensor | None = None,
     is_interpreted: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention without anything of `[E, H, F]`; see `gatv2.sparse.reference`.
@@ -50,19 +52,26 @@ def gatv2_attention(
     Features of edges are projected while they are read. `is_interpreted`: on the CPU by Triton's
     interpreter, in a process that was started with TRITON_INTERPRET=1.
     """
-    features = (query, key, attn, *(edges or ()))
-    is_differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in features)
+    edge_features, edge_projection = edges or (None, None)
+    features = (query, key, attn, edge_features, edge_projection, score_bias)
+    is_differentiated = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in features
+    )
     key_ptr, edges_by_key, queries_by_key = graph.by_key if is_differentiated else [None] * 3
     query_id, key_id = (None, None) if seed is None else _node_ids(graph)
-    edge_features, edge_projection = edges or (None, None)
+    has_rows = edges is not None or score_bias is not None
+    head_mask = graph.head_mask
+    if score_bias is not None and head_mask is not None:  # kernels read one of the two
+        used = graph.in_callers_order(head_mask, dim=-2)
+        score_bias, head_mask = score_bias.where(used, -math.inf), None
     adjacency = Adjacency(
         graph.query_ptr,
         graph.key_index,
         key_ptr,
         edges_by_key,
         queries_by_key,
-        graph.head_mask,
-        None if edges is None else graph.edge_id,
+        head_mask,
+        graph.edge_id if has_rows else None,
         query_id,
         key_id,
     )
@@ -74,6 +83,7 @@ def gatv2_attention(
             attn,
             edge_features,
             edge_projection,
+            score_bias,
             adjacency,
             seed,
             graph.n_blocks,
@@ -81,6 +91,7 @@ def gatv2_attention(
             negative_slope=negative_slope,
             dropout=dropout,
             wants_rows=return_attention,
+            wants_bias_rows=False,
         )
     )
     return out, lse, graph.in_callers_order(alpha, dim=-2) if return_attention else None
@@ -114,9 +125,11 @@ def _triton() -> Launcher:
 
 def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     edges = EdgeInputs.join(arguments.edge_features, arguments.edge_projection)
-    edge_id = arguments.adjacency.edge_id
+    edge_id, score_bias = arguments.adjacency.edge_id, arguments.score_bias
     if edges is not None and edge_id is not None:
         edges = edges._replace(features=edges.features.index_select(-2, edge_id))
+    if score_bias is not None and edge_id is not None:
+        score_bias = score_bias.index_select(-2, edge_id)
     return reference.gatv2_attention(
         arguments.query,
         arguments.key,
@@ -127,6 +140,7 @@ def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
         seed=arguments.seed,
         return_attention=True,
         edges=edges,
+        score_bias=score_bias,
     )
 
 

@@ -5,6 +5,7 @@ alpha_ij = softmax over the edges of query i of e_ij
 out_i = sum over the edges of query i of dropout(alpha_ij) g_r[j]
 
 With edge features: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]).
+With a bias of the scores b[i, j] is added to e_ij; where it is -inf there is no edge.
 
 Half precision is computed in float32 and rounded once. What a head does not use is replaced by zero
 before anything is computed of it, so that NaN stays where it is used.
@@ -19,6 +20,7 @@ from torch.nn.functional import leaky_relu
 
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.graph.edges import changed
 from gatv2.precision import computed_in, summed_in, without_autocast
 from gatv2.random import keep_mask
 
@@ -34,6 +36,7 @@ def gatv2_attention(
     seed: Tensor | None,
     return_attention: bool,
     edges: EdgeInputs | None = None,
+    score_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention: `(out, lse, alpha)`.
 
@@ -50,10 +53,35 @@ def gatv2_attention(
         seed: 0-d int64, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha, in the caller's order of edges.
         edges: features x `[*B, E, D]`, in the caller's order of edges, and W_e `[H, F, D]`; or None.
+        score_bias: b `[*B, E, 1 or H]`, in the caller's order of edges; or None.
     """
+    graph = without_removed(graph, score_bias)
     scores = gatv2_scores(query, key, attn, graph, negative_slope=negative_slope, edges=edges)
+    scores = add_bias(scores, score_bias, graph)
     out, lse, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
     return out, lse, graph.in_callers_order(alpha, dim=-2) if return_attention else None
+
+
+def without_removed(graph: Graph, score_bias: Tensor | None) -> Graph:
+    """The graph without the edges that a bias of -inf takes from a head.
+
+    Its head mask is `[*B, E, 1 or H]`, which is what the functions of this file read.
+    """
+    if score_bias is None:
+        return graph
+    is_left = score_bias.index_select(-2, graph.edge_id) != -math.inf
+    used = is_left if graph.head_mask is None else is_left & graph.head_mask
+    return changed(graph, head_mask=used)
+
+
+def add_bias(scores: Tensor, score_bias: Tensor | None, graph: Graph) -> Tensor:
+    """Scores and their bias, of which nothing is read where the graph has no edge for a head."""
+    if score_bias is None:
+        return scores
+    bias = score_bias.index_select(-2, graph.edge_id).to(scores.dtype)
+    if graph.head_mask is not None:
+        bias = bias.masked_fill(~graph.head_mask, 0.0)
+    return scores + bias
 
 
 def gatv2_scores(
@@ -139,7 +167,8 @@ def _used_rows(rows: Tensor, index: Tensor, graph: Graph) -> Tensor:
     """Rows in the dtype that is computed in, zero where no edge uses them."""
     rows = rows.to(computed_in(rows.dtype))
     uses = rows.new_ones(graph.n_edges, 1) if graph.head_mask is None else graph.head_mask.to(rows)
-    n_uses = rows.new_zeros(rows.shape[-3], uses.shape[1]).index_add(0, index.long(), uses)
+    shape = (*uses.shape[:-2], rows.shape[-3], uses.shape[-1])
+    n_uses = rows.new_zeros(shape).index_add(-2, index.long(), uses)
     return rows.masked_fill((n_uses == 0).unsqueeze(-1), 0.0)
 
 

@@ -26,6 +26,8 @@ class AttentionInputs:
         mask: `[n_queries, n_keys, 1]` or, if drawn so, with heads or a batch; bool.
         cotangent: the shape of `query`.
         seed: seed for dropout.
+        score_bias: `[n_queries, n_keys, 1 or n_heads]`, or with a batch, some of it -inf; None if it was
+            not drawn.
     """
 
     query: Tensor
@@ -34,6 +36,7 @@ class AttentionInputs:
     mask: Tensor
     cotangent: Tensor
     seed: int
+    score_bias: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> "AttentionInputs":
         """The same inputs in another floating-point dtype."""
@@ -87,6 +90,7 @@ def attention_inputs(
     is_square: bool = False,
     has_head_mask: bool | None = None,
     mask_has_batch: bool | None = None,
+    has_score_bias: bool | None = False,
 ) -> AttentionInputs:
     """Inputs of attention: sizes, features, a mask and a cotangent.
 
@@ -96,6 +100,7 @@ def attention_inputs(
         is_square: whether there are as many queries as keys.
         has_head_mask: whether the mask has heads; None for either.
         mask_has_batch: whether the mask has the batch of the features; None for either.
+        has_score_bias: whether there is a bias of the scores; None for either.
     """
     n_queries = draw(st.sampled_from(SIZES))
     n_keys = n_queries if is_square else draw(st.sampled_from(SIZES))
@@ -109,6 +114,12 @@ def attention_inputs(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
+    score_bias = None
+    if draw(_given_or_any(has_score_bias)):
+        bias_heads = n_heads if draw(st.booleans()) else 1
+        shape = (*(batch_shape if draw(st.booleans()) else ()), n_queries, n_keys, bias_heads)
+        kept = torch.rand(shape, generator=generator) < draw(st.sampled_from((1.0, 0.7, 0.2)))
+        score_bias = normal(*shape).where(kept, -torch.inf)
     return AttentionInputs(
         query=normal(*batch_shape, n_queries, n_heads, n_hidden),
         key=normal(*batch_shape, n_keys, n_heads, n_hidden),
@@ -116,6 +127,7 @@ def attention_inputs(
         mask=mask,
         cotangent=normal(*batch_shape, n_queries, n_heads, n_hidden),
         seed=draw(st.integers(0, 2**63 - 1)),
+        score_bias=score_bias,
     )
 
 

@@ -37,6 +37,10 @@ class Shape(NamedTuple):
     has_edge_features: bool
     mask_heads: int
     """Heads of the mask: `n_heads`, or 1 for all of them; 0 if there is no mask."""
+    bias_heads: int
+    """Heads of what is added to scores: `n_heads`, or 1 for all of them; 0 if there is nothing."""
+    has_unused: bool
+    """Whether a head may not use an edge that is worked on: what belongs to it may hold NaN."""
     is_by_key: bool
     """Whether rows are keys, and not queries."""
     split: int
@@ -80,8 +84,10 @@ class Edges(NamedTuple):
 
     mask: Pointer
     """`[n_edges, mask_heads]`, bool: which heads use an edge."""
+    bias: Pointer
+    """`[rows, bias_heads]`: what is added to its scores, -inf where a head does not use it."""
     feature_row: Pointer
-    """`[n_edges]`: the row of its features; None if that is the edge's number."""
+    """`[n_edges]`: the row of its features and of its bias; None if that is the edge's number."""
     query: Pointer
     """`[n_edges]`: its query; None unless the pass over edges asks."""
 
@@ -111,6 +117,8 @@ class Sizes(NamedTuple):
     """D, features of an edge."""
     feature_step: Number
     """Rows between the features of edges of two feature sets; 0 if they share them."""
+    bias_step: Any
+    """Rows between the biases of two feature sets; 0 if they share one."""
 
 
 class Graph(NamedTuple):
@@ -184,6 +192,8 @@ class KeyResults(NamedTuple):
     """`[copies, chunks * rows, n_heads, n_hidden]`."""
     part_d_key: Pointer
     """For each slot; None if there are none."""
+    d_bias: Pointer
+    """`[copies * n_edges, bias_heads]`; None if nobody wants it."""
 
 
 class EdgeResults(NamedTuple):

@@ -13,8 +13,8 @@ import triton.language as tl
 
 from gatv2.triton.arguments import Cotangents, EdgeResults, Features, Graph, Problem
 from gatv2.triton.key_pass import statistics_of, weights_of
-from gatv2.triton.rows import Rows, Tile, bounds, feature_rows, heads_of, tile_of
-from gatv2.triton.tiles import columns, load_rows, load_vector, pair_of, score
+from gatv2.triton.rows import Rows, Tile, bounds, feature_rows, tile_of
+from gatv2.triton.tiles import columns, heads_of, load_rows, load_vector, pair_of, score
 
 WIDTH = tl.constexpr(16)
 """Features of edges whose gradients a program makes; the least that a product of matrices takes."""
@@ -54,7 +54,7 @@ def edge_kernel(
         rows = edges_as_rows(begin, graph, shape)
         tile = tile_of(rows, 0, problem, shape)
         g = slopes_of(tile, rows, problem, cotangents, shape)
-        x_row = feature_rows(tile.number, rows.is_whole, problem)
+        x_row = feature_rows(tile.number, rows.is_whole, graph.sizes.feature_step, problem)
         is_there = tile.is_used[:, None] & is_feature[None, :]
         at = x_row[:, None] * n_features + feature[None, :]
         x = tl.load(features.of_edges + at, mask=is_there, other=0.0).to(shape.accumulator)
@@ -94,9 +94,9 @@ def slopes_of(
     query = load_rows(features.query, query_row, tile.is_used, shape)
     key = load_rows(features.key, key_row, tile.is_used, shape)
     d_out = load_rows(cotangents.d_out, query_row, tile.is_used, shape)
-    is_used = heads_of(tile, problem, shape)
+    is_used, bias = heads_of(tile, problem, shape)
     pair = pair_of(query, key, tile, problem, shape)
-    scores = score(pair, is_used, problem.attn, problem.slope)
+    scores = score(pair, is_used, bias, problem.attn, problem.slope)
     d = tl.sum(d_out * key, axis=3, keep_dims=True)
     _, de = weights_of(scores, d, statistics, tile, is_used, rows, problem, shape)
     g = problem.attn * tl.where(pair > 0, de, de * problem.slope)

@@ -13,7 +13,6 @@ from gatv2.triton.rows import (
     Rows,
     count_blocks,
     count_parts,
-    heads_of,
     is_first_part,
     longest,
     rows_of,
@@ -23,6 +22,7 @@ from gatv2.triton.rows import (
 from gatv2.triton.tiles import (
     empty_heads,
     empty_rows,
+    heads_of,
     load_heads,
     load_rows,
     load_vector,
@@ -73,10 +73,10 @@ def attend(
     values = empty_rows(shape)
     for begin in range(0, longest(rows), shape.edges):
         tile = tile_of(rows, begin, problem, shape)
-        is_used = heads_of(tile, problem, shape)
+        is_used, bias = heads_of(tile, problem, shape)
         key = load_rows(features.key, first_key + tile.key, tile.is_used, shape)
         scores = score(
-            pair_of(query, key, tile, problem, shape), is_used, problem.attn, problem.slope
+            pair_of(query, key, tile, problem, shape), is_used, bias, problem.attn, problem.slope
         )
         if results.scores is not None:
             edge = copy * graph.sizes.n_edges + tile.number
@@ -89,7 +89,7 @@ def attend(
         total = total * rescale + tl.sum(p, axis=0, keep_dims=True)
         if graph.dropout.seed is not None:
             p *= keep_of(tile, rows, problem, shape)
-        if shape.mask_heads > 1:  # what a head does not use may hold NaN
+        if shape.has_unused:  # what a head does not use may hold NaN
             key = tl.where(is_used, key, 0.0)
         values = values * rescale + tl.sum(p * key, axis=0, keep_dims=True)
     return values, largest, total

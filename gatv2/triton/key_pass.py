@@ -6,7 +6,8 @@ With the names of `gatv2.triton.query_pass`, and p and delta as that pass left t
     d_key_j = sum_i keep_ij p_ij d_out_i + a * sum_i de_ij s_ij
     d_attn = sum_ij de_ij LeakyReLU(x_ij)
 
-Scores are computed again: an edge costs two gathered rows, and nothing of an edge is ever written.
+Scores are computed again: an edge costs two gathered rows, and nothing of an edge is ever written, but
+for the gradient of a bias of the scores, de.
 """
 
 from typing import NamedTuple
@@ -21,7 +22,6 @@ from gatv2.triton.rows import (
     Tile,
     count_blocks,
     count_parts,
-    heads_of,
     is_first_part,
     longest,
     rows_of,
@@ -30,12 +30,14 @@ from gatv2.triton.rows import (
 )
 from gatv2.triton.tiles import (
     empty_rows,
+    heads_of,
     leaky_relu,
     load_heads,
     load_rows,
     load_vector,
     pair_of,
     score,
+    store_d_bias,
     store_rows,
 )
 
@@ -77,7 +79,7 @@ def key_kernel(
     for block in range(chunk, count_blocks(order, shape), n_chunks):
         rows = rows_of(block, order, shape)
         row = copy * sizes.n_keys + rows.row
-        d_key, d_attn = add_edges(rows, row, problem, cotangents, d_attn, shape)
+        d_key, d_attn = add_edges(rows, row, problem, cotangents, results, d_attn, shape)
         if order.window_rows is not None:
             slot = copy * order.n_slots + rows.slot
             store_rows(results.part_d_key, slot, rows.is_part, d_key, shape)
@@ -107,26 +109,32 @@ def add_edges(
     row: tl.tensor,
     problem: Problem,
     cotangents: Cotangents,
+    results: KeyResults,
     d_attn: tl.tensor,
     shape: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The gradient of each key, of the edges of its row, and `d_attn` with their share."""
+    """The gradient of each key, of the edges of its row, and `d_attn` with their share.
+
+    That of a bias is written.
+    """
     features, copy = problem.features, problem.copy
     key = load_rows(features.key, row, rows.stop > rows.start, shape)
     values, slopes = empty_rows(shape), empty_rows(shape)
     for begin in range(0, longest(rows), shape.edges):
         tile = tile_of(rows, begin, problem, shape)
-        is_used = heads_of(tile, problem, shape)
+        is_used, bias = heads_of(tile, problem, shape)
         at = copy * problem.graph.sizes.n_queries + tile.query
         statistics = statistics_of(at, tile, problem, cotangents, shape)
         query = load_rows(features.query, at, tile.is_used, shape)
         d_out = load_rows(cotangents.d_out, at, tile.is_used, shape)
         pair = pair_of(query, key, tile, problem, shape)
-        if shape.mask_heads > 1:  # what a head does not use may hold NaN
+        if shape.has_unused:  # what a head does not use may hold NaN
             pair = tl.where(is_used, pair, 0.0)
         d = tl.sum(d_out * key, axis=3, keep_dims=True)
-        scores = score(pair, is_used, problem.attn, problem.slope)
+        scores = score(pair, is_used, bias, problem.attn, problem.slope)
         kept, de = weights_of(scores, d, statistics, tile, is_used, rows, problem, shape)
+        if results.d_bias is not None:
+            store_d_bias(results.d_bias, tile, de, problem, shape)
         values += tl.sum(kept * d_out, axis=0, keep_dims=True)
         slopes += tl.sum(tl.where(pair > 0, de, de * problem.slope), axis=0, keep_dims=True)
         d_attn += tl.sum(de * leaky_relu(pair, problem.slope), axis=0, keep_dims=True)
@@ -170,6 +178,9 @@ def weights_of(
         kept, d = p * keep, d * keep
     if statistics.d_alpha is not None:
         d += statistics.d_alpha
-    if shape.mask_heads > 1:  # what a head does not use may hold NaN
+    if shape.has_unused:  # what a head does not use may hold NaN
         d = tl.where(is_used, d, 0.0)
-    return kept, p * (d - statistics.delta)
+    de = p * (d - statistics.delta)
+    if shape.has_unused:  # NaN of the row is not that of an edge that a head does not use
+        kept, de = tl.where(is_used, kept, 0.0), tl.where(is_used, de, 0.0)
+    return kept, de

@@ -70,6 +70,7 @@ class Call:
         self.dtype = computed_in(query.dtype)
         self.padded_hidden = padded_hidden(self.n_heads, self.n_hidden, query.dtype)
         self.features = self._features()
+        self.bias = self._once(arguments.score_bias)
 
     def pad(self, rows: Tensor) -> Tensor:
         """Rows of features, each of whole 16 bytes."""
@@ -100,21 +101,30 @@ class Call:
         x, projection = self.arguments.edge_features, self.arguments.edge_projection
         if x is None or projection is None:
             return of_kernel.Features(query, key, attn, None, None)
-        n_batch = self.arguments.query.ndim - 3
-        if self.n_copies > 1 and not any(x.stride()[:n_batch]):  # one for all feature sets
-            x = x[(0,) * n_batch]
         projection = self.pad(projection.movedim(-1, 0))
-        return of_kernel.Features(query, key, attn, x.contiguous(), projection)
+        return of_kernel.Features(query, key, attn, self._once(x), projection)
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether all feature sets share the features of edges."""
-        x = self.features.of_edges
-        return x is not None and x.numel() < self.n_copies * self.layout.n_edges * x.shape[-1]
+    def _once(self, rows: Tensor | None) -> Tensor | None:
+        """Rows of edges, without the batch if all feature sets share them."""
+        if rows is None:
+            return None
+        n_batch = self.arguments.query.ndim - 3
+        if self.n_copies > 1 and not any(rows.stride()[:n_batch]):
+            rows = rows[(0,) * n_batch]
+        return rows.contiguous()
+
+    def _step(self, rows: Tensor | None) -> int:
+        """Rows of edges between those of two feature sets; 0 if they share them."""
+        n_edges = self.layout.n_edges
+        if rows is None or rows.numel() < self.n_copies * n_edges * rows.shape[-1]:
+            return 0
+        return n_edges
 
     def shape(self, tile: Tile, *, is_by_key: bool = False) -> of_kernel.Shape:
         """What a pass is compiled for."""
         mask = self.layout.mask
+        mask_heads = 0 if mask is None else mask.shape[-1]
+        bias_heads = 0 if self.bias is None else self.bias.shape[-1]
         return of_kernel.Shape(
             n_heads=self.n_heads,
             n_hidden=self.padded_hidden,
@@ -125,7 +135,9 @@ class Call:
             warps=tile.warps,
             accumulator=tl.float64 if self.dtype == torch.float64 else tl.float32,
             has_edge_features=self.features.of_edges is not None,
-            mask_heads=0 if mask is None else mask.shape[-1],
+            mask_heads=mask_heads,
+            bias_heads=bias_heads,
+            has_unused=mask_heads > 1 or bias_heads > 0,
             is_by_key=is_by_key,
             split=SPLIT,
         )
@@ -155,7 +167,7 @@ class Call:
             of_kernel.Order(
                 *lists, windows, n_rows, n_others, 0 if windows is None else len(windows)
             ),
-            of_kernel.Edges(mask, layout.feature_row, None),
+            of_kernel.Edges(mask, self.bias, layout.feature_row, None),
             of_kernel.Dropout(arguments.seed, layout.query_id, layout.key_id),
             of_kernel.Sizes(
                 self.n_queries,
@@ -166,7 +178,8 @@ class Call:
                 self.n_keys // n_blocks,
                 mask_step,
                 0 if x is None else x.shape[-1],
-                0 if self.is_shared else layout.n_edges,
+                self._step(x),
+                self._step(self.bias),
             ),
         )
 

@@ -67,7 +67,7 @@ def _alpha(scores: Tensor, largest: Tensor, total: Tensor, call: Call) -> Tensor
 def backward(
     cotangents: "Cotangents", arguments: "Arguments", layout: Layout
 ) -> tuple[Tensor, ...]:
-    """Gradients of query, key, attn, edge_features and edge_projection."""
+    """Gradients of query, key, attn, edge_features, edge_projection and score_bias."""
     call = Call(arguments, layout)
     statistics = call.empty(call.n_copies * call.n_queries, 3, call.n_heads)
     given = of_kernel.Cotangents(
@@ -79,7 +79,7 @@ def backward(
     )
     with launch.on_device_of(arguments.query):
         d_query = _over_queries(call, given)
-        d_key, d_attn = _over_keys(call, given)
+        d_key, d_attn, d_bias = _over_keys(call, given)
         d_edge_features, d_edge_projection = _over_edges(call, given)
     return (
         call.crop(d_query),
@@ -87,6 +87,7 @@ def backward(
         call.crop(_total(d_attn, call)),
         d_edge_features,
         d_edge_projection,
+        d_bias,
     )
 
 
@@ -118,8 +119,15 @@ def _over_queries(call: Call, given: of_kernel.Cotangents) -> Tensor:
     return d_query
 
 
-def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor]:
-    """d_key, and the shares of d_attn, `[copies, shares, n_heads, n_hidden]`."""
+def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor, Tensor]:
+    """d_key, the shares of d_attn, `[copies, shares, n_heads, n_hidden]`, and the gradient of a bias.
+
+    The last is empty if nobody wants it.
+    """
+    arguments = call.arguments
+    d_bias = None
+    if arguments.score_bias is not None and arguments.wants_bias_rows:
+        d_bias = arguments.query.new_zeros(arguments.score_bias.shape)  # where a mask has no edge
     shape = call.row_shape(launch.TWO_ROWS, is_by_key=True)
     graph = call.graph(shape)
     n_slots = call.n_copies * graph.order.n_slots
@@ -128,6 +136,7 @@ def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor]
         call.empty_results(*call.arguments.key.shape[:-2]),
         call.empty_rows(call.n_copies, n_chunks * shape.rows),
         call.empty_rows(n_slots) if n_slots else None,
+        d_bias,
     )
     launch.run(
         key_kernel,
@@ -136,7 +145,8 @@ def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor]
         shape,
     )
     launch.run(join_keys_kernel, n_slots // shape.rows, (graph, results), shape)
-    return results.d_key, results.d_attn
+    none = arguments.query.new_empty(0)
+    return results.d_key, results.d_attn, none if d_bias is None else d_bias
 
 
 def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,6 @@ from gatv2.triton.rows import (
     Rows,
     count_blocks,
     count_parts,
-    heads_of,
     is_first_part,
     longest,
     rows_of,
@@ -33,6 +32,7 @@ from gatv2.triton.rows import (
 from gatv2.triton.tiles import (
     empty_heads,
     empty_rows,
+    heads_of,
     load_heads,
     load_rows,
     load_vector,
@@ -100,20 +100,20 @@ def sum_edges(
     total, total_d = empty_heads(0.0, shape), empty_heads(0.0, shape)
     for begin in range(0, longest(rows), shape.edges):
         tile = tile_of(rows, begin, problem, shape)
-        is_used = heads_of(tile, problem, shape)
+        is_used, bias = heads_of(tile, problem, shape)
         at = copy * graph.sizes.n_keys + tile.key
         if cotangents.d_alpha is not None:
             edge = copy * graph.sizes.n_edges + tile.number
             d_alpha = load_heads(cotangents.d_alpha, edge, tile.is_used, 0.0, shape)
         key = load_rows(features.key, at, tile.is_used, shape)
         pair = pair_of(query, key, tile, problem, shape)
-        p = tl.exp(score(pair, is_used, problem.attn, problem.slope) - lse)
+        p = tl.exp(score(pair, is_used, bias, problem.attn, problem.slope) - lse)
         d = tl.sum(d_out * key, axis=3, keep_dims=True)
         if graph.dropout.seed is not None:
             d *= keep_of(tile, rows, problem, shape)
         if cotangents.d_alpha is not None:
             d += d_alpha
-        if shape.mask_heads > 1:  # what a head does not use may hold NaN
+        if shape.has_unused:  # what a head does not use may hold NaN
             d = tl.where(is_used, d, 0.0)
         total += tl.sum(p, axis=0, keep_dims=True)
         total_d += tl.sum(p * d, axis=0, keep_dims=True)

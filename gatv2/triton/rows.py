@@ -129,8 +129,8 @@ def mask_of(problem: Problem) -> tl.tensor:
 
 
 @triton.jit
-def heads_of(tile: Tile, problem: Problem, shape: tl.constexpr) -> tl.tensor:
-    """Which heads use an edge, as `[edges, rows, 1 or heads, 1]`."""
+def in_mask(tile: Tile, problem: Problem, shape: tl.constexpr) -> tl.tensor:
+    """Which heads the mask lets use an edge, as `[edges, rows, 1 or heads, 1]`."""
     if shape.mask_heads <= 1:
         is_used = tl.reshape(tile.is_used, [shape.edges, shape.rows, 1, 1])
     else:
@@ -143,12 +143,14 @@ def heads_of(tile: Tile, problem: Problem, shape: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def feature_rows(number: tl.tensor, is_there: tl.tensor, problem: Problem) -> tl.tensor:
-    """The row of each edge in the features of edges, int64."""
+def feature_rows(
+    number: tl.tensor, is_there: tl.tensor, step: tl.tensor, problem: Problem
+) -> tl.tensor:
+    """The row of each edge in what edges have, int64; `step` is between those of two feature sets."""
     row, edges = number.to(tl.int64), problem.graph.edges
     if edges.feature_row is not None:
         row = tl.load(edges.feature_row + row, mask=is_there, other=0).to(tl.int64)
-    return row + problem.copy * problem.graph.sizes.feature_step
+    return row + problem.copy * step
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from gatv2.triton.arguments import Problem
-from gatv2.triton.rows import Tile, feature_rows
+from gatv2.triton.rows import Tile, feature_rows, in_mask
 
 
 @triton.jit
@@ -92,9 +92,50 @@ def empty_rows(shape: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def score(pair: tl.tensor, is_used: tl.tensor, attn: tl.tensor, slope: tl.tensor) -> tl.tensor:
+def heads_of(
+    tile: Tile, problem: Problem, shape: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor | None]:
+    """Which heads use an edge, and what is added to its scores, as `[edges, rows, 1 or heads, 1]`."""
+    is_used, bias = in_mask(tile, problem, shape), None
+    if shape.bias_heads > 0:
+        pointer, step = problem.graph.edges.bias, problem.graph.sizes.bias_step
+        row = feature_rows(tile.number, tile.is_used, step, problem)
+        if shape.bias_heads == 1:
+            values = tl.load(pointer + row, mask=tile.is_used, other=0.0).to(shape.accumulator)
+            bias = tl.reshape(values, [shape.edges, shape.rows, 1, 1])
+        else:
+            bias = load_heads(pointer, row, tile.is_used, 0.0, shape)
+        is_used = is_used & (bias != float("-inf"))
+    return is_used, bias
+
+
+@triton.jit
+def store_d_bias(
+    pointer: tl.tensor, tile: Tile, de: tl.tensor, problem: Problem, shape: tl.constexpr
+) -> None:
+    """Store the gradient of a tile's bias: de `[edges, rows, heads, 1]`, or its sum over heads."""
+    row = feature_rows(tile.number, tile.is_used, problem.graph.sizes.n_edges, problem)
+    if shape.bias_heads == 1:
+        is_there = tl.arange(0, shape.heads) < shape.n_heads
+        of_heads = tl.where(tl.reshape(is_there, [1, 1, shape.heads, 1]), de, 0.0)
+        total = tl.reshape(tl.sum(of_heads, axis=2), [row.shape[0]])
+        tl.store(pointer + row, total, mask=tile.is_used)
+    else:
+        store_heads(pointer, row, tile.is_used, de, shape)
+
+
+@triton.jit
+def score(
+    pair: tl.tensor,
+    is_used: tl.tensor,
+    bias: tl.tensor | None,
+    attn: tl.tensor,
+    slope: tl.tensor,
+) -> tl.tensor:
     """The scores `[edges, rows, heads, 1]` of pairs, query + key; -inf where a head has no edge."""
     scores = tl.sum(leaky_relu(pair, slope) * attn, axis=3, keep_dims=True)
+    if bias is not None:
+        scores += bias
     return tl.where(is_used, scores, float("-inf"))
 
 
@@ -112,7 +153,8 @@ def pair_of(
     pair = query + key
     if shape.has_edge_features:
         n_features = problem.graph.sizes.n_features
-        row = feature_rows(tile.number, tile.is_used, problem)
+        step = problem.graph.sizes.feature_step
+        row = feature_rows(tile.number, tile.is_used, step, problem)
         x = problem.features.of_edges + row * n_features
         w = problem.features.projection
         for d in range(n_features):

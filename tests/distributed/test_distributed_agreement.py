@@ -61,8 +61,12 @@ def outcome(
 ) -> list[Tensor]:
     """Results of a layer, and gradients to features of nodes and edges and to parameters."""
     h, edge_features = h.clone().requires_grad_(), edge_features.clone().requires_grad_()
-    edges = None if layer.edge_dim is None else edge_features
-    out, alpha = layer(h, graph, edge_features=edges, return_attention=True, seed=seed)
+    of_edges: dict[str, Any] = {}
+    if layer.edge_dim is not None:
+        bias = edge_features[..., :2]
+        bias = bias.masked_fill(bias > 1, -torch.inf)
+        of_edges = {"edge_features": edge_features, "score_bias": bias}
+    out, alpha = layer(h, graph, **of_edges, return_attention=True, seed=seed)
     inputs = [h, edge_features, *layer.parameters()]
     gradients = torch.autograd.grad((out, alpha), inputs, cotangents, allow_unused=True)
     results = zip(gradients, inputs, strict=True)

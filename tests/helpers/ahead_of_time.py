@@ -43,6 +43,7 @@ class Case(NamedTuple):
     dropout: bool = False
     has_edge_features: bool = False
     mask_heads: int = 0
+    bias_heads: int = 0
     has_parts: bool = False
     has_d_alpha: bool = False
     is_dense: bool = False
@@ -89,6 +90,8 @@ def shape_of(case: Case) -> of_kernel.Shape:
         accumulator=tl.float64 if case.dtype == torch.float64 else tl.float32,
         has_edge_features=case.has_edge_features,
         mask_heads=case.mask_heads,
+        bias_heads=case.bias_heads,
+        has_unused=case.mask_heads > 1 or case.bias_heads > 0,
         is_by_key=case.name in BY_KEY,
         split=launch.SPLIT,
     )
@@ -108,7 +111,8 @@ def signature_of(case: Case) -> tuple[Any, dict[str, Any]]:
         "results": of_kernel.ForwardResults(feature, number, NONE, NONE, NONE, part, part, part)
     }
     d_query = {"results": of_kernel.QueryResults(feature, part, part, part)}
-    d_key: dict[str, Any] = {"results": of_kernel.KeyResults(feature, number, part)}
+    d_bias = feature if case.bias_heads else NONE
+    d_key: dict[str, Any] = {"results": of_kernel.KeyResults(feature, number, part, d_bias)}
     d_edges = {"results": of_kernel.EdgeResults(feature, number)}
     chunks = {"n_chunks": "i32"}
     kernels: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -141,7 +145,8 @@ def _graph(case: Case) -> of_kernel.Graph:
     )
     edges = of_kernel.Edges(
         mask="*i1" if case.mask_heads else NONE,
-        feature_row=index if case.has_edge_features else NONE,
+        bias=POINTERS[case.dtype] if case.bias_heads else NONE,
+        feature_row=index if case.has_edge_features or case.bias_heads else NONE,
         query=index if case.name == "edge" else NONE,
     )
     dropout = of_kernel.Dropout("*i64" if case.dropout else NONE, NONE, NONE)

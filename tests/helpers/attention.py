@@ -1,6 +1,7 @@
 """Attention as a function of its tensors alone, as gradients and transforms want it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from gatv2 import gatv2_attention
 from gatv2.dispatch import Kernel
+from gatv2.testing import AttentionInputs
 
 
 def by(kernel: Kernel) -> dict[str, Any]:
@@ -15,15 +17,28 @@ def by(kernel: Kernel) -> dict[str, Any]:
     return {"backend": kernel.backend, "kernel": kernel.name}
 
 
-def attention_over(adj_mat: Any, **options: Any) -> Callable[..., Any]:
-    """`gatv2_attention` over a graph, of query, key, attn, and maybe edge features and projection."""
+def attention_over(
+    adj_mat: Any,
+    names: Sequence[str] = ("edge_features", "edge_projection", "score_bias"),
+    /,
+    **options: Any,
+) -> Callable[..., Any]:
+    """`gatv2_attention` over a graph, of query, key, attn, and maybe what `names` names."""
 
     def attend(query: Tensor, key: Tensor, attn: Tensor, *edges: Tensor) -> Any:
-        names = ("edge_features", "edge_projection")[: len(edges)]
-        of_edges: dict[str, Any] = dict(zip(names, edges, strict=True))
+        of_edges: dict[str, Any] = dict(zip(names, edges, strict=False))
         return gatv2_attention(query, key, attn, adj_mat, **of_edges, **options)
 
     return attend
+
+
+def with_few_shapes(inputs: AttentionInputs) -> AttentionInputs:
+    """At most three heads of four features: each further tiling is compiled, and tested elsewhere."""
+    names = ("query", "key", "attn", "cotangent")
+    cropped: dict[str, Any] = {name: getattr(inputs, name)[..., :3, :4] for name in names}
+    if inputs.score_bias is not None:
+        cropped["score_bias"] = inputs.score_bias[..., :3]
+    return replace(inputs, mask=inputs.mask[..., :3], **cropped)
 
 
 def as_vector(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:

@@ -37,10 +37,12 @@ def random_features(*batch_shape: int, dtype: torch.dtype = torch.float64) -> li
 
 
 def random_edges(backend: str, mask: Tensor, *batch_shape: int) -> list[Tensor]:
-    """Features of edges and their projection."""
+    """Features of edges and their projection; without a mask of heads a bias of the scores, too."""
     rows = mask.shape[:2] if backend == "dense" else (int(mask.any(-1).sum()),)
     x = torch.randn(*batch_shape, *rows, 4, dtype=torch.float64)
-    return [x, torch.randn(N_HEADS, N_HIDDEN, 4, dtype=torch.float64)]
+    bias = torch.randn(*batch_shape, *rows, N_HEADS, dtype=torch.float64)
+    projection = torch.randn(N_HEADS, N_HIDDEN, 4, dtype=torch.float64)
+    return [x, projection, bias][: 3 if mask.shape[-1] == 1 else 2]
 
 
 def adjacency_of(
@@ -63,10 +65,10 @@ def test_opcheck(
 ) -> None:
     tensors = [*random_features(2), *(random_edges(backend, mask, 2) if with_edges else ())]
     features: list[Tensor | None] = [x.requires_grad_() for x in tensors]
-    features += [None] * (5 - len(features))
+    features += [None] * (6 - len(features))
     adjacency = adjacency_of(backend, mask, with_edges)
     seed = torch.tensor(3) if dropout else None
-    options = (seed, 1, 0, 0.2, dropout, with_alpha)
+    options = (seed, 1, 0, 0.2, dropout, with_alpha, features[-1] is not None)
     operator = getattr(torch.ops.gatv2, f"{backend}_attention").default
     torch.library.opcheck(operator, (*features, *adjacency, *options))
     out, lse, alpha = operator(*features, *adjacency, *options)
@@ -235,11 +237,11 @@ def test_an_operator_refuses_dual_tensors(backend: str) -> None:
     """Called by itself; with nothing but public names of PyTorch, it drops the tangent."""
     query, *others = random_features()
     operator = getattr(torch.ops.gatv2, f"{backend}_attention")
-    options = (None, 1, 0, 0.2, 0.0, False)
+    options = (None, 1, 0, 0.2, 0.0, False, False)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(query, torch.ones_like(query))
         with pytest.raises(NotImplementedError, match="forward mode AD"):
-            operator(dual, *others, None, None, *adjacency_of(backend, MASK), *options)
+            operator(dual, *others, *[None] * 3, *adjacency_of(backend, MASK), *options)
 
 
 def test_unsupported_inputs_are_told(backend: str) -> None:

@@ -1,12 +1,11 @@
 """Features of edges enter the score inside of LeakyReLU, alike in every kernel and every layout."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from attention import attention_over, by
+from attention import attention_over, by, with_few_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runnable import RUNNABLE
@@ -35,7 +34,7 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 @st.composite
 def inputs_and_edges(draw: st.DrawFn, /, **options: Any) -> tuple[AttentionInputs, Tensor, Tensor]:
     """Inputs, features of edges as a mask holds them, with or without the batch, and a projection."""
-    inputs = _with_few_shapes(draw(attention_inputs(**options)))
+    inputs = with_few_shapes(draw(attention_inputs(has_score_bias=None, **options)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     *batch_shape, n_queries, n_heads, n_hidden = inputs.query.shape
     if not draw(st.booleans()):
@@ -43,13 +42,6 @@ def inputs_and_edges(draw: st.DrawFn, /, **options: Any) -> tuple[AttentionInput
     n_features = draw(st.sampled_from(DIMS))
     shape = (*batch_shape, n_queries, inputs.key.shape[-3], n_features)
     return inputs, normal(generator, *shape), normal(generator, n_heads, n_hidden, n_features)
-
-
-def _with_few_shapes(inputs: AttentionInputs) -> AttentionInputs:
-    """At most two heads of four features: each further tiling is compiled, and tested elsewhere."""
-    names = ("query", "key", "attn", "cotangent")
-    cropped: dict[str, Any] = {name: getattr(inputs, name)[..., :2, :4] for name in names}
-    return replace(inputs, mask=inputs.mask[..., :2], **cropped)
 
 
 def as_list(edge_features: Tensor, mask: Tensor) -> Tensor:
@@ -61,9 +53,10 @@ def as_list(edge_features: Tensor, mask: Tensor) -> Tensor:
 def step(
     inputs: AttentionInputs, edges: Sequence[Tensor], dtype: torch.dtype, **options: Any
 ) -> list[Tensor]:
-    """Value, and gradients to query, key, attn, features of edges and their projection."""
+    """Value, and gradients to query, key, attn, features of edges, their projection, maybe a bias."""
     function = attention_over(inputs.mask, seed=inputs.seed, **options)
-    tensors = (inputs.query, inputs.key, inputs.attn, *edges)
+    bias = [] if inputs.score_bias is None else [inputs.score_bias]
+    tensors = (inputs.query, inputs.key, inputs.attn, *edges, *bias)
     return value_and_gradients(function, [x.to(dtype) for x in tensors], inputs.cotangent.to(dtype))
 
 
@@ -271,7 +264,13 @@ def test_a_zero_projection_is_no_features(
     options: dict[str, Any] = {**by(kernel), "dropout": 0.3}
     out = step(inputs, (edge_features, torch.zeros_like(projection)), torch.float64, **options)[0]
     without = gatv2_attention(
-        inputs.query, inputs.key, inputs.attn, inputs.mask, seed=inputs.seed, **options
+        inputs.query,
+        inputs.key,
+        inputs.attn,
+        inputs.mask,
+        score_bias=inputs.score_bias,
+        seed=inputs.seed,
+        **options,
     )
     assert_agrees(out, without.expand_as(out))
 

@@ -1,4 +1,4 @@
-"""Features of edges under PyTorch's transforms, its compiler and autocast, in every kernel."""
+"""Features of edges and a bias of the scores under transforms, the compiler and autocast."""
 
 from typing import Any
 
@@ -17,16 +17,17 @@ MASK = torch.zeros(5, 4, 1, dtype=torch.bool).index_put((*EDGE_INDEX,), torch.te
 
 
 def function_of(kernel: Kernel) -> Any:
-    """Attention, with coefficients and dropout, as a function of all five tensors."""
+    """Attention, with coefficients and dropout, as a function of all six tensors."""
     adj_mat = Graph.from_edge_index(EDGE_INDEX, (5, 4)) if kernel.backend == "sparse" else MASK
     options = {"dropout": 0.4, "seed": 11, "return_attention": True}
     return as_vector(attention_over(adj_mat, **by(kernel), **options))
 
 
 def tensors_of(kernel: Kernel, *batch_shape: int) -> list[Tensor]:
-    """Query, key, attn, features of edges and their projection."""
+    """Query, key, attn, features of edges and their projection, a bias of the scores."""
     edges = (EDGE_INDEX.shape[1],) if kernel.backend == "sparse" else (5, 4)
-    shapes = ((*batch_shape, 5, 2, 3), (*batch_shape, 4, 2, 3), (2, 3), (*edges, 3), (2, 3, 3))
+    of_nodes = ((*batch_shape, 5, 2, 3), (*batch_shape, 4, 2, 3), (2, 3))
+    shapes = (*of_nodes, (*edges, 3), (2, 3, 3), (*edges, 2))
     return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
 
 
@@ -41,7 +42,7 @@ REFERENCES = {kernel.backend: kernel for kernel in KERNELS if kernel.name == "to
 
 
 def test_jacobians(kernel: Kernel) -> None:
-    tensors, argnums = tensors_of(kernel), (0, 1, 2, 3, 4)
+    tensors, argnums = tensors_of(kernel), (0, 1, 2, 3, 4, 5)
     actual = jacrev(function_of(kernel), argnums=argnums)(*tensors)
     exact = jacfwd(function_of(REFERENCES[kernel.backend]), argnums=argnums)(*tensors)
     for a, e in zip(actual, exact, strict=True):
@@ -49,8 +50,8 @@ def test_jacobians(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize(
-    "in_dims", [(0, None, None, None, None), (None, None, None, 0, None), (0, 0, 0, 0, 0),
-                (None, None, None, 1, 2)],
+    "in_dims", [(0, None, None, None, None, None), (None, None, None, 0, None, None),
+                (0, 0, 0, 0, 0, 0), (None, None, None, 1, 2, 1), (0, None, None, None, None, 0)],
 )  # fmt: skip
 def test_vmap(kernel: Kernel, in_dims: tuple[int | None, ...]) -> None:
     """Of values, of gradients sample by sample, and of gradients of the whole."""
@@ -58,7 +59,7 @@ def test_vmap(kernel: Kernel, in_dims: tuple[int | None, ...]) -> None:
         x if dim is None else torch.randn(*x.shape[:dim], 3, *x.shape[dim:], dtype=x.dtype)
         for x, dim in zip(tensors_of(kernel), in_dims, strict=True)
     ]
-    argnums = (0, 1, 2, 3, 4)
+    argnums = (0, 1, 2, 3, 4, 5)
 
     def results(kernel: Kernel) -> list[Tensor]:
         function = function_of(kernel)
@@ -84,52 +85,57 @@ def backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def layer_inputs(backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of nodes, a graph that can be traced, features of edges."""
+def layer_inputs(backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features of nodes, a graph that can be traced, features of edges, a bias for all heads."""
     h = torch.randn(5, 3, dtype=torch.float64)
     adj_mat = MASK.new_ones(5, 5, 1) if backend == "dense" else EDGE_INDEX
     edges = (5, 5) if backend == "dense" else (8,)
-    return h, adj_mat, torch.randn(*edges, 3, dtype=torch.float64)
+    x, bias = (torch.randn(*edges, size, dtype=torch.float64) for size in (3, 1))
+    return h, adj_mat, x, bias
 
 
 def test_second_order_and_forward_mode(backend: str) -> None:
-    layer, (h, adj_mat, x) = auto(backend), layer_inputs(backend)
+    layer, (h, adj_mat, x, bias) = auto(backend), layer_inputs(backend)
     parameters: dict[str, Any] = dict(layer.named_parameters())
 
-    def loss(h: Tensor, x: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        out = functional_call(layer, parameters, (h, adj_mat), {"edge_features": x, "seed": 1})
+    def loss(x: Tensor, bias: Tensor) -> Tensor:
+        of_edges = {"edge_features": x, "score_bias": bias, "seed": 1}
+        out = functional_call(layer, parameters, (h, adj_mat), of_edges)
         return torch.as_tensor(out.tanh().square().sum())
 
-    second = hessian(loss, argnums=1)(h, x, parameters)
-    assert second.abs().max() > 0
-    assert_agrees(second, jacrev(jacrev(loss, argnums=1), argnums=1)(h, x, parameters))
-    tangent = torch.randn_like(x)
-    derivative = jvp(lambda x: loss(h, x, parameters), (x,), (tangent,))[1]
-    assert_agrees(derivative, (grad(loss, argnums=1)(h, x, parameters) * tangent).sum())
+    for i, given in enumerate((x, bias)):
+        second = hessian(loss, argnums=i)(x, bias)
+        assert second.abs().max() > 0
+        assert_agrees(second, jacrev(jacrev(loss, argnums=i), argnums=i)(x, bias))
+        tangents = [torch.zeros_like(x), torch.zeros_like(bias)]
+        tangents[i] = torch.randn_like(given)
+        derivative = jvp(loss, (x, bias), tuple(tangents))[1]
+        assert_agrees(derivative, (grad(loss, argnums=i)(x, bias) * tangents[i]).sum())
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(backend: str, dynamic: bool) -> None:
-    layer, (h, adj_mat, x) = auto(backend), layer_inputs(backend)
+    layer, (h, adj_mat, *of_edges) = auto(backend), layer_inputs(backend)
     cotangent = torch.randn(5, 4, dtype=torch.float64)
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     results = []
     for function in (compiled, layer):
-        leaf = x.clone().requires_grad_()
-        out = function(h, adj_mat, edge_features=leaf, seed=1)
-        results.append((out, *torch.autograd.grad(out, (leaf, *layer.parameters()), cotangent)))
+        x, bias = leaves = [x.clone().requires_grad_() for x in of_edges]
+        out = function(h, adj_mat, edge_features=x, score_bias=bias, seed=1)
+        results.append((out, *torch.autograd.grad(out, (*leaves, *layer.parameters()), cotangent)))
     for actual, exact in zip(*results, strict=True):
         assert_agrees(actual, exact)
 
 
 def test_export(backend: str) -> None:
-    layer, (h, adj_mat, x) = auto(backend).eval(), layer_inputs(backend)
-    program: Any = torch.export.export(layer, (h, adj_mat), {"edge_features": x})
+    layer, (h, adj_mat, x, bias) = auto(backend).eval(), layer_inputs(backend)
+    of_edges: dict[str, Any] = {"edge_features": x, "score_bias": bias}
+    program: Any = torch.export.export(layer, (h, adj_mat), of_edges)
     names = {str(node.target) for node in program.graph.nodes}
     assert f"gatv2.{backend}_attention.default" in names
-    actual = program.module()(h, adj_mat, edge_features=x)
-    assert_agrees(actual, layer(h, adj_mat, edge_features=x))
+    actual = program.module()(h, adj_mat, **of_edges)
+    assert_agrees(actual, layer(h, adj_mat, **of_edges))
 
 
 def test_no_gradient_for_features_that_want_none(kernel: Kernel) -> None:
@@ -137,10 +143,11 @@ def test_no_gradient_for_features_that_want_none(kernel: Kernel) -> None:
     results = []
     for needs in (False, True):
         torch.manual_seed(0)
-        *tensors, x, projection = tensors_of(kernel, 2)
+        *tensors, x, projection, bias = tensors_of(kernel, 2)
         x.requires_grad_(needs)
+        bias.requires_grad_(needs)
         leaves = [y.requires_grad_() for y in (*tensors, projection)]
-        out = function_of(kernel)(*tensors, x, projection)
+        out = function_of(kernel)(*tensors, x, projection, bias)
         once = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
         penalty = torch.stack([y.square().sum() for y in once]).sum()
         results.append((*once, *torch.autograd.grad(penalty, leaves)))
@@ -149,10 +156,11 @@ def test_no_gradient_for_features_that_want_none(kernel: Kernel) -> None:
 
 
 def test_autocast(backend: str) -> None:
-    layer, (h, adj_mat, x) = auto(backend).float().eval(), layer_inputs(backend)
-    exact = layer(h.float(), adj_mat, edge_features=x.float())
+    layer, (h, adj_mat, *given) = auto(backend).float().eval(), layer_inputs(backend)
+    x, bias = (x.float() for x in given)
+    exact = layer(h.float(), adj_mat, edge_features=x, score_bias=bias)
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype):
-            out = layer(h.float(), adj_mat, edge_features=x.float())
+            out = layer(h.float(), adj_mat, edge_features=x, score_bias=bias)
         assert out.dtype == dtype
         torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.05)

@@ -340,7 +340,7 @@ CALLS: dict[str, Case] = {
     "mask of heads in a model": (
         lambda: GATv2(3, 8, 2, n_heads=2)(H, torch.ones(5, 5, 2)),
         ValueError,
-        "a mask for 2 heads came to layers with [2, 1] heads: pass a mask of shape (*batch, n, n, 1)",
+        "a mask for 2 heads came to layers with [2, 1] heads: pass one whose last dimension is 1",
     ),
     "features of edges of NumPy": (
         lambda: layer(edge_dim=2)(H, EDGE_INDEX, edge_features=wrong(np.zeros((3, 2)))),
@@ -408,7 +408,7 @@ CALLS: dict[str, Case] = {
         TypeError,
         "got bool with shape (5, 5, 1): convert a mask with `torch.from_numpy(adj_mat)`",
     ),
-    "no graph": (lambda: layer()(H, None), TypeError, "got NoneType"),
+    "no graph": (lambda: layer()(H, None), TypeError, "the graph is None: pass a mask"),
     "seed of floats": (
         lambda: layer()(H, EDGE_INDEX, seed=torch.tensor(0.5)),
         ValueError,

@@ -26,6 +26,7 @@ def test_demo(tmp_path: Path) -> None:
         "demo.py",
         "planetoid.py",
         "neighbor_sampling.py",
+        "learned_graph.py",
         "distributed_full_graph.py",
     ],
 )
