@@ -13,6 +13,7 @@ from gatv2.graph import Graph
 from gatv2.graph.adjacency import Adjacency, Sizes, all_pairs, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
+from gatv2.graph.part import AttendOptions
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.random import as_seed
 from gatv2.sparse import reference as sparse_reference
@@ -224,21 +225,23 @@ def attend(
     attn: Tensor,
     graph: object,
     *,
-    edges: EdgeInputs | None,
-    score_bias: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: int | Tensor | None,
     flow: Flow,
-    backend: Backend,
-    kernel: str,
-    return_attention: bool,
+    **options: Unpack[AttendOptions],
 ) -> Attended:
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
+    negative_slope, dropout = options["negative_slope"], options["dropout"]
     check_projections(query, key, attn=attn)
     check_slope(negative_slope)
     check_dropout(dropout)
-    prepared = Prepared.of(query, key, graph, edges, score_bias, flow=flow, backend=backend)
+    prepared = Prepared.of(
+        query,
+        key,
+        graph,
+        options["edges"],
+        options["score_bias"],
+        flow=flow,
+        backend=options["backend"],
+    )
     edge_features, edge_projection = prepared.edges or (None, None)
     selected = select_kernel(
         prepared.query,
@@ -248,7 +251,7 @@ def attend(
         edge_features=edge_features,
         edge_projection=edge_projection,
         score_bias=prepared.score_bias,
-        kernel=kernel,
+        kernel=options["kernel"],
     )
     out, lse, alpha = selected.kernel.attention(
         prepared.query,
@@ -257,8 +260,8 @@ def attend(
         prepared.adjacency,
         negative_slope=negative_slope,
         dropout=dropout,
-        seed=as_seed(seed, query.device) if dropout > 0 else None,
-        return_attention=return_attention,
+        seed=as_seed(options["seed"], query.device) if dropout > 0 else None,
+        return_attention=options["return_attention"],
         edges=prepared.edges,
         score_bias=prepared.score_bias,
     )
