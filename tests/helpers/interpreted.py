@@ -3,6 +3,9 @@
 What an interpreted kernel computes does not depend on its tile, but how long it takes does.
 """
 
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 
 from gatv2.triton import launch
@@ -13,6 +16,13 @@ from gatv2.triton.shape import Tile
 def _small_parts() -> None:
     launch.SPLIT, launch.CHUNKS = 4, 2
     launch.TILE = Tile(rows=16, edges=16, warps=1)
+
+
+@pytest.fixture(autouse=True)
+def _silent_infinities() -> Iterator[None]:
+    """NumPy warns where a GPU computes on."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        yield
 
 
 def _patch_once() -> None:
