@@ -1,5 +1,6 @@
 """Memory for the kernels: arrays that are not initialised."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ _LARGE_BYTES = 1 << 16
 
 def empty(shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[np.generic]) -> Array:
     """`np.empty`, but a large array starts with a cache line."""
-    array = np.empty(shape, dtype)
-    if array.nbytes < _LARGE_BYTES:
-        return array
-    memory = np.empty(array.nbytes + LINE_BYTES, np.uint8)
+    n_bytes = np.dtype(dtype).itemsize * prod(shape)
+    if n_bytes < _LARGE_BYTES:
+        return np.empty(shape, dtype)
+    memory = np.empty(n_bytes + LINE_BYTES, np.uint8)
     start = -memory.__array_interface__["data"][0] % LINE_BYTES
     return np.ndarray(shape, dtype, memory, start)

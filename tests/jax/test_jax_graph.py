@@ -63,7 +63,7 @@ def test_masks_build_a_graph_and_back(mask: Tensor) -> None:
 
 
 def test_a_large_graph_is_taken_over_without_a_copy() -> None:
-    graph = gatv2.Graph.from_edge_index(torch.randint(1000, (2, 9000)), 1000)
+    graph = gatv2.Graph.from_edge_index(torch.randint(1000, (2, 50_000)), 1000)
     shared = gat.Graph.from_torch(graph)
     assert shared.key_index.unsafe_buffer_pointer() == graph.key_index.data_ptr()
 
