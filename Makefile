@@ -72,7 +72,7 @@ $(VENV)-oldest/test: pyproject.toml constraints-oldest.txt
 	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --upgrade pip
 	$(VENV)-oldest/bin/python -m pip install --constraint constraints-oldest.txt \
-	    --editable '.[files,scipy,testing]' pytest pytest-xdist
+	    --editable '.[files,pyg,scipy,testing]' pytest pytest-xdist
 	touch $@
 
 $(VENV)-newest/test: pyproject.toml
