@@ -88,7 +88,14 @@ def all_pairs(sides: tuple[int, int], score_bias: ArrayLike | None, flow: Flow) 
             "`score_bias` for every query to attend to every key"
         )
     shape = sides if flow == "target_to_source" else sides[::-1]
-    return np.ones((*shape, 1), bool)
+    return np.broadcast_to(np.True_, (*shape, 1))
+
+
+def on_jax(mask: ArrayLike) -> jax.Array:
+    """A mask as an array of JAX; that of all pairs does not become a constant of a program."""
+    if isinstance(mask, np.ndarray) and mask.size and not any(mask.strides):
+        return jnp.full(mask.shape, mask.flat[0])
+    return jnp.asarray(mask)
 
 
 def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend) -> Adjacency:
@@ -149,7 +156,7 @@ def to_backend(adjacency: Graph | ArrayLike, sizes: Sizes, backend: Backend) -> 
             return adjacency
         mask = adjacency.to_mask()
         return mask if mask.ndim == 3 else mask.reshape(*sizes.batch_shape, *mask.shape[1:])
-    return Graph.from_mask(adjacency) if backend == "sparse" else jnp.asarray(adjacency)
+    return Graph.from_mask(adjacency) if backend == "sparse" else on_jax(adjacency)
 
 
 def _checked_graph(graph: Graph, sizes: Sizes) -> Graph:

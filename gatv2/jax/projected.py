@@ -5,7 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gatv2.jax.adjacency import Sizes, all_pairs, common_batch_shape, is_mask, read_adjacency
+from gatv2.jax.adjacency import (
+    Sizes,
+    all_pairs,
+    common_batch_shape,
+    is_mask,
+    on_jax,
+    read_adjacency,
+)
 from gatv2.jax.arrays import ArrayLike, DType
 from gatv2.jax.blocks import lead
 from gatv2.jax.checks import as_array
@@ -203,7 +210,7 @@ def _with_edges(
         if adjacency.n_blocks != 1:
             has_key, is_key = (x.reshape(*batch_shape, -1) for x in (has_key, is_key))
     else:
-        mask = jnp.asarray(adjacency)
+        mask = on_jax(adjacency)
         has_key, is_key = mask.any((-2, -1)), mask.any((-3, -1))
     if h_query is h_key:
         used = _masked(h_query, has_key | is_key)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gatv2.jax.adjacency import on_jax
 from gatv2.jax.arrays import ArrayLike
 from gatv2.jax.blocks import lead
 from gatv2.jax.config import FillValue
@@ -62,13 +63,13 @@ def add_self_loops(
             return loops.graph, None
         _check_rows(edge_features, -2, adjacency.n_edges, name)
         return loops.graph, _of_edges(loops, edge_features, fill_value)
-    loop = jnp.eye(n_queries, dtype=bool)[..., None]
+    adjacency, loop = on_jax(adjacency), jnp.eye(n_queries, dtype=bool)[..., None]
     if edge_features is None:
         return adjacency | lead(loop, adjacency.ndim), None
     _check_rows(edge_features, -3, n_queries, name)
     _check_rows(edge_features, -2, n_keys, name)
     if isinstance(fill_value, str):
-        is_other = jnp.asarray(adjacency).any(-1, keepdims=True) & ~lead(loop, adjacency.ndim)
+        is_other = adjacency.any(-1, keepdims=True) & ~lead(loop, adjacency.ndim)
         filled = _reduce_masked(edge_features, lead(is_other, edge_features.ndim), fill_value)
         filled = filled[..., None, :]
     else:

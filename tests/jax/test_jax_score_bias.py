@@ -127,7 +127,7 @@ def test_of_a_mask(
     arrays = [*draw_features(rng, 2), bias, x, projection]
     options: Any = {"dropout": 0.3, "seed": 5, "flow": "source_to_target", "backend": backend}
     n_edges = N * M if mask is None else int(mask.any(-1).sum())
-    of_graph = (2, n_edges) if backend == "sparse" else (2, N, M)
+    of_graph: tuple[int, ...] = (2, n_edges) if backend == "sparse" else (2, N, M)
     if mask is not None and mask.ndim == 4 and backend == "sparse":
         of_graph = (n_edges,)  # of both graphs of the batch
     cotangents = [rng.normal(size=(2, N, H, F)), rng.normal(size=(*of_graph, H))]
@@ -135,6 +135,36 @@ def test_of_a_mask(
         in_jax(arrays, cotangents, mask, kernel=kernel, **options),
         in_torch(arrays, cotangents, mask, **options),
     )
+
+
+@kernels
+def test_half_precision(backend: str, kernel: str) -> None:
+    """In bfloat16 as good as PyTorch, and in that dtype."""
+    rng = np.random.default_rng(9)
+    mask, bias = rng.random((N, M, 1)) < 0.6, draw_bias(rng, N, M, 1)
+    leaves = [torch.from_numpy(x).bfloat16() for x in (*draw_features(rng), bias)]
+    cotangent = torch.from_numpy(rng.normal(size=(N, H, F))).bfloat16()
+
+    def by_torch(dtype: torch.dtype) -> list[Any]:
+        of_dtype: Any = [x.to(dtype).requires_grad_() for x in leaves]
+        *inputs, last = of_dtype
+        options: Any = {"score_bias": last, "backend": "dense", "kernel": "torch"}
+        out = gatv2.gatv2_attention(*inputs, torch.from_numpy(mask), **options)
+        return [out.detach(), *torch.autograd.grad(out, of_dtype, cotangent.to(dtype))]
+
+    def attend(query: Any, key: Any, attn: Any, bias: Any) -> Any:
+        options: Any = {"score_bias": bias, "backend": backend, "kernel": kernel}
+        return gat.gatv2_attention(query, key, attn, mask, **options)
+
+    def step(*leaves: Any) -> Any:
+        out, pullback = jax.vjp(attend, *leaves)
+        return out, *pullback(gat.as_jax(cotangent))
+
+    actual = map(gat.as_torch, jax.jit(step)(*map(gat.as_jax, leaves)))
+    expected = zip(by_torch(torch.float64), by_torch(torch.bfloat16), strict=True)
+    for a, (e, r) in zip(actual, expected, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert_agrees(a, e, r)
 
 
 def test_agreement_sees_another_bias() -> None:
@@ -340,6 +370,20 @@ def modules(params: Any, **options: Any) -> Any:
         4, 4, 2, key=jax.random.key(0), dtype=jnp.float64, **options
     )
     yield layer.with_params(params)
+
+
+def test_all_pairs_are_no_constant() -> None:
+    """Of a graph that is None nothing is baked into a program; of a mask that is known, all is."""
+    query, key, attn = map(jnp.asarray, draw_features(np.random.default_rng(0)))
+
+    def largest(graph: Any) -> int:
+        attend = partial(gat.gatv2_attention, graph=graph, kernel="jax")
+        program = jax.make_jaxpr(lambda bias: attend(query, key, attn, score_bias=bias))
+        masks = [x for x in program(jnp.zeros((N, M, 1))).consts if x.dtype == bool]
+        return max(map(np.size, masks), default=0)
+
+    assert largest(None) == 0
+    assert largest(np.ones((N, M, 1), bool)) == N * M
 
 
 def test_what_does_not_fit_is_an_error() -> None:
