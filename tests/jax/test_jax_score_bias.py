@@ -19,6 +19,7 @@ gat = pytest.importorskip("gatv2.jax")
 N, M, H, F, D = 6, 5, 3, 4, 2
 KERNELS = [("dense", "auto"), ("dense", "jax"), ("sparse", "auto"), ("sparse", "jax")]
 kernels = pytest.mark.parametrize(("backend", "kernel"), KERNELS)
+attend_in_torch: Any = gatv2.gatv2_attention  # of arguments that are given in dictionaries
 NAMES = ("score_bias", "edge_features", "edge_projection")
 
 
@@ -41,10 +42,10 @@ def draw_features(rng: np.random.Generator, *batch: int) -> list[Any]:
 
 def in_torch(arrays: list[Any], cotangents: list[Any], graph: Any, **options: Any) -> list[Any]:
     """Out, alpha, and the gradients of query, key, attn, bias, and what edges have."""
-    leaves = [torch.from_numpy(x).requires_grad_() for x in arrays]
+    leaves: Any = [torch.from_numpy(x).requires_grad_() for x in arrays]
     named: Any = dict(zip(NAMES, leaves[3:], strict=False))
     graph = None if graph is None else torch.from_numpy(graph)
-    results = gatv2.gatv2_attention(
+    results = attend_in_torch(
         *leaves[:3], graph, kernel="torch", return_attention=True, **named, **options
     )
     gradients = torch.autograd.grad(results, leaves, [torch.from_numpy(x) for x in cotangents])
@@ -89,17 +90,15 @@ def test_of_a_list_of_edges(backend: str, kernel: str, heads: int) -> None:
     arrays = [*draw_features(rng), bias]
     d_out, d_alpha = rng.normal(size=(N, H, F)), rng.normal(size=(n_edges, H))
     options: Any = {"dropout": 0.3, "seed": 7}
-    expected = in_torch(arrays, [d_out, d_alpha], edge_index, **options)
-
     graph = gat.Graph.from_edge_index(edge_index, (N, M))
     if backend == "dense":
-        with_rows = partial(in_torch, arrays, graph=edge_index, backend="dense", **options)
-        pairs = rng.normal(size=(N, M, H))
+        cotangents = [d_out, rng.normal(size=(N, M, H))]
         assert_same(
-            in_jax(arrays, [d_out, pairs], graph, backend="dense", kernel=kernel, **options),
-            with_rows([d_out, pairs]),
+            in_jax(arrays, cotangents, graph, backend="dense", kernel=kernel, **options),
+            in_torch(arrays, cotangents, edge_index, backend="dense", **options),
         )
         return
+    expected = in_torch(arrays, [d_out, d_alpha], edge_index, **options)
     graph = graph.padded(n_edges + n_padding)
     arrays[3] = np.concatenate((bias, np.full((n_padding, heads), math.nan)))
     d_alpha = np.concatenate((d_alpha, np.ones((n_padding, H))))
@@ -147,9 +146,9 @@ def test_half_precision(backend: str, kernel: str) -> None:
 
     def by_torch(dtype: torch.dtype) -> list[Any]:
         of_dtype: Any = [x.to(dtype).requires_grad_() for x in leaves]
-        *inputs, last = of_dtype
+        query, key, attn, last = of_dtype
         options: Any = {"score_bias": last, "backend": "dense", "kernel": "torch"}
-        out = gatv2.gatv2_attention(*inputs, torch.from_numpy(mask), **options)
+        out = attend_in_torch(query, key, attn, torch.from_numpy(mask), **options)
         return [out.detach(), *torch.autograd.grad(out, of_dtype, cotangent.to(dtype))]
 
     def attend(query: Any, key: Any, attn: Any, bias: Any) -> Any:
