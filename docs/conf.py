@@ -44,8 +44,18 @@ nitpick_ignore = [
         "numpy.number",
         "jax.numpy.float32",
         "equinox.nn._linear.Linear",
+        "collections.abc.Collection",
+        "jax._src.typing.SupportsDType",
+        "torch_geometric.typing.SparseTensor",
+        "gatv2.jax.graph.graph.GraphsTuple",
+        # type variables
+        "gatv2.distributed.part.T",
+        "gatv2.jax.config.T",
+        "gatv2.jax.graph.sort.Array",
     )
 ]
+# `Graph` as a string is that of PyTorch or that of JAX
+suppress_warnings = ["ref.python"]
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

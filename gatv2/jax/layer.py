@@ -50,7 +50,7 @@ class Config(LayerOptions):
     Example:
         >>> config = Config(16, 8, n_heads=2, dropout=0.0)
         >>> params = config.init(jax.random.key(0))
-        >>> config.apply(params, jnp.ones((4, 16)), np.eye(4, dtype=bool)).shape
+        >>> config.apply(params, jnp.ones((4, 16)), jnp.eye(4, dtype=bool)).shape
         (4, 8)
     """
 
