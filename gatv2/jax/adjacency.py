@@ -76,6 +76,28 @@ def common_batch_shape(adj_mat: object, batch_shape: tuple[int, ...]) -> tuple[i
         ) from None
 
 
+def all_pairs(sides: tuple[int, int], score_bias: ArrayLike | None, flow: Flow) -> NumPyArray:
+    """The mask, as a caller would have it, of a graph that is None: all queries and all keys.
+
+    Raises:
+        TypeError: no bias of the scores came with it.
+    """
+    if score_bias is None:
+        raise TypeError(
+            "the graph is None: pass a mask, an edge index or another form of a graph, or a "
+            "`score_bias` for every query to attend to every key"
+        )
+    shape = sides if flow == "target_to_source" else sides[::-1]
+    return np.broadcast_to(np.True_, (*shape, 1))
+
+
+def on_jax(mask: ArrayLike) -> jax.Array:
+    """A mask as an array of JAX; that of all pairs does not become a constant of a program."""
+    if isinstance(mask, np.ndarray) and mask.size and not any(mask.strides):
+        return jnp.full(mask.shape, mask.flat[0])
+    return jnp.asarray(mask)
+
+
 def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend) -> Adjacency:
     """Bring any form of a graph to the form of a backend, checked against the sizes.
 
@@ -83,7 +105,8 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         adj_mat: a :class:`gatv2.jax.Graph`, a mask `[*batch, n_queries, n_keys, 1 or n_heads]` of any
             number type (non-zero is an edge), a bool mask `[n_queries, n_keys]`, an integer edge index
             `[2, n_edges]`, a BCOO or BCSR matrix of JAX, a `scipy.sparse` matrix; or any other form that
-            :func:`gatv2.graph.as_adjacency` reads.
+            :func:`gatv2.graph.as_adjacency` reads. Numbers other than zero are not read: for weights
+            of edges pass `score_bias=jnp.log(weight)` to attention.
         sizes: the sizes that the graph has to fit.
         flow: "source_to_target" turns every form but a `Graph` round.
         backend: "dense" or "sparse"; "auto" takes dense for a mask and sparse for the rest.
@@ -133,7 +156,7 @@ def to_backend(adjacency: Graph | ArrayLike, sizes: Sizes, backend: Backend) -> 
             return adjacency
         mask = adjacency.to_mask()
         return mask if mask.ndim == 3 else mask.reshape(*sizes.batch_shape, *mask.shape[1:])
-    return Graph.from_mask(adjacency) if backend == "sparse" else jnp.asarray(adjacency)
+    return Graph.from_mask(adjacency) if backend == "sparse" else on_jax(adjacency)
 
 
 def _checked_graph(graph: Graph, sizes: Sizes) -> Graph:
@@ -205,7 +228,7 @@ def _check_numbers(mask: NumPyArray) -> None:
     if not np.isfinite(mask).all():
         raise ValueError(
             "`adj_mat` has entries that are not finite. Non-zero entries are edges: "
-            "for an additive mask of 0 and -inf pass `adj_mat == 0`"
+            "for an additive mask of 0 and -inf pass `adj_mat == 0`, or the mask as `score_bias`"
         )
     if not mask.size or jnp.issubdtype(mask.dtype, jnp.complexfloating):
         return
@@ -216,7 +239,7 @@ def _check_numbers(mask: NumPyArray) -> None:
         raise ValueError(
             f"`adj_mat` has entries of {ADDED:g} and less, as an additive mask has where there is no "
             f"edge (the smallest is {smallest:g}). Non-zero entries are edges: pass `adj_mat == 0` "
-            "for an additive mask, `adj_mat != 0` for a mask of edges"
+            "for an additive mask, or that as `score_bias`; `adj_mat != 0` for a mask of edges"
         )
 
 
@@ -245,7 +268,8 @@ def _of_entries(entries: _Entries, pair: tuple[int, int], flow: Flow) -> Graph:
     if not np.isfinite(entries.value).all():
         raise ValueError(
             "`adj_mat` must have finite values, of which those that are not zero are edges; some are "
-            "NaN or infinite: store only the edges, or make these values 0 or 1"
+            "NaN or infinite: store only the edges, or make these values 0 or 1; what is added to the "
+            "scores is passed as `score_bias`"
         )
     is_edge = entries.value != 0
     edge_index = np.stack((entries.row[is_edge], entries.column[is_edge]))

@@ -42,6 +42,7 @@ class Attention(Protocol):
         dropout: float,
         seed: jax.Array | None,
         return_attention: bool,
+        score_bias: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]: ...
 
 

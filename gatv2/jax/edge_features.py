@@ -1,7 +1,8 @@
-"""Features of edges, laid out as the caller's graph, brought to the layout of a backend.
+"""What edges have, laid out as the caller's graph, brought to the layout of a backend.
 
-As in PyTorch, with a mask `[*batch, n_queries, n_keys, D]`, entry for entry; with a
-list of edges `[*batch, n_edges, D]`, in the caller's order of the edges, then padding.
+Features `edge_features`, or a bias `score_bias` with 1 or n_heads in the place of D; `name` is which.
+As in PyTorch, with a mask `[*batch, n_queries, n_keys, D]`, entry for entry; with a list of edges
+`[*batch, n_edges, D]`, in the caller's order of the edges, then padding.
 """
 
 from typing import NamedTuple
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 
 from gatv2.jax.adjacency import Adjacency, Sizes, is_graph, is_mask
 from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.checks import as_array
 from gatv2.jax.graph import Graph
 from gatv2.options import Flow
+
+_LAST = {"edge_features": "D", "score_bias": "1 or n_heads"}
 
 
 class EdgeInputs(NamedTuple):
@@ -65,41 +69,72 @@ def as_edge_inputs(
     return edges
 
 
+def as_score_bias(
+    score_bias: ArrayLike | None, nodes: jax.Array, n_heads: int, name: str = "query"
+) -> jax.Array | None:
+    """A bias of the scores as an array of JAX, or None; raises unless it fits features of nodes.
+
+    Raises:
+        TypeError: no array, or of another dtype than the nodes, which errors call `name`.
+        ValueError: its last dimension is not that of heads.
+    """
+    if score_bias is None:
+        return None
+    array = as_array("score_bias", score_bias)
+    if array.dtype != nodes.dtype:
+        raise TypeError(
+            f"`score_bias` must have the dtype of `{name}`, {nodes.dtype}; got {array.dtype}: "
+            f"convert it with `.astype({name}.dtype)`"
+        )
+    if array.ndim < 2 or array.shape[-1] not in (1, n_heads):
+        raise ValueError(
+            f"the last dimension of `score_bias` must be of heads, 1 or {n_heads}; got shape "
+            f"{array.shape}: add it with `[..., None]` if the bias is for all heads"
+        )
+    return array
+
+
 def broadcast_batch(
-    edge_features: jax.Array, adj_mat: object, batch_shape: tuple[int, ...]
+    values: jax.Array, adj_mat: object, batch_shape: tuple[int, ...], name: str = "edge_features"
 ) -> tuple[int, ...]:
-    """The batch shape of the result, of features of edges and of whatever has `batch_shape`.
+    """The batch shape of the result, of what edges have and of whatever has `batch_shape`.
 
     Raises:
         ValueError: the two do not broadcast, or a batch of graphs has features with a batch.
     """
-    own = edge_features.shape[: -3 if is_mask(adj_mat) else -2]
+    own = values.shape[: -3 if is_mask(adj_mat) else -2]
     if own and is_graph(adj_mat) and adj_mat.n_blocks > 1:
         raise ValueError(
-            f"the graph is a batch of {adj_mat.n_blocks} graphs: `edge_features` must have shape "
-            f"(n_edges, D)=({adj_mat.n_edges}, {edge_features.shape[-1]}), the edges of all of them; "
-            f"got {edge_features.shape}"
+            f"the graph is a batch of {adj_mat.n_blocks} graphs: `{name}` must have shape "
+            f"(n_edges, {_LAST[name]})=({adj_mat.n_edges}, {values.shape[-1]}), the edges of all of "
+            f"them; got {values.shape}"
         )
     try:
         return jnp.broadcast_shapes(own, batch_shape)
     except ValueError:
         raise ValueError(
-            f"the batch dimensions of `edge_features`, {own}, do not broadcast with those of "
+            f"the batch dimensions of `{name}`, {own}, do not broadcast with those of "
             f"the nodes' features and the graph, {batch_shape}"
         ) from None
 
 
 def as_backend_reads(
-    edge_features: jax.Array, graph: object, adjacency: Adjacency, sizes: Sizes, flow: Flow
+    values: jax.Array,
+    graph: object,
+    adjacency: Adjacency,
+    sizes: Sizes,
+    flow: Flow,
+    name: str = "edge_features",
 ) -> jax.Array:
-    """Features of edges as the backend of `adjacency` reads them.
+    """What edges have as the backend of `adjacency` reads it.
 
     Args:
-        edge_features: laid out as `graph`.
+        values: laid out as `graph`.
         graph: the caller's mask, or a `Graph` that holds the caller's list of edges.
         adjacency: what the backend reads, made of `graph`.
         sizes: the sizes that both fit.
         flow: how `graph` was read, if it is a mask.
+        name: what errors call the values.
 
     Returns:
         `[*batch, n_edges, D]` (`[n_edges, D]` for a batch of graphs) in the order of `edge_id`, or
@@ -109,17 +144,19 @@ def as_backend_reads(
         ValueError: the layout is another one.
     """
     if isinstance(graph, Graph):
-        return _of_list(edge_features, graph, adjacency, sizes)
-    return _of_mask(edge_features, adjacency, sizes, flow)
+        return _of_list(values, graph, adjacency, sizes, name)
+    return _of_mask(values, adjacency, sizes, flow, name)
 
 
-def _of_list(values: jax.Array, graph: Graph, adjacency: Adjacency, sizes: Sizes) -> jax.Array:
+def _of_list(
+    values: jax.Array, graph: Graph, adjacency: Adjacency, sizes: Sizes, name: str
+) -> jax.Array:
     n_features = values.shape[-1]
     if values.shape[-2] != graph.n_edges:
         raise ValueError(
-            f"`edge_features` must have shape (*batch, n_edges={graph.n_edges}, D={n_features}), in "
+            f"`{name}` must have shape (*batch, n_edges={graph.n_edges}, {_last(name, values)}), in "
             "the order of the edges, then padding, as the graph is a list of edges (with a mask, the "
-            f"shape is (*batch, n_queries, n_keys, D)); got {values.shape}"
+            f"shape is (*batch, n_queries, n_keys, {_LAST[name]})); got {values.shape}"
         )
     if graph.n_blocks == 1:
         values = jnp.broadcast_to(values, (*sizes.batch_shape, *values.shape[-2:]))
@@ -140,14 +177,16 @@ def _of_list(values: jax.Array, graph: Graph, adjacency: Adjacency, sizes: Sizes
     return pairs.reshape(*sizes.batch_shape, *shape[1:])
 
 
-def _of_mask(values: jax.Array, adjacency: Adjacency, sizes: Sizes, flow: Flow) -> jax.Array:
-    pair, n_features = (sizes.n_queries, sizes.n_keys), values.shape[-1]
+def _of_mask(
+    values: jax.Array, adjacency: Adjacency, sizes: Sizes, flow: Flow, name: str
+) -> jax.Array:
+    pair = (sizes.n_queries, sizes.n_keys)
     expected = pair if flow == "target_to_source" else pair[::-1]
     if values.ndim < 3 or values.shape[-3:-1] != expected:
         raise ValueError(
-            f"`edge_features` must have shape (*batch, {expected[0]}, {expected[1]}, "
-            f"D={n_features}), entry for entry as the mask (with a list of edges, the shape is "
-            f"(*batch, n_edges, D)); got {values.shape}"
+            f"`{name}` must have shape (*batch, {expected[0]}, {expected[1]}, "
+            f"{_last(name, values)}), entry for entry as the mask (with a list of edges, the shape is "
+            f"(*batch, n_edges, {_LAST[name]})); got {values.shape}"
         )
     if flow == "source_to_target":
         values = jnp.swapaxes(values, -3, -2)
@@ -159,3 +198,8 @@ def _of_mask(values: jax.Array, adjacency: Adjacency, sizes: Sizes, flow: Flow) 
         return values[..., query, key, :]  # a mask's edges are numbered as they are sorted
     blocks = values.reshape(adjacency.n_blocks, *values.shape[-3:])
     return blocks[query // pair[0], query % pair[0], key % pair[1]]
+
+
+def _last(name: str, values: jax.Array) -> str:
+    """The last dimension of values, with its name and its size."""
+    return f"{_LAST[name]}={values.shape[-1]}" if name == "edge_features" else _LAST[name]

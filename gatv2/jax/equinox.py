@@ -20,6 +20,7 @@ class CallOptions(TypedDict, total=False):
     """What changes from call to call."""
 
     edge_features: ArrayLike | None
+    score_bias: ArrayLike | None
     key: jax.Array | None
     seed: Seed
     inference: bool | None
@@ -164,6 +165,7 @@ class GraphAttentionV2Layer(eqx.Module):
         adj_mat: object,
         *,
         edge_features: ArrayLike | None = None,
+        score_bias: ArrayLike | None = None,
         key: jax.Array | None = None,
         seed: Seed = None,
         inference: bool | None = None,
@@ -183,6 +185,7 @@ class GraphAttentionV2Layer(eqx.Module):
             h,
             adj_mat,
             edge_features=edge_features,
+            score_bias=score_bias,
             rng=key,
             seed=seed,
             deterministic=is_off,

@@ -23,6 +23,7 @@ class Options(TypedDict, total=False):
     seed: Seed
     flow: Flow
     backend: Backend
+    score_bias: ArrayLike | None
 
 
 class KernelOptions(Options, total=False):
@@ -109,6 +110,7 @@ def gatv2_attention(
     *,
     edge_features: ArrayLike | None = None,
     edge_projection: ArrayLike | None = None,
+    score_bias: ArrayLike | None = None,
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     seed: Seed = None,
@@ -126,9 +128,11 @@ def gatv2_attention(
         \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
         \mathrm{out}_i = \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
 
-    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` the
-    score is :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij})`. For bfloat16 and
-    float16, scores and sums are computed in float32.
+    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` and a
+    bias :math:`b_{ij}` the score is
+    :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij}) + b_{ij}`. So edges of
+    weights :math:`w_{ij} \geq 0` have coefficients proportional to :math:`w_{ij} \exp e_{ij}` with
+    `score_bias=jnp.log(weight)`. For bfloat16 and float16, scores and sums are computed in float32.
 
     Args:
         query: :math:`g^l`, `[*batch, n_queries, n_heads, n_hidden]`, floating point.
@@ -137,12 +141,15 @@ def gatv2_attention(
         graph: who attends to whom, in any form that :func:`gatv2.jax.adjacency.as_adjacency` reads;
             `graph[i][j]` lets query i attend to key j. Prepare a :class:`gatv2.jax.Graph` once for
             edges: a raw edge index is sorted in every call. Under `jit` an edge whose index is out of
-            range is dropped; outside it is an error.
+            range is dropped; outside it is an error. None, with a `score_bias` laid out as a mask: every
+            query to every key.
         edge_features: :math:`x`, laid out as `graph`, whatever the backend: with a list of edges
             `[*batch, n_edges, D]` in its order, then padding (one list for a batch of graphs in one
             `Graph`), with a mask `[*batch, n_queries, n_keys, D]`, entry for entry (what has no edge is
             not read).
         edge_projection: :math:`W_e`, `[n_heads, n_hidden, D]`; given if `edge_features` are.
+        score_bias: :math:`b`, laid out as `edge_features` are, with 1 or n_heads in the place of D.
+            Where it is -inf a head has no edge; NaN and +inf make a row of NaN, of their query and head.
         negative_slope: slope of LeakyReLU below zero; static.
         dropout: probability, in [0, 1), that a coefficient is dropped. It acts whenever it is not
             zero; static.
@@ -189,8 +196,8 @@ def gatv2_attention(
     query, key, attn = as_features(**features)
     check_projections(query, key, attn=attn)
     _check_options(negative_slope, dropout)
-    edges = (edge_features, edge_projection)
-    call = Prepared.of(query, key, graph, *edges, flow=flow, backend=backend)
+    of_edges = (edge_features, edge_projection, score_bias)
+    call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
     selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel)
     out, lse, alpha = selected.attention(
         call.query,
@@ -202,6 +209,7 @@ def gatv2_attention(
         dropout=dropout,
         seed=_seed_of(dropout, seed),
         return_attention=return_attention,
+        score_bias=call.score_bias,
     )
     return call.results(out, lse if return_lse else None, alpha)
 
@@ -214,11 +222,12 @@ def gatv2_scores(
     *,
     edge_features: ArrayLike | None = None,
     edge_projection: ArrayLike | None = None,
+    score_bias: ArrayLike | None = None,
     negative_slope: float = 0.2,
     flow: Flow = "target_to_source",
     backend: Backend = "auto",
 ) -> jax.Array:
-    """The scores :math:`e_{ij}` of :func:`gatv2_attention`, before the softmax.
+    """The scores :math:`e_{ij}` of :func:`gatv2_attention`, before the softmax, with their bias.
 
     Returns:
         `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
@@ -234,11 +243,12 @@ def gatv2_scores(
     query, key, attn = as_features(query=query, key=key, attn=attn)
     check_projections(query, key, attn=attn)
     _check_options(negative_slope)
-    edges = (edge_features, edge_projection)
-    call = Prepared.of(query, key, graph, *edges, flow=flow, backend=backend)
-    if isinstance(call.adjacency, Graph):
+    of_edges = (edge_features, edge_projection, score_bias)
+    call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
+    adjacency = call.without_removed()
+    if isinstance(adjacency, Graph):
         scores = sparse.gatv2_scores(
-            call.query, call.key, attn, call.adjacency, call.edges, negative_slope=negative_slope
+            call.query, call.key, attn, adjacency, call.edges, negative_slope=negative_slope
         )
     else:
         scores = dense.gatv2_scores(
@@ -289,6 +299,7 @@ def gat_attention(
     attn_key: ArrayLike,
     graph: object,
     *,
+    score_bias: ArrayLike | None = None,
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     seed: Seed = None,
@@ -313,14 +324,23 @@ def gat_attention(
     """
     _check_options(negative_slope, dropout)
     call, scores = _gat_scores(
-        query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
+        query,
+        key,
+        attn_query,
+        attn_key,
+        graph,
+        score_bias,
+        negative_slope,
+        flow=flow,
+        backend=backend,
     )
     seed = _seed_of(dropout, seed)
-    if isinstance(call.adjacency, Graph):
-        out, _, alpha = sparse.attend(scores, call.key, call.adjacency, dropout=dropout, seed=seed)
+    scores, adjacency = call.add_bias(scores), call.without_removed()
+    if isinstance(adjacency, Graph):
+        out, _, alpha = sparse.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
     else:
-        _, value, _ = dense.without_padding(call.query, call.key, None, call.adjacency)
-        out, _, alpha = dense.attend(scores, value, call.adjacency, dropout=dropout, seed=seed)
+        _, value, _ = dense.without_padding(call.query, call.key, None, adjacency)
+        out, _, alpha = dense.attend(scores, value, adjacency, dropout=dropout, seed=seed)
     coefficients = alpha.astype(out.dtype) if return_attention else None
     return call.results(out, None, coefficients)
 
@@ -332,6 +352,7 @@ def gat_scores(
     attn_key: ArrayLike,
     graph: object,
     *,
+    score_bias: ArrayLike | None = None,
     negative_slope: float = 0.2,
     flow: Flow = "target_to_source",
     backend: Backend = "auto",
@@ -347,7 +368,15 @@ def gat_scores(
     """
     _check_options(negative_slope)
     call, scores = _gat_scores(
-        query, key, attn_query, attn_key, graph, negative_slope, flow=flow, backend=backend
+        query,
+        key,
+        attn_query,
+        attn_key,
+        graph,
+        score_bias,
+        negative_slope,
+        flow=flow,
+        backend=backend,
     )
     return call.scores(scores)
 
@@ -358,6 +387,7 @@ def _gat_scores(
     attn_query: ArrayLike,
     attn_key: ArrayLike,
     graph: object,
+    score_bias: ArrayLike | None,
     negative_slope: float,
     *,
     flow: Flow,
@@ -367,7 +397,7 @@ def _gat_scores(
         query=query, key=key, attn_query=attn_query, attn_key=attn_key
     )
     check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
-    call = Prepared.of(query, key, graph, flow=flow, backend=backend)
+    call = Prepared.of(query, key, graph, score_bias=score_bias, flow=flow, backend=backend)
     features = (call.query, call.key, attn_query, attn_key)
     if isinstance(call.adjacency, Graph):
         scores = sparse.gat_scores(*features, call.adjacency, negative_slope=negative_slope)

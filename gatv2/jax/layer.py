@@ -35,6 +35,7 @@ class Options(TypedDict, total=False):
     """What changes from call to call; see :func:`apply`."""
 
     edge_features: ArrayLike | None
+    score_bias: ArrayLike | None
     rng: jax.Array | None
     seed: Seed
     deterministic: bool
@@ -182,6 +183,7 @@ def apply(
     adj_mat: object,
     *,
     edge_features: ArrayLike | None = None,
+    score_bias: ArrayLike | None = None,
     rng: jax.Array | None = None,
     seed: Seed = None,
     deterministic: bool = False,
@@ -208,9 +210,14 @@ def apply(
             `(h_key, h_query)`.
         adj_mat: mask `[*batch, n_nodes, n_nodes, 1 or n_heads]`, edge index `[2, n_edges]`,
             :class:`gatv2.jax.Graph` or any other form of a graph; `adj_mat[i][j]` lets i attend to j.
+            None, with a `score_bias`: all attend to all.
         edge_features: features of the edges, laid out as `adj_mat`, for a layer with `edge_dim`:
             `[*batch, n_edges, edge_dim]` in the order of a list of edges, then padding, or
             `[*batch, n_nodes, n_nodes, edge_dim]` with a mask.
+        score_bias: what is added to the scores :math:`e_{ij}`, for one or for each head, laid out as
+            `adj_mat`: `[*batch, n_edges, 1 or n_heads]`, or `[*batch, n_nodes, n_nodes, 1 or n_heads]`
+            with a mask. -inf takes an edge from a head; `jnp.log(weight)` makes coefficients
+            proportional to weights of edges. Self-loops that the layer adds have a bias of zero.
         rng: a JAX key, from which the seed of the dropout mask is drawn.
         seed: the seed itself, in its place; an int drops the same edges as in PyTorch.
         deterministic: whether dropout is left out: for evaluation. Otherwise it acts, and needs one of
@@ -243,12 +250,13 @@ def apply(
     check_static(deterministic=deterministic, return_attention=return_attention)
     seed = _seed_of(config, rng, seed, deterministic)
     with jax.named_scope("gatv2"):
-        layer = Projected.of(config, params, h, adj_mat, edge_features)
+        layer = Projected.of(config, params, h, adj_mat, edge_features, score_bias)
         options: AttentionOptions = {
             "negative_slope": config.leaky_relu_negative_slope,
             "dropout": 0.0 if seed is None else config.dropout,
             "seed": seed,
             "backend": config.backend,
+            "score_bias": layer.score_bias,
         }
         if config.is_dynamic:
             (attn,) = layer.attention_vectors()
@@ -286,14 +294,15 @@ def attention_scores(
     adj_mat: object,
     *,
     edge_features: ArrayLike | None = None,
+    score_bias: ArrayLike | None = None,
 ) -> jax.Array:
-    """The scores e_ij before the softmax, -inf where a head has no edge.
+    """The scores e_ij before the softmax, with their bias, -inf where a head has no edge.
 
     `[*batch, n_edges, n_heads]` in the order of the caller's edges (sparse), or
     `[*batch, n_queries, n_keys, n_heads]` (dense). Arguments are those of :func:`apply`.
     """
     _check_config(config)
-    layer = Projected.of(config, params, h, adj_mat, edge_features)
+    layer = Projected.of(config, params, h, adj_mat, edge_features, score_bias)
     slope, backend = config.leaky_relu_negative_slope, config.backend
     if config.is_dynamic:
         (attn,) = layer.attention_vectors()
@@ -302,6 +311,7 @@ def attention_scores(
             layer.key,
             attn,
             layer.adjacency,
+            score_bias=layer.score_bias,
             edge_features=layer.edge_features,
             edge_projection=layer.edge_projection,
             negative_slope=slope,
@@ -314,6 +324,7 @@ def attention_scores(
         attn_query,
         attn_key,
         layer.adjacency,
+        score_bias=layer.score_bias,
         negative_slope=slope,
         backend=backend,
     )

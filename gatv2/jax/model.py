@@ -21,6 +21,7 @@ class ApplyOptions(TypedDict, total=False):
     """What changes from call to call; see :meth:`GATv2.apply`."""
 
     edge_features: ArrayLike | None
+    score_bias: ArrayLike | None
     rng: jax.Array | None
     deterministic: bool
 
@@ -150,6 +151,7 @@ class GATv2:
         adj_mat: object,
         *,
         edge_features: ArrayLike | None = None,
+        score_bias: ArrayLike | None = None,
         rng: jax.Array | None = None,
         deterministic: bool = False,
         return_attention: bool = False,
@@ -161,6 +163,8 @@ class GATv2:
             h: `[*batch, n_nodes, in_features]`.
             adj_mat: the graph, in any form that a layer reads.
             edge_features: features of the edges, for layers with `edge_dim`.
+            score_bias: what is added to the scores of every layer, as a layer takes it; for one head, or
+                for as many as all layers have.
             rng: a JAX key, for both kinds of dropout.
             deterministic: whether dropout is left out: for evaluation.
             return_attention: whether to return the coefficients of each layer too.
@@ -200,6 +204,7 @@ class GATv2:
                 x,
                 graph,
                 edge_features=edge_features,
+                score_bias=score_bias,
                 rng=of_attention,
                 deterministic=deterministic,
                 return_attention=return_attention,
@@ -215,7 +220,7 @@ class GATv2:
 
 def _prepare(config: Config, h: ArrayLike, adj_mat: object) -> object:
     """A list of edges as a `Graph`, for all layers; a mask needs no preparation."""
-    if is_mask(adj_mat) or getattr(h, "ndim", 0) < 2:
+    if adj_mat is None or is_mask(adj_mat) or getattr(h, "ndim", 0) < 2:
         return adj_mat  # the first layer says what is wrong with `h`
     n_nodes = h.shape[-2]
     sizes = Sizes(n_nodes, n_nodes, config.n_heads, h.shape[:-2])

@@ -20,6 +20,7 @@ class CallOptions(TypedDict, total=False):
     """What changes from call to call."""
 
     edge_features: ArrayLike | None
+    score_bias: ArrayLike | None
     rngs: nnx.Rngs | None
     seed: Seed
     deterministic: bool | None
@@ -172,6 +173,7 @@ class GraphAttentionV2Layer(nnx.Module):
         adj_mat: object,
         *,
         edge_features: ArrayLike | None = None,
+        score_bias: ArrayLike | None = None,
         rngs: nnx.Rngs | None = None,
         seed: Seed = None,
         deterministic: bool | None = None,
@@ -191,6 +193,7 @@ class GraphAttentionV2Layer(nnx.Module):
             h,
             adj_mat,
             edge_features=edge_features,
+            score_bias=score_bias,
             rng=rng,
             seed=seed,
             deterministic=is_off,

@@ -5,11 +5,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gatv2.jax.adjacency import Sizes, common_batch_shape, is_mask, read_adjacency
+from gatv2.jax.adjacency import (
+    Sizes,
+    all_pairs,
+    common_batch_shape,
+    is_mask,
+    on_jax,
+    read_adjacency,
+)
 from gatv2.jax.arrays import ArrayLike, DType
 from gatv2.jax.blocks import lead
 from gatv2.jax.checks import as_array
 from gatv2.jax.config import LayerOptions
+from gatv2.jax.edge_features import as_score_bias
 from gatv2.jax.graph import Graph
 from gatv2.jax.interop import Params
 from gatv2.jax.self_loops import add_self_loops
@@ -31,6 +39,8 @@ class Projected(NamedTuple):
     adjacency: Graph | ArrayLike
     edge_features: jax.Array | None
     """Laid out as `adjacency`."""
+    score_bias: jax.Array | None
+    """Likewise."""
 
     @classmethod
     def of(
@@ -40,25 +50,35 @@ class Projected(NamedTuple):
         h: NodeFeatures,
         adj_mat: object,
         edge_features: ArrayLike | None,
+        score_bias: ArrayLike | None = None,
     ) -> "Projected":
         """Read what a layer is given."""
         params = _checked_params(config, params)
         dtype = params["linear_l.weight"].dtype
         h_query, h_key = _checked_features(config, h, dtype)
         x = _checked_edge_features(config, edge_features, dtype)
+        bias = _checked_score_bias(config, score_bias, h_query)
+        if adj_mat is None:
+            adj_mat = all_pairs((h_query.shape[-2], h_key.shape[-2]), bias, config.flow)
         batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
         sizes = Sizes(h_query.shape[-2], h_key.shape[-2], config.n_heads, batch_shape)
         adjacency = read_adjacency(adj_mat, sizes, flow=config.flow)
-        if x is not None and is_mask(adj_mat) and config.flow == "source_to_target":
-            x = jnp.swapaxes(x, -3, -2)
+        if is_mask(adj_mat) and config.flow == "source_to_target":
+            x, bias = (
+                jnp.swapaxes(of, -3, -2) if of is not None and of.ndim > 2 else of
+                for of in (x, bias)
+            )
         used_query, used_key = _with_edges(h_query, h_key, adjacency, batch_shape)
         query = _linear(config, params, "linear_l", used_query)
         right = "linear_l" if config.share_weights else "linear_r"
         is_one = config.share_weights and used_key is used_query
         key = query if is_one else _linear(config, params, right, used_key)
         if config.add_self_loops:
-            adjacency, x = add_self_loops(adjacency, x, config.fill_value)
-        return cls(config, params, h_query, query, key, adjacency, x)
+            with_loops, x = add_self_loops(adjacency, x, config.fill_value)
+            if bias is not None:
+                _, bias = add_self_loops(adjacency, bias, 0.0, name="score_bias")
+            adjacency = with_loops
+        return cls(config, params, h_query, query, key, adjacency, x, bias)
 
     def attention_vectors(self) -> list[jax.Array]:
         """What scores a pair."""
@@ -159,6 +179,15 @@ def _checked_edge_features(
     return _of_dtype(config, "edge_features", array, dtype)
 
 
+def _checked_score_bias(
+    config: LayerOptions, score_bias: ArrayLike | None, h: jax.Array
+) -> jax.Array | None:
+    if score_bias is None:
+        return None
+    array = _of_dtype(config, "score_bias", as_array("score_bias", score_bias), h.dtype)
+    return as_score_bias(array, h, config.n_heads, "h")
+
+
 def _of_dtype(config: LayerOptions, name: str, array: jax.Array, dtype: DType) -> jax.Array:
     if config.dtype is None and array.dtype != dtype:
         raise TypeError(
@@ -181,7 +210,7 @@ def _with_edges(
         if adjacency.n_blocks != 1:
             has_key, is_key = (x.reshape(*batch_shape, -1) for x in (has_key, is_key))
     else:
-        mask = jnp.asarray(adjacency)
+        mask = on_jax(adjacency)
         has_key, is_key = mask.any((-2, -1)), mask.any((-3, -1))
     if h_query is h_key:
         used = _masked(h_query, has_key | is_key)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gatv2.jax.adjacency import on_jax
 from gatv2.jax.arrays import ArrayLike
 from gatv2.jax.blocks import lead
 from gatv2.jax.config import FillValue
@@ -19,6 +20,8 @@ def add_self_loops(
     adjacency: Graph | ArrayLike,
     edge_features: jax.Array | None = None,
     fill_value: FillValue = "mean",
+    *,
+    name: str = "edge_features",
 ) -> tuple[Graph | ArrayLike, jax.Array | None]:
     """A graph or mask with one self-loop at each node, and features of edges that fit it.
 
@@ -29,6 +32,7 @@ def add_self_loops(
         fill_value: features of the self-loops: a number, D of them, or a reduction of the features of
             the edges by which a node attends to others. For a node without any they are zero, with "mul"
             one.
+        name: what errors call the features, which may be a bias of the scores.
 
     Returns:
         The graph, whose edges are, in the caller's order, those that are no self-loops and then the
@@ -57,15 +61,15 @@ def add_self_loops(
         loops = adjacency.self_loops()
         if edge_features is None:
             return loops.graph, None
-        _check_rows(edge_features, -2, adjacency.n_edges)
+        _check_rows(edge_features, -2, adjacency.n_edges, name)
         return loops.graph, _of_edges(loops, edge_features, fill_value)
-    loop = jnp.eye(n_queries, dtype=bool)[..., None]
+    adjacency, loop = on_jax(adjacency), jnp.eye(n_queries, dtype=bool)[..., None]
     if edge_features is None:
         return adjacency | lead(loop, adjacency.ndim), None
-    _check_rows(edge_features, -3, n_queries)
-    _check_rows(edge_features, -2, n_keys)
+    _check_rows(edge_features, -3, n_queries, name)
+    _check_rows(edge_features, -2, n_keys, name)
     if isinstance(fill_value, str):
-        is_other = jnp.asarray(adjacency).any(-1, keepdims=True) & ~lead(loop, adjacency.ndim)
+        is_other = adjacency.any(-1, keepdims=True) & ~lead(loop, adjacency.ndim)
         filled = _reduce_masked(edge_features, lead(is_other, edge_features.ndim), fill_value)
         filled = filled[..., None, :]
     else:
@@ -136,9 +140,9 @@ def _reduce_masked(values: jax.Array, is_other: jax.Array, how: str) -> jax.Arra
     return total / jnp.maximum(count, 1).astype(total.dtype) if how == "mean" else total
 
 
-def _check_rows(edge_features: jax.Array, axis: int, expected: int) -> None:
+def _check_rows(edge_features: jax.Array, axis: int, expected: int, name: str) -> None:
     if edge_features.ndim < -axis or edge_features.shape[axis] != expected:
         raise ValueError(
-            f"`edge_features` must have {expected} as dimension {axis}, to be laid out as the graph; "
+            f"`{name}` must have {expected} as dimension {axis}, to be laid out as the graph; "
             f"got {edge_features.shape}"
         )

@@ -4,8 +4,9 @@ e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])
 alpha_ij = softmax over the keys j of query i of e_ij
 out_i = sum over j of dropout(alpha_ij) g_r[j]
 
-With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). Of `[N, M, H, F]` no more
-than a block is held; coefficients, `[N, M, H]`, are held whole.
+With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). With a bias of the scores
+b[i, j] is added to e_ij; where it is -inf there is no edge. Of `[N, M, H, F]` no more than a block is
+held; coefficients, `[N, M, H]`, are held whole.
 """
 
 import math
@@ -31,6 +32,7 @@ def gatv2_attention(
     dropout: float,
     seed: jax.Array | None,
     return_attention: bool,
+    score_bias: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """GATv2 attention: `(out, lse, alpha)`.
 
@@ -47,11 +49,28 @@ def gatv2_attention(
         dropout: probability that a coefficient is dropped.
         seed: uint32 `[2]`, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha.
+        score_bias: b `[*B, N, M, 1 or H]`; or None.
     """
+    mask = without_removed(mask, score_bias)
     query, key, edges = without_padding(query, key, edges, mask)
     scores = gatv2_scores(query, key, attn, edges, negative_slope=negative_slope)
+    scores = add_bias(scores, score_bias, mask)
     out, lse, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
     return out, lse, alpha.astype(key.dtype) if return_attention else None
+
+
+def without_removed(mask: jax.Array, score_bias: jax.Array | None) -> jax.Array:
+    """The mask without the edges that a bias of -inf takes from a head: `[*B, N, M, 1 or H]`."""
+    if score_bias is None:
+        return mask
+    return lead(mask, score_bias.ndim) & (score_bias != -math.inf)
+
+
+def add_bias(scores: jax.Array, score_bias: jax.Array | None, mask: jax.Array) -> jax.Array:
+    """Scores and their bias, of which nothing is read where the mask has no edge for a head."""
+    if score_bias is None:
+        return scores
+    return scores + jnp.where(mask, score_bias, 0).astype(scores.dtype)
 
 
 def gatv2_scores(

@@ -92,15 +92,19 @@ def backward(
     seed: jax.Array,
     adjacency: Adjacency,
     options: Options,
-    with_d_edge_features: bool,
+    wanted: tuple[bool, ...],
 ) -> Arrays:
-    """Gradients of the features; cotangents are of (out, lse, alpha), then the log-sum-exp itself."""
+    """Gradients of the features; cotangents are of (out, lse, alpha), then the log-sum-exp itself.
+
+    Those of what edges have are zeros unless they are `wanted`.
+    """
     backend, arrays, n_blocks = _as_kernel_reads(adjacency, features)
-    edges = features.edges
-    like: Arrays = (features.query, features.key, features.attn)
-    if edges is not None:
-        rows = edges.features if with_d_edge_features else jnp.zeros(0, edges.features.dtype)
-        like += (rows, edges.projection)
+    edges, bias = features.edges, features.score_bias
+    flat: Arrays = (*features[:3], *(edges or ()), *(() if bias is None else (bias,)))
+    of_edges = [*([] if edges is None else [3]), *([] if bias is None else [len(flat) - 1])]
+    like = [
+        jnp.zeros(0, x.dtype) if i in of_edges and not wanted[i] else x for i, x in enumerate(flat)
+    ]
     call = jax.ffi.ffi_call(
         target(backend, "backward"),
         tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like),
@@ -113,15 +117,14 @@ def backward(
         *arrays.values(),
         **_attributes(backend, arrays, n_blocks, options),
     )
-    if edges is None:
-        return tuple(gradients)
-    *others, d_features, d_projection = gradients
-    if not with_d_edge_features:
-        d_features = jnp.zeros_like(edges.features)
-    elif isinstance(adjacency, Graph):
-        is_edge = adjacency.in_callers_order(adjacency.is_edge, axis=0)
-        d_features = jnp.where(is_edge[:, None], d_features, 0)  # padding is not written
-    return *others, d_features, d_projection
+    results = list(gradients)
+    for i in of_edges:
+        if not wanted[i]:
+            results[i] = jnp.zeros_like(flat[i])
+        elif isinstance(adjacency, Graph):
+            is_edge = adjacency.in_callers_order(adjacency.is_edge, axis=0)
+            results[i] = jnp.where(is_edge[:, None], results[i], 0)  # padding is not written
+    return tuple(results)
 
 
 def _attributes(
@@ -145,6 +148,8 @@ def _as_kernel_reads(
             "edge_features": features.edges.features,
             "edge_projection": features.edges.projection,
         }
+    if features.score_bias is not None:
+        edges["score_bias"] = features.score_bias
     if not isinstance(adjacency, Graph):
         return "dense", {"mask": adjacency} | edges, 1
     by_key = adjacency.by_key

@@ -23,6 +23,7 @@ class Options(TypedDict):
     negative_slope: float
     dropout: float
     wants_rows: bool
+    wants_bias_rows: bool
 
 
 _KERNELS: dict[str, ModuleType] = {"sparse": sparse, "dense": dense}
@@ -47,17 +48,21 @@ def backward(
     """Gradients of the features; cotangents are of (out, log-sum-exp, alpha), then the second itself."""
     arguments = _arguments(backend, inputs, arrays, options)
     wide = ArrayCotangents(*map(_wide, cotangents))
-    gradients: tuple[Array, ...] = _KERNELS[backend].backward(wide, arguments)
-    return gradients
+    *gradients, d_features, d_projection, d_bias = _KERNELS[backend].backward(wide, arguments)
+    if "edge_features" in arrays:
+        gradients += (d_features, d_projection)
+    if "score_bias" in arrays:
+        gradients.append(d_bias)
+    return tuple(gradients)
 
 
 def _arguments(
     backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: Options
 ) -> ArrayArguments:
     query, key, attn = map(_wide, inputs)
-    rows, projection = (
+    rows, projection, bias = (
         _wide(arrays[name]) if name in arrays else None
-        for name in ("edge_features", "edge_projection")
+        for name in ("edge_features", "edge_projection", "score_bias")
     )
     if backend == "dense":
         adjacency: dense.Adjacency | sparse.Adjacency = dense.Adjacency(arrays["mask"])
@@ -73,6 +78,7 @@ def _arguments(
         attn=attn,
         edge_features=rows,
         edge_projection=projection,
+        score_bias=bias,
         adjacency=adjacency,
         n_mapped=0,
         n_threads=len(os.sched_getaffinity(0))

@@ -29,8 +29,9 @@ ARRAYS = {
         "key_id",
         "edge_features",
         "edge_projection",
+        "score_bias",
     ),
-    "dense": ("mask", "edge_features", "edge_projection"),
+    "dense": ("mask", "edge_features", "edge_projection", "score_bias"),
 }
 """Arrays that follow the features and the seed in a call, whose attribute `given` has a bit for each."""
 
@@ -70,12 +71,16 @@ def _backward(
         query, key, attn, seed, d_out, d_lse, d_alpha, lse, *rest = call
         arrays = _named(backend, rest, attributes)
         _check(arrays, key.shape[-3])
-        wants_rows = len(gradients) > 3 and gradients[3].size > 0
-        options = _options(seed, attributes, wants_rows=wants_rows)
+        options = _options(
+            seed,
+            attributes,
+            wants_rows="edge_features" in arrays and gradients[3].size > 0,
+            wants_bias_rows="score_bias" in arrays and gradients[-1].size > 0,
+        )
         cotangents = (d_out, d_lse, d_alpha, lse)
         features = (query, key, attn)
         results = launch.backward(backend, cotangents, features, arrays, options)
-        for output, result in zip(gradients, results, strict=False):
+        for output, result in zip(gradients, results, strict=True):
             if output.size:
                 output[...] = result
 
@@ -114,7 +119,9 @@ def _check_index(name: str, index: Array, size: int) -> None:
         raise ValueError(f"`{name}` of the graph must lie in [0, {size}); make graphs with `Graph`")
 
 
-def _options(seed: Array, attributes: Attributes, *, wants_rows: bool) -> "Options":
+def _options(
+    seed: Array, attributes: Attributes, *, wants_rows: bool, wants_bias_rows: bool = False
+) -> "Options":
     low, high = seed.tolist()
     if high >= 2**31:
         high -= 2**32  # the sign of an int64
@@ -124,6 +131,7 @@ def _options(seed: Array, attributes: Attributes, *, wants_rows: bool) -> "Optio
         "negative_slope": attributes["negative_slope"],
         "dropout": attributes["dropout"],
         "wants_rows": wants_rows,
+        "wants_bias_rows": wants_bias_rows,
     }
 
 

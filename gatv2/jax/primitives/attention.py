@@ -1,6 +1,8 @@
 """The three primitives of attention: their shapes, their derivatives, and what calls them."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import compress
 from typing import Unpack
 
@@ -11,6 +13,7 @@ from jax.interpreters import ad
 
 from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.arrays import DType
+from gatv2.jax.blocks import lead
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
 from gatv2.jax.precision import computed_in
@@ -45,14 +48,32 @@ def attend(
     seed: jax.Array | None,
     return_attention: bool,
     must_fuse: bool,
+    score_bias: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """GATv2 attention over a graph or a mask; see the `reference` of `gatv2.jax`'s backends."""
+    features: tuple[jax.Array, ...] = (query, key, attn, *(edges or ()))
+    if score_bias is not None:
+        score_bias, adjacency = _without_head_mask(score_bias, adjacency)
+        features = (*features, score_bias)
     leaves, structure = jax.tree.flatten(adjacency)
-    features = (query, key, attn, *(edges or ()))
     call = Call(structure, len(features), negative_slope, dropout, return_attention, must_fuse)
     words = jnp.zeros(2, jnp.uint32) if seed is None else seed
     out, lse, alpha = attend_p.bind(*features, words, *leaves, call=call, mapped=())
     return out, lse, alpha if return_attention else None
+
+
+def _without_head_mask(score_bias: jax.Array, adjacency: Adjacency) -> tuple[jax.Array, Adjacency]:
+    """A bias that is -inf where a head has no edge, and a graph for all heads: kernels read one mask."""
+    if not isinstance(adjacency, Graph):
+        if adjacency.shape[-1] == 1:
+            return score_bias, adjacency
+        used, adjacency = lead(adjacency, score_bias.ndim), adjacency.any(-1, keepdims=True)
+        return jnp.where(used, score_bias, -math.inf), adjacency
+    if adjacency.head_mask is None:
+        return score_bias, adjacency
+    used = adjacency.in_callers_order(adjacency.head_mask, axis=-2)
+    score_bias = jnp.where(lead(used, score_bias.ndim), score_bias, -math.inf)
+    return score_bias, replace(adjacency, head_mask=None)
 
 
 def _avals_of_results(
@@ -88,7 +109,7 @@ def _tangent_avals(*avals: ShapedArray, call: Call, mapped: Mapped) -> list[Shap
 
 
 def _cotangent_avals(
-    *avals: ShapedArray, call: Call, mapped: Mapped, with_d_edge_features: bool
+    *avals: ShapedArray, call: Call, mapped: Mapped, wanted: tuple[bool, ...]
 ) -> list[ShapedArray]:
     lead = mapped_sizes(mapped, avals)
     return [
@@ -178,7 +199,7 @@ def _tangent_transpose(
         *given,
         call=call,
         mapped=of_cotangents,
-        with_d_edge_features=call.n_features == 5 and is_wanted[3],
+        wanted=tuple(is_wanted),
     )
     return [None] * n_fixed + [
         summed(gradient, [level[n_fixed + i] for level in mapped]) if wanted else None
@@ -191,7 +212,7 @@ def _cotangent_transpose(
     *arrays: Transposed,
     call: Call,
     mapped: Mapped,
-    with_d_edge_features: bool,
+    wanted: tuple[bool, ...],
 ) -> list[jax.Array | None]:
     fixed, own = _known(arrays[:-3]), arrays[-3:]
     n_fixed = len(fixed)

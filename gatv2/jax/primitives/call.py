@@ -24,7 +24,8 @@ class Call:
 
     Attributes:
         adjacency: the structure of the graph's arrays.
-        n_features: number of arrays that are differentiated by: 3, or 5 with features of edges.
+        n_features: number of arrays that are differentiated by: 3, two more with features of edges and
+            their projection, and one with a bias.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability that a coefficient is dropped.
         with_alpha: whether the coefficients are wanted; else they are empty.
@@ -46,8 +47,9 @@ class Call:
     def features(self, arrays: Sequence[jax.Array]) -> Features:
         """The first arrays, by name."""
         query, key, attn = arrays[:3]
-        edges = EdgeInputs(*arrays[3:5]) if self.n_features == 5 else None
-        return Features(query, key, attn, edges)
+        edges = EdgeInputs(*arrays[3:5]) if self.n_features >= 5 else None
+        bias = arrays[self.n_features - 1] if self.n_features % 2 == 0 else None
+        return Features(query, key, attn, edges, bias)
 
     def read(self, arrays: Sequence[jax.Array]) -> tuple[Features, jax.Array, Adjacency]:
         """Features, seed and graph of the arguments of `attend_p`."""
@@ -59,7 +61,7 @@ class Call:
 def attend_plainly(*arrays: jax.Array, call: Call) -> Arrays:
     """`attend_p` by plain JAX: (out, lse, alpha), alpha empty unless it is wanted."""
     features, seed, adjacency = call.read(arrays)
-    query, key, attn, edges = features
+    query, key, attn, edges, score_bias = features
     attention = (
         partial(sparse.gatv2_attention, query, key, attn, adjacency, edges)
         if isinstance(adjacency, Graph)
@@ -70,6 +72,7 @@ def attend_plainly(*arrays: jax.Array, call: Call) -> Arrays:
         dropout=call.dropout,
         seed=seed if call.dropout > 0 else None,
         return_attention=call.with_alpha,
+        score_bias=score_bias,
     )
     return out, lse, jnp.zeros(0, out.dtype) if alpha is None else alpha
 
@@ -103,7 +106,7 @@ def tangent_plainly(*arrays: jax.Array, call: Call) -> Arrays:
     return tangents
 
 
-def cotangent_plainly(*arrays: jax.Array, call: Call, with_d_edge_features: bool) -> Arrays:
+def cotangent_plainly(*arrays: jax.Array, call: Call, wanted: tuple[bool, ...]) -> Arrays:
     """`cotangent_p` by plain JAX.
 
     The arguments are (lse, out), those of `attend_p`, and cotangents of (out, lse, alpha).
@@ -129,10 +132,10 @@ def attend_fused(*arrays: jax.Array, call: Call) -> Arrays:
     return numba_kernel.forward(features, seed, adjacency, call.options)
 
 
-def cotangent_fused(*arrays: jax.Array, call: Call, with_d_edge_features: bool) -> Arrays:
+def cotangent_fused(*arrays: jax.Array, call: Call, wanted: tuple[bool, ...]) -> Arrays:
     """`cotangent_p` by the fused kernels."""
     lse, cotangents = arrays[0], arrays[-3:]
     features, seed, adjacency = call.read(arrays[2:-3])
     return numba_kernel.backward(
-        (*cotangents, lse), features, seed, adjacency, call.options, with_d_edge_features
+        (*cotangents, lse), features, seed, adjacency, call.options, wanted
     )

@@ -22,8 +22,8 @@ class Static(TypedDict):
     """What is static in a primitive's call, besides what `vmap` maps over."""
 
     call: Call
-    with_d_edge_features: NotRequired[bool]
-    """Of `cotangent_p`: whether the gradient of features of edges is wanted."""
+    wanted: NotRequired[tuple[bool, ...]]
+    """Of `cotangent_p`: which gradients are wanted; kernels leave out those of what edges have."""
 
 
 class Lowered(Static):

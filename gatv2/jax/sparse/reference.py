@@ -4,11 +4,13 @@ e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])      for each edge (i, j)
 alpha_ij = softmax over the edges of query i of e_ij
 out_i = sum over the edges of query i of dropout(alpha_ij) g_r[j]
 
-With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). Of `[E, H, F]` no more
-than a block is held; coefficients, `[E, H]`, are held whole.
+With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). With a bias of the scores
+b[i, j] is added to e_ij; where it is -inf there is no edge. Of `[E, H, F]` no more than a block is held;
+coefficients, `[E, H]`, are held whole.
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -23,7 +25,7 @@ from gatv2.jax.random import keep_mask
 
 
 class Block(NamedTuple):
-    """Indices of a block of edges, `[n]`; those of padding are past the end."""
+    """A block of edges: indices `[n]`, of which those of padding are past the end."""
 
     query: jax.Array
     key: jax.Array
@@ -31,6 +33,8 @@ class Block(NamedTuple):
     """The caller's number."""
     repeat: jax.Array
     """0 for the first of parallel edges, 1 for the second, and so on."""
+    is_used: jax.Array | None
+    """`[*B, n, 1 or H]`, the heads that use an edge; None if all do."""
 
 
 def gatv2_attention(
@@ -44,6 +48,7 @@ def gatv2_attention(
     dropout: float,
     seed: jax.Array | None,
     return_attention: bool,
+    score_bias: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """GATv2 attention: `(out, lse, alpha)`.
 
@@ -60,10 +65,40 @@ def gatv2_attention(
         dropout: probability that a coefficient is dropped.
         seed: uint32 `[2]`, the seed of the dropout mask; None if `dropout` is 0.
         return_attention: whether to return alpha.
+        score_bias: b `[*B, E, 1 or H]`, in the caller's order of edges; or None.
     """
+    graph = without_removed(graph, score_bias)
     scores = gatv2_scores(query, key, attn, graph, edges, negative_slope=negative_slope)
+    scores = add_bias(scores, score_bias, graph)
     out, lse, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
     return out, lse, alpha.astype(key.dtype) if return_attention else None
+
+
+def without_removed(graph: Graph, score_bias: jax.Array | None) -> Graph:
+    """The graph without the edges that a bias of -inf takes from a head.
+
+    Its head mask is `[*B, E, 1 or H]`, which is what the functions of this file read.
+    """
+    if score_bias is None:
+        return graph
+    used = of_edges(graph, score_bias) != -math.inf
+    return replace(graph, head_mask=used if graph.head_mask is None else used & graph.head_mask)
+
+
+def add_bias(scores: jax.Array, score_bias: jax.Array | None, graph: Graph) -> jax.Array:
+    """Scores and their bias, of which nothing is read where the graph has no edge for a head."""
+    if score_bias is None:
+        return scores
+    bias = of_edges(graph, score_bias)
+    if graph.head_mask is not None:
+        bias = jnp.where(lead(graph.head_mask, bias.ndim), bias, 0)
+    return scores + bias.astype(scores.dtype)
+
+
+def of_edges(graph: Graph, values: jax.Array) -> jax.Array:
+    """Values `[*B, E, ...]` of the caller's edges in the graph's own order; zero for padding."""
+    number = jnp.where(graph.is_edge, graph.edge_id, graph.n_edges)
+    return gather(values, number, axis=-2)
 
 
 def gatv2_scores(
@@ -80,8 +115,8 @@ def gatv2_scores(
     def scores_of(block: Block) -> jax.Array:
         pair = gather(query, block.query, axis=-3) + gather(key, block.key, axis=-3)
         if edges is not None:
-            pair = pair + edges.project(gather(edges.features, block.edge, axis=-2))
-        return score(pair, attn, negative_slope)
+            pair = pair + edges.project(features_of(edges, block))
+        return score(only_used(pair, block), attn, negative_slope)
 
     blocks = edge_blocks(graph, query)
     return from_blocks(map_blocks(scores_of, blocks), -2, graph.n_edges)
@@ -141,7 +176,8 @@ def _weighted_sum(
         at, weights = block
         if seed is not None:  # of a block too: coefficients that are dropped are not held twice
             weights = jnp.where(keep_of(graph, at, seed, dropout, weights), weights, 0)
-        message = weights[..., None] * gather(value, at.key, axis=-3).astype(weights.dtype)
+        values = only_used(gather(value, at.key, axis=-3), at)
+        message = weights[..., None] * values.astype(weights.dtype)
         return add_to_queries(total, at.query, message, axis=-3)
 
     blocks = edge_blocks(graph, value)
@@ -163,7 +199,24 @@ def edge_blocks(graph: Graph, features: jax.Array) -> Block:
             jnp.where(graph.is_edge, graph.edge_id, graph.n_edges), -1, n_blocks, graph.n_edges
         ),
         into_blocks(graph.multiplicity(), -1, n_blocks),
+        None if graph.head_mask is None else into_blocks(graph.head_mask, -2, n_blocks),
     )
+
+
+def only_used(values: jax.Array, block: Block) -> jax.Array:
+    """Values of a block's edges, `[*B, n, H, F]`; zero where a head does not use one: it may be NaN."""
+    if block.is_used is None:
+        return values
+    return jnp.where(lead(block.is_used[..., None], values.ndim), values, 0)
+
+
+def features_of(edges: EdgeInputs, block: Block) -> jax.Array:
+    """Features of a block's edges, `[*B, n, D]`, zero for those that no head uses."""
+    features = gather(edges.features, block.edge, axis=-2)
+    if block.is_used is None:
+        return features
+    is_used = lead(block.is_used.any(-1, keepdims=True), features.ndim)
+    return jnp.where(is_used, features, 0)
 
 
 def score(pair: jax.Array, attn: jax.Array, negative_slope: float) -> jax.Array:

@@ -15,16 +15,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gatv2.jax.blocks import from_blocks, into_blocks, lead, map_blocks, sum_blocks
+from gatv2.jax.blocks import from_blocks, lead, map_blocks, sum_blocks
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
 from gatv2.jax.sparse.reference import (
     Block,
     add_to_queries,
     edge_blocks,
+    features_of,
     gather,
     keep_of,
+    only_used,
     score,
+    without_removed,
 )
 
 
@@ -35,10 +38,7 @@ class Features(NamedTuple):
     key: jax.Array
     attn: jax.Array
     edges: EdgeInputs | None
-
-
-MaskedBlock = tuple[Block, jax.Array | None]
-"""A block of edges, and which heads use them; None if all do."""
+    score_bias: jax.Array | None
 
 
 def tangent(
@@ -56,30 +56,39 @@ def tangent(
     """The derivatives of (out, lse, alpha); arguments as of `gatv2.jax.sparse.reference`."""
     finite_lse = jnp.where(jnp.isfinite(lse), lse, 0)  # a head without edges: masked below
     edges, d_edges = features.edges, direction.edges
+    bias, d_bias = features.score_bias, direction.score_bias
+    graph = without_removed(graph, bias)
 
     def scores_of(pair: jax.Array, attn: jax.Array) -> jax.Array:
         return score(pair, attn, negative_slope)
 
-    def weights_of(block: MaskedBlock) -> tuple[jax.Array, ...]:
+    def weights_of(at: Block) -> tuple[jax.Array, ...]:
         """p, its derivative, and the values of a block and theirs."""
-        at, is_used = block
-        value, d_value = (gather(x, at.key, axis=-3) for x in (features.key, direction.key))
+        value, d_value = (
+            only_used(gather(x, at.key, axis=-3), at) for x in (features.key, direction.key)
+        )
         pair = gather(features.query, at.query, axis=-3) + value
         d_pair = gather(direction.query, at.query, axis=-3) + d_value
         if edges is not None and d_edges is not None:
-            x, d_x = (gather(of.features, at.edge, axis=-2) for of in (edges, d_edges))
+            x, d_x = (features_of(of, at) for of in (edges, d_edges))
             pair = pair + edges.project(x)
             d_pair = d_pair + edges.project(d_x) + d_edges.project(x)
+        pair, d_pair = only_used(pair, at), only_used(d_pair, at)
         scores, d_scores = jax.jvp(scores_of, (pair, features.attn), (d_pair, direction.attn))
+        is_used = at.is_used
+        if bias is not None and d_bias is not None and is_used is not None:
+            of_block = (gather(b, at.edge, axis=-2).astype(scores.dtype) for b in (bias, d_bias))
+            b, d_b = (jnp.where(is_used, b, 0) for b in of_block)
+            scores, d_scores = scores + b, d_scores + d_b
         # padding reads infinity, and becomes zero
         p = jnp.exp(scores - gather(finite_lse, at.query, axis=-2, fill_value=math.inf))
         if is_used is not None:
             p = jnp.where(lead(is_used, p.ndim), p, 0)
         return p, p * d_scores, value.astype(p.dtype), d_value.astype(p.dtype)
 
-    def add(totals: tuple[jax.Array, jax.Array], block: MaskedBlock) -> tuple[jax.Array, jax.Array]:
-        (total, d_lse), (at, _) = totals, block
-        p, d_p, value, d_value = weights_of(block)
+    def add(totals: tuple[jax.Array, jax.Array], at: Block) -> tuple[jax.Array, jax.Array]:
+        total, d_lse = totals
+        p, d_p, value, d_value = weights_of(at)
         d_lse = add_to_queries(d_lse, at.query, d_p, axis=-2)
         if seed is not None:
             keep = keep_of(graph, at, seed, dropout, p)
@@ -88,16 +97,14 @@ def tangent(
         return add_to_queries(total, at.query, message, axis=-3), d_lse
 
     blocks = edge_blocks(graph, features.query)
-    mask = graph.head_mask
-    of_mask = None if mask is None else into_blocks(mask, -2, blocks.query.shape[0])
     nothing = (jnp.zeros(out.shape, lse.dtype), jnp.zeros(lse.shape, lse.dtype))
-    total, d_lse = sum_blocks(add, nothing, (blocks, of_mask))
+    total, d_lse = sum_blocks(add, nothing, blocks)
     d_out = total / (1 - dropout) - d_lse[..., None] * out.astype(lse.dtype)
     d_alpha = None
     if with_alpha:
         p, d_p = (
             from_blocks(x, -2, graph.n_edges)
-            for x in map_blocks(lambda block: weights_of(block)[:2], (blocks, of_mask))
+            for x in map_blocks(lambda block: weights_of(block)[:2], blocks)
         )
         d_alpha = d_p - p * gather(d_lse, graph.query_index, axis=-2)
         d_alpha = d_alpha.astype(out.dtype)
