@@ -11,8 +11,9 @@ SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
 
+# a file is one process's work: what its fixtures make is made once, and fewer kernels are compiled at once
 test: $(VENV)/dev
-	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 # the kernels for GPUs, interpreted on the CPU, in a process of their own: Triton asks once
 test-triton: $(VENV)/dev
