@@ -18,7 +18,7 @@ from gatv2.graph.adjacency import (
     common_batch_shape,
 )
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
-from gatv2.graph.edge_inputs import check_score_bias
+from gatv2.graph.edge_inputs import check_score_bias, given_of_edges
 from gatv2.graph.graph import Graph
 from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
@@ -242,14 +242,11 @@ class GraphAttention(nn.Module, ABC):
             (dense). With `add_self_loops` the edges of a list are those of
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
-        if isinstance(adj_mat, Part):
-            out, alpha = adj_mat.told(
-                lambda: self._forward(h, adj_mat, edge_features, score_bias, return_attention, seed)
-            )
-        else:
-            out, alpha = self._forward(
-                h, adj_mat, edge_features, score_bias, return_attention, seed
-            )
+
+        def forward() -> tuple[Tensor, Tensor | None]:
+            return self._forward(h, adj_mat, edge_features, score_bias, return_attention, seed)
+
+        out, alpha = adj_mat.told(forward) if isinstance(adj_mat, Part) else forward()
         return out if alpha is None else (out, alpha)
 
     if TYPE_CHECKING:
@@ -461,8 +458,7 @@ class GraphAttention(nn.Module, ABC):
             self._check_kernel_serves(h_query, h_key, adj_mat.local)
             return
         batch_shape = common_batch_shape(adj_mat, h_query.shape[:-2])
-        of_edges = {"edge_features": edge_features, "score_bias": score_bias}
-        given = {name: x for name, x in of_edges.items() if x is not None}
+        given = given_of_edges(edge_features, score_bias)
         for name, x in given.items():
             batch_shape = broadcast_batch(x, adj_mat, batch_shape, name)
         sides = h_query.shape[-2], h_key.shape[-2]

@@ -299,7 +299,8 @@ def gatv2_scores(
     check_slope(negative_slope)
     edges = EdgeInputs.join(edge_features, edge_projection)
     prepared = Prepared.of(query, key, graph, edges, score_bias, flow=flow, backend=backend)
-    query, key, adjacency, edges = prepared.without_removed()[:4]
+    prepared = prepared.without_removed()
+    query, key, adjacency, edges = prepared[:4]
     if isinstance(adjacency, Graph):
         scores = sparse_reference.gatv2_scores(
             query, key, attn, adjacency, negative_slope=negative_slope, edges=edges
@@ -501,11 +502,10 @@ class Prepared(NamedTuple):
         return self._replace(adjacency=dense_reference.without_removed(adjacency, self.score_bias))
 
     def add_bias(self, scores: Tensor) -> Tensor:
-        """Scores and their bias."""
-        adjacency = self.without_removed().adjacency
-        if isinstance(adjacency, Graph):
-            return sparse_reference.add_bias(scores, self.score_bias, adjacency)
-        return dense_reference.add_bias(scores, self.score_bias, adjacency)
+        """Scores and their bias; what that removes is taken out before, by `without_removed`."""
+        if isinstance(self.adjacency, Graph):
+            return sparse_reference.add_bias(scores, self.score_bias, self.adjacency)
+        return dense_reference.add_bias(scores, self.score_bias, self.adjacency)
 
 
 def _gat_scores(

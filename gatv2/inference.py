@@ -9,6 +9,7 @@ from gatv2.base import GraphAttention, NodeFeatures, Projected
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, all_pairs, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
+from gatv2.graph.edge_inputs import given_of_edges
 from gatv2.graph.edges import changed
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.options import check_sizes
@@ -75,8 +76,7 @@ def apply_in_blocks(
     layer.check_score_bias(score_bias, h_query)
     if adj_mat is None:
         adj_mat = all_pairs((h_query.shape[-2], h_key.shape[-2]), score_bias, layer.flow)
-    of_edges = {"edge_features": edge_features, "score_bias": score_bias}
-    given = {name: x for name, x in of_edges.items() if x is not None}
+    given = given_of_edges(edge_features, score_bias)
     graph, given = _prepare(layer, h_query, h_key, adj_mat, given)
     heads = (layer.n_heads, layer.n_hidden)
     key = layer.linear_r(h_key).unflatten(-1, heads)

@@ -64,6 +64,21 @@ def tells_our_names(function: Method) -> Method:
     return cast(Method, checked)
 
 
+def shape_of_all_pairs(sides: tuple[int, int], has_bias: bool, flow: Flow) -> tuple[int, int]:
+    """The rows and columns, as a caller would have them, of a graph that is None: all (query, key).
+
+    Raises:
+        TypeError: no bias of the scores came with it.
+    """
+    if not has_bias:
+        raise TypeError(
+            "the graph is None: pass a mask, an edge index or another form of a graph, or a "
+            "`score_bias` for every query to attend to every key"
+        )
+    n_queries, n_keys = sides
+    return sides if flow == "target_to_source" else (n_keys, n_queries)
+
+
 def check_flow(flow: str) -> None:
     """Raise a ValueError unless `flow` is one of the two directions."""
     if flow not in FLOWS:

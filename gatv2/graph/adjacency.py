@@ -23,7 +23,14 @@ from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.numba.memory import Array as NumPyArray
-from gatv2.options import ADDED, Backend, Flow, check_backend, check_flow
+from gatv2.options import (
+    ADDED,
+    Backend,
+    Flow,
+    check_backend,
+    check_flow,
+    shape_of_all_pairs,
+)
 from gatv2.torch_internals import is_inspectable, made_to_last
 
 Adjacency = Graph | Tensor
@@ -110,13 +117,9 @@ def all_pairs(sides: tuple[int, int], score_bias: Tensor | None, flow: Flow) -> 
     Raises:
         TypeError: no bias of the scores came with it.
     """
-    if score_bias is None:
-        raise TypeError(
-            "the graph is None: pass a mask, an edge index or another form of a graph, or a "
-            "`score_bias` for every query to attend to every key"
-        )
-    shape = sides if flow == "target_to_source" else sides[::-1]
-    return torch.ones(1, dtype=torch.bool, device=score_bias.device).expand(*shape, 1)
+    shape = shape_of_all_pairs(sides, score_bias is not None, flow)
+    device = None if score_bias is None else score_bias.device
+    return torch.ones(1, dtype=torch.bool, device=device).expand(*shape, 1)
 
 
 def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Adjacency:

@@ -51,6 +51,12 @@ def check_edge_inputs(edges: EdgeInputs | None, query: Tensor) -> None:
         )
 
 
+def given_of_edges(edge_features: Tensor | None, score_bias: Tensor | None) -> dict[str, Tensor]:
+    """What a caller gave of the edges, by its name."""
+    of_edges = {"edge_features": edge_features, "score_bias": score_bias}
+    return {name: values for name, values in of_edges.items() if values is not None}
+
+
 def check_score_bias(
     score_bias: Tensor | None, nodes: Tensor, n_heads: int, name: str = "query"
 ) -> None:

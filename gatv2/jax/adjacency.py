@@ -17,7 +17,14 @@ import numpy as np
 from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete
 from gatv2.jax.graph import Graph
 from gatv2.jax.interop import as_jax
-from gatv2.options import ADDED, Backend, Flow, check_backend, check_flow
+from gatv2.options import (
+    ADDED,
+    Backend,
+    Flow,
+    check_backend,
+    check_flow,
+    shape_of_all_pairs,
+)
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO, JAXSparse
@@ -82,12 +89,7 @@ def all_pairs(sides: tuple[int, int], score_bias: ArrayLike | None, flow: Flow) 
     Raises:
         TypeError: no bias of the scores came with it.
     """
-    if score_bias is None:
-        raise TypeError(
-            "the graph is None: pass a mask, an edge index or another form of a graph, or a "
-            "`score_bias` for every query to attend to every key"
-        )
-    shape = sides if flow == "target_to_source" else sides[::-1]
+    shape = shape_of_all_pairs(sides, score_bias is not None, flow)
     return np.broadcast_to(np.True_, (*shape, 1))
 
 

@@ -245,10 +245,10 @@ def gatv2_scores(
     _check_options(negative_slope)
     of_edges = (edge_features, edge_projection, score_bias)
     call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
-    adjacency = call.without_removed()
-    if isinstance(adjacency, Graph):
+    call = call.without_removed()
+    if isinstance(call.adjacency, Graph):
         scores = sparse.gatv2_scores(
-            call.query, call.key, attn, adjacency, call.edges, negative_slope=negative_slope
+            call.query, call.key, attn, call.adjacency, call.edges, negative_slope=negative_slope
         )
     else:
         scores = dense.gatv2_scores(
@@ -335,7 +335,7 @@ def gat_attention(
         backend=backend,
     )
     seed = _seed_of(dropout, seed)
-    scores, adjacency = call.add_bias(scores), call.without_removed()
+    scores, adjacency = call.add_bias(scores), call.adjacency
     if isinstance(adjacency, Graph):
         out, _, alpha = sparse.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
     else:
@@ -398,6 +398,7 @@ def _gat_scores(
     )
     check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
     call = Prepared.of(query, key, graph, score_bias=score_bias, flow=flow, backend=backend)
+    call = call.without_removed()
     features = (call.query, call.key, attn_query, attn_key)
     if isinstance(call.adjacency, Graph):
         scores = sparse.gat_scores(*features, call.adjacency, negative_slope=negative_slope)

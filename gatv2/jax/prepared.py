@@ -96,7 +96,7 @@ class Prepared(NamedTuple):
 
     def scores(self, scores: jax.Array) -> jax.Array:
         """Scores of edges or pairs, with their bias, as the caller sees them."""
-        dtype, adjacency = self.query.dtype, self.without_removed()
+        dtype, adjacency = self.query.dtype, self.adjacency
         scores = self.add_bias(scores)
         if not isinstance(adjacency, Graph):
             return jnp.where(adjacency, scores, -math.inf).astype(dtype)
@@ -104,15 +104,15 @@ class Prepared(NamedTuple):
             scores = jnp.where(adjacency.head_mask, scores, -math.inf)
         return adjacency.in_callers_order(scores, axis=-2).astype(dtype)
 
-    def without_removed(self) -> Adjacency:
-        """The graph without the edges that a bias of -inf takes from a head."""
-        if isinstance(self.adjacency, Graph):
-            return sparse.without_removed(self.adjacency, self.score_bias)
-        return dense.without_removed(self.adjacency, self.score_bias)
+    def without_removed(self) -> "Prepared":
+        """The same without the edges that a bias of -inf takes from a head; for the references."""
+        adjacency = self.adjacency
+        if isinstance(adjacency, Graph):
+            return self._replace(adjacency=sparse.without_removed(adjacency, self.score_bias))
+        return self._replace(adjacency=dense.without_removed(adjacency, self.score_bias))
 
     def add_bias(self, scores: jax.Array) -> jax.Array:
-        """Scores and their bias."""
-        adjacency = self.without_removed()
-        if isinstance(adjacency, Graph):
-            return sparse.add_bias(scores, self.score_bias, adjacency)
-        return dense.add_bias(scores, self.score_bias, adjacency)
+        """Scores and their bias; what that removes is taken out before, by `without_removed`."""
+        if isinstance(self.adjacency, Graph):
+            return sparse.add_bias(scores, self.score_bias, self.adjacency)
+        return dense.add_bias(scores, self.score_bias, self.adjacency)

@@ -32,6 +32,11 @@ def attention_over(
     return attend
 
 
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Normal numbers in float64, which a test rounds to the dtype that it wants."""
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
 def with_few_shapes(inputs: AttentionInputs) -> AttentionInputs:
     """At most three heads of four features: each further tiling is compiled, and tested elsewhere."""
     names = ("query", "key", "attn", "cotangent")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention import attention_over, by, with_few_shapes
+from attention import attention_over, by, normal, with_few_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runnable import RUNNABLE
@@ -25,10 +25,6 @@ from gatv2.testing import (
 )
 
 DIMS = (0, 1, 2, 5, 17)
-
-
-def normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 @st.composite

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention import attention_over, by, with_few_shapes
+from attention import attention_over, by, normal, with_few_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runnable import RUNNABLE
@@ -34,10 +34,6 @@ SPARSE = [kernel for kernel in RUNNABLE if kernel.backend == "sparse"]
 def few(**options: Any) -> st.SearchStrategy[AttentionInputs]:
     """Inputs of few shapes."""
     return attention_inputs(**options).map(with_few_shapes)
-
-
-def normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 @given(edge_index=edge_indices(5, 7), heads=st.sampled_from((1, 2)), data=st.data())
