@@ -75,6 +75,7 @@ def define(
     """
     if name in _defined.functions:
         return _defined.functions[name]
+    launchers = {key: cache(launcher) for key, launcher in launchers.items()}
     schema = ", ".join(_schema(Arguments, adjacency=_schema(adjacency)))
     cotangents = ", ".join(_schema(Cotangents))
     # flags have names of their own in exported programs
@@ -132,7 +133,6 @@ def _launch(
     name: str, adjacency: type[NamedTuple], key: str, launcher: Callable[[], Launcher]
 ) -> None:
     """Have a device's kernels called for its tensors."""
-    launcher = cache(launcher)
 
     def forward(*flat: Argument) -> tuple[Tensor, ...]:
         return launcher().forward(unflatten(flat, adjacency))

@@ -5,7 +5,6 @@ of a kernel on a small graph it only takes time, and more than the kernel does.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -57,9 +56,9 @@ def take_shortcut(
     Args:
         operator: the operator by the dispatcher, for all other calls.
         adjacency: the named tuple of tensors that tells the kernels the graph.
-        launchers: what makes the kernels of a device, by its dispatch key.
+        launchers: what gives the kernels of a device, by its dispatch key; called each time.
     """
-    by_device = {key.lower(): cache(make) for key, make in launchers.items()}
+    by_device = {key.lower(): make for key, make in launchers.items()}
 
     def launcher_for(tensors: tuple[Tensor | None, ...], device: torch.device) -> Launcher | None:
         make = by_device.get(device.type)
