@@ -1,15 +1,18 @@
 """The fused kernels over a dense mask, on arrays: compacted to lists of keys, some rows at a time."""
 
+from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gatv2.dense.numba_mask import MASK_VECTORS, count_edges, list_keys, list_row, row_head_mask
+from gatv2.dense.numba_mask import MASK_VECTORS, count_edges, list_keys, list_row
 from gatv2.numba.arguments import (
+    Buffers,
     EdgeList,
     Flags,
     Floats,
+    HeadMask,
     Index,
     Integers,
     Place,
@@ -20,7 +23,6 @@ from gatv2.numba.arguments import (
     as_edge_features,
     as_problem,
 )
-from gatv2.numba.borrowed import borrowed, keep_alive
 from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch
 from gatv2.numba.compile import inline, kernel
 from gatv2.numba.counting_sort import transpose
@@ -64,10 +66,21 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         n_rows,
         mask.ravel(),
         None if n_mask_heads == 1 else n_mask_heads,
-        launch.bias,
         tuple(x.ravel() for x in results),
+        scratch=partial(_row_buffers, launch, n_keys, n_mask_heads),
     )
     return launch.results(*results)
+
+
+def _row_buffers(launch: Launch, n_keys: int, n_mask_heads: int) -> tuple[Plain, ...]:
+    """What a thread needs for one row: buffers, keys, their alpha, and which heads use them."""
+    tiles = launch.tiles
+    head_mask: Any = launch.bias
+    if n_mask_heads > 1:
+        head_mask = np.zeros(n_keys * tiles.padded[0], np.bool_)
+    n_alpha = n_keys if launch.arguments.wants_rows else 0
+    keys, alpha = empty((n_keys,), np.int32), tiles.empty_heads(n_alpha).ravel()
+    return *new_buffers(tiles), keys, alpha, head_mask
 
 
 def backward(cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
@@ -160,24 +173,27 @@ def _of_edges(
 @kernel
 def _forward(
     chunks: Chunks,
+    buffers: Plain,
+    keys: Integers,
+    row_alpha: Floats,
+    head_mask: HeadMask | None,
     vectors: VectorClasses,
     problem: Plain,
     edges: Plain | None,
     n_rows: Index,
     mask: Flags,
     n_mask_heads: Index | None,
-    bias: Plain | None,
     results: Plain,
 ) -> None:
-    problem, edges = as_problem(borrowed(problem)), as_edge_features(borrowed(edges))
-    results, mask = Results(*borrowed(results)), borrowed(mask)
+    problem, edges, head_mask = (
+        as_problem(problem),
+        as_edge_features(edges),
+        as_head_mask(head_mask),
+    )
+    buffers, results = Buffers(*buffers), Results(*results)
     n_keys, n_heads = problem.block_keys, problem.layout.n_groups * vectors.heads.lanes
-    out, largest, total, alpha = results
-    own_buffers, own_keys = new_buffers(vectors.heads, out), np.empty(n_keys, np.int32)
-    own_alpha = np.empty(n_keys * n_heads if alpha.size > 0 else 0, alpha.dtype)
-    own_head_mask = row_head_mask(n_mask_heads, as_head_mask(bias), n_keys * n_heads)
-    buffers, keys, row_alpha = borrowed(own_buffers), borrowed(own_keys), borrowed(own_alpha)
-    head_mask, row_results = borrowed(own_head_mask), Results(out, largest, total, row_alpha)
+    alpha = results.alpha
+    row_results = Results(results.out, results.largest, results.total, row_alpha)
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         for row in range(n_rows * chunk // chunks[1], n_rows * (chunk + 1) // chunks[1]):
@@ -197,7 +213,6 @@ def _forward(
             if alpha.size > 0:
                 _write_alpha(alpha, row * n_keys * n_heads, n_keys, n_heads, keys[:n], row_alpha)
         chunk = next_chunk(chunks)
-    keep_alive((own_buffers, own_keys, own_alpha, own_head_mask))
 
 
 @inline

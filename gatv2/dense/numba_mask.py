@@ -1,10 +1,9 @@
 """A dense mask, as the fused kernels read it: counted, and compacted to lists of keys."""
 
 import numpy as np
-from numba import types
 
-from gatv2.numba.arguments import Flags, HeadMask, Index, Integers, ScoreBias, VectorClasses
-from gatv2.numba.compile import inline, kernel, overload
+from gatv2.numba.arguments import Flags, HeadMask, Index, Integers, VectorClasses
+from gatv2.numba.compile import inline, kernel
 from gatv2.numba.simd import bits_of, count_bits, load_mask, lowest_bit
 from gatv2.numba.threads import Chunks, next_chunk
 from gatv2.numba.tiles import MASK_LANES
@@ -117,20 +116,6 @@ def list_row(
         return _keys_of_row(vectors, mask, i * n_keys, n_keys, keys, 0, 0)
     begin = i * n_keys * n_mask_heads
     return _keys_of_heads(mask, begin, n_keys, n_mask_heads, keys, 0, 0, head_mask, n_heads)
-
-
-def row_head_mask(
-    n_mask_heads: Index | None, bias: ScoreBias | None, size: Index
-) -> HeadMask | None:
-    """Where a row's head mask goes, if there is one; a bias as it is, which is one of all rows."""
-    raise NotImplementedError("for Numba only")
-
-
-@overload(row_head_mask)
-def _overload_row_head_mask(n_mask_heads, bias, size):  # type: ignore[no-untyped-def]
-    if isinstance(n_mask_heads, types.NoneType):
-        return lambda n_mask_heads, bias, size: bias
-    return lambda n_mask_heads, bias, size: np.zeros(size, np.bool_)
 
 
 @inline

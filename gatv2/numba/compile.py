@@ -15,6 +15,8 @@ from llvmlite import ir
 from numba import njit
 from numba.core import base, extending, typing
 
+from gatv2.numba.inlined import InlinedCompiler
+
 Function = TypeVar("Function", bound=Callable[..., object])
 Decorator = Callable[[Callable[..., object]], Any]
 
@@ -53,10 +55,19 @@ _DIGEST = hashlib.blake2b(
 ).hexdigest()
 
 
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    # A kernel makes no arrays, and Python holds its arguments while it runs. To count references to
+    # them takes longer than a short row, and threads that count those of one array wait for each other.
+    "_nrt": False,
+}
+
+
 def kernel(function: Function) -> Function:
     """`numba.njit` for kernels: without the GIL, cached on disk where a directory can be written."""
     try:
-        compiled = njit(nogil=True, error_model="numpy", cache=True)(function)
+        compiled = njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # neither beside the source nor in the user's cache directory
         return _not_cached(function)
     try:
@@ -156,13 +167,13 @@ _warned_of: set[str] = set()
 def inline(function: Function) -> Function:
     """`numba.njit` for the parts of a kernel: LLVM always inlines them, Python can't call them."""
     return njit(  # type: ignore[no-any-return]
-        nogil=True,
-        error_model="numpy",
         forceinline=True,
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
+        pipeline_class=InlinedCompiler,
+        **_OPTIONS,
     )(function)
 
 
 def _not_cached(function: Function) -> Function:
-    return njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return njit(**_OPTIONS)(function)  # type: ignore[no-any-return]

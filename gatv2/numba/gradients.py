@@ -1,10 +1,12 @@
 """The backward pass over a graph's edges: chunks of queries (CSR), then chunks of keys (CSC)."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gatv2.numba.arguments import (
+    Buffers,
     EdgeFeatures,
     EdgeList,
     Floats,
@@ -25,7 +27,6 @@ from gatv2.numba.arguments import (
     key_ids,
 )
 from gatv2.numba.backward_row import backward_key_row, backward_query_row
-from gatv2.numba.borrowed import borrowed, keep_alive
 from gatv2.numba.call import ArrayCotangents, Launch
 from gatv2.numba.compile import kernel
 from gatv2.numba.head_mask import as_head_mask
@@ -103,6 +104,7 @@ class Gradients:
             per_edge,
             (self.d_query.ravel(), d_attn, None if self.edges is None else self.edges.plain),
             n_copies=launch.n_copies,
+            scratch=partial(new_buffers, tiles),
         )
         run_chunks(
             _backward_keys,
@@ -194,6 +196,7 @@ def _total(launch: Launch, shares: Array) -> Array:
 @kernel
 def _backward_queries(
     chunks: Chunks,
+    buffers: Plain,
     vectors: VectorClasses,
     problem: Plain,
     edges: Plain | None,
@@ -206,12 +209,10 @@ def _backward_queries(
     per_edge: Plain,
     gradients: Plain,
 ) -> None:
-    problem, edges = as_problem(borrowed(problem)), as_edge_features(borrowed(edges))
-    node_ids, query_ptr = as_node_ids(borrowed(node_ids)), borrowed(query_ptr)
-    edge_list, incoming = EdgeList(*borrowed(edge_list)), Incoming(*borrowed(incoming))
-    per_edge, gradients = PerEdge(*borrowed(per_edge)), borrowed(gradients)
-    own_buffers, key_id = new_buffers(vectors.heads, incoming.d_out), key_ids(node_ids)
-    buffers, head_mask = borrowed(own_buffers), as_head_mask(borrowed(head_mask))
+    problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
+    edge_list, head_mask = EdgeList(*edge_list), as_head_mask(head_mask)
+    buffers, incoming, per_edge = Buffers(*buffers), Incoming(*incoming), PerEdge(*per_edge)
+    key_id = key_ids(node_ids)
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
@@ -232,7 +233,6 @@ def _backward_queries(
                 QueryGradients(chunk, *gradients),
             )
         chunk = next_chunk(chunks)
-    keep_alive(own_buffers)
 
 
 @kernel
@@ -247,9 +247,7 @@ def _backward_keys(
     per_edge: Plain,
     gradients: Plain,
 ) -> None:
-    problem, key_order = as_problem(borrowed(problem)), KeyOrder(*borrowed(key_order))
-    per_edge, gradients = PerEdge(*borrowed(per_edge)), borrowed(gradients)
-    d_out, head_mask = borrowed(d_out), borrowed(head_mask)
+    problem, key_order, per_edge = as_problem(problem), KeyOrder(*key_order), PerEdge(*per_edge)
     key_ptr, n_edges = key_order.ptr, key_order.edge.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:

@@ -23,32 +23,28 @@ from gatv2.numba.arguments import (
     Integers,
     Layout,
     Place,
+    Plain,
     Problem,
     Vector,
-    VectorClass,
     VectorClasses,
 )
 from gatv2.numba.compile import inline
 from gatv2.numba.edge_features import add_projection, first_x_of, prefetch_features
 from gatv2.numba.head_mask import add_bias, flags_of
+from gatv2.numba.memory import empty
 from gatv2.numba.philox import LANES, keep_factors
 from gatv2.numba.rows import AHEAD, column_of, heads_at, length_of, signs_at
 from gatv2.numba.simd import group_sum, load, load_mask, prefetch, select, splat, store, store_bits
+from gatv2.numba.tiles import Tiles
 
 BLOCK = 1024  # edges whose scores are held at once
 MAX_WIDTH = 64  # lanes of `flat`, at most
 
 
-@inline
-def new_buffers(heads: VectorClass, like: Floats) -> Buffers:
-    """What a thread needs beside its results, in the dtype of `like`."""
-    size = BLOCK * heads.lanes + MAX_WIDTH
-    return Buffers(
-        np.empty(size, like.dtype),
-        np.empty(size, like.dtype),
-        np.empty(size, like.dtype),
-        np.empty(2 * BLOCK + 6 * LANES, np.uint32),
-    )
+def new_buffers(tiles: Tiles) -> tuple[Plain]:
+    """What a thread needs beside its results: the elements of `Buffers`."""
+    coefficients = (empty((BLOCK * tiles.group + MAX_WIDTH,), tiles.dtype) for _ in range(3))
+    return ((*coefficients, empty((2 * BLOCK + 6 * LANES,), np.uint32)),)
 
 
 @inline
@@ -73,7 +69,6 @@ def score_block(
     group, begin = block.group, block.begin
     layout, last_part = problem.layout, problem.layout.span - 1
     nothing, slopes = splat(tile, 0.0), splat(tile, problem.slope)
-    # arrays that a loop over edges took out of a named tuple would be counted as references, each time
     keys, key_index, first_key = problem.key, edge_list.key, place.first_key
     scores, d_scores, last = buffers.scores, buffers.d_scores, key_index.size - 1
     flags, before = flags_of(head_mask), largest

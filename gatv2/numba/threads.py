@@ -40,9 +40,14 @@ def count_chunks(work: int) -> int:
 
 
 def run_chunks(
-    loop: Callable[..., None], n_threads: int, n_chunks: int, *arguments: object, n_copies: int = 1
+    loop: Callable[..., None],
+    n_threads: int,
+    n_chunks: int,
+    *arguments: object,
+    n_copies: int = 1,
+    scratch: Callable[[], Plain] = tuple,
 ) -> None:
-    """Call `loop(chunks, *arguments)` on several threads: they share out the chunks.
+    """Call `loop(chunks, *scratch(), *arguments)` on several threads: they share out the chunks.
 
     The calling thread works too, and finishes the loop by itself if the others are busy elsewhere.
 
@@ -52,18 +57,19 @@ def run_chunks(
         n_chunks: chunks of a copy.
         arguments: of the kernel.
         n_copies: how often its rows are worked off, for one feature set after another.
+        scratch: makes the arrays that a thread has for itself.
     """
     chunks = np.zeros(1, np.int64), n_chunks * n_copies, n_chunks
     n_helpers = min(n_threads, chunks[1]) - 1
     if n_helpers < 1:
-        loop(chunks, *arguments)
+        loop(chunks, *scratch(), *arguments)
         return
     helpers: list[Future[None]] = []
     with suppress(RuntimeError):  # once the main thread has ended, nobody can be called for help
         submit = _pool(os.getpid()).submit
-        helpers.extend(submit(loop, chunks, *arguments) for _ in range(n_helpers))
+        helpers.extend(submit(loop, chunks, *scratch(), *arguments) for _ in range(n_helpers))
     try:
-        loop(chunks, *arguments)
+        loop(chunks, *scratch(), *arguments)
     finally:
         for helper in helpers:
             if not helper.cancel():

@@ -1,10 +1,12 @@
 """The fused kernels over a graph's edges, on arrays: chunks of queries (CSR) and of keys (CSC)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from gatv2.numba.arguments import (
+    Buffers,
     EdgeList,
     HeadMask,
     Integers,
@@ -16,7 +18,6 @@ from gatv2.numba.arguments import (
     as_problem,
     key_ids,
 )
-from gatv2.numba.borrowed import borrowed, keep_alive
 from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch
 from gatv2.numba.compile import kernel
 from gatv2.numba.counting_sort import transpose
@@ -70,6 +71,7 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         _head_mask(launch, graph) if launch.bias is None else launch.bias,
         tuple(x.ravel() for x in results),
         n_copies=launch.n_copies,
+        scratch=partial(new_buffers, tiles),
     )
     return launch.results(*results)
 
@@ -116,6 +118,7 @@ def _node_ids(graph: Adjacency) -> Plain | None:
 @kernel
 def _forward(
     chunks: Chunks,
+    buffers: Plain,
     vectors: VectorClasses,
     problem: Plain,
     edges: Plain | None,
@@ -125,11 +128,9 @@ def _forward(
     head_mask: HeadMask | None,
     results: Plain,
 ) -> None:
-    problem, edges = as_problem(borrowed(problem)), as_edge_features(borrowed(edges))
-    node_ids, query_ptr = as_node_ids(borrowed(node_ids)), borrowed(query_ptr)
-    edge_list, results = EdgeList(*borrowed(edge_list)), Results(*borrowed(results))
-    own_buffers, key_id = new_buffers(vectors.heads, results.out), key_ids(node_ids)
-    buffers, head_mask = borrowed(own_buffers), as_head_mask(borrowed(head_mask))
+    problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
+    edge_list, head_mask = EdgeList(*edge_list), as_head_mask(head_mask)
+    buffers, results, key_id = Buffers(*buffers), Results(*results), key_ids(node_ids)
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
@@ -141,4 +142,3 @@ def _forward(
                 vectors, problem, edges, key_id, place, edge_list, head_mask, buffers, results
             )
         chunk = next_chunk(chunks)
-    keep_alive(own_buffers)
