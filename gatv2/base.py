@@ -45,9 +45,10 @@ from gatv2.projection import (
     weight_of,
 )
 from gatv2.random import as_seed
+from gatv2.sparse_features import Features, as_features, project
 
 T = TypeVar("T")
-NodeFeatures = Tensor | tuple[Tensor, Tensor]
+NodeFeatures = Features | tuple[Features, Features]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""
 
 
@@ -215,9 +216,10 @@ class GraphAttention(nn.Module, ABC):
         """Attend over the graph.
 
         Args:
-            h: `[*batch, n_nodes, in_features]`. For a bipartite graph the pair of its two sides, in the
-                order of the rows of an edge index: `(h_query, h_key)`, and with
-                `flow="source_to_target"`, as in PyTorch Geometric, `(h_key, h_query)`.
+            h: `[*batch, n_nodes, in_features]`; without a batch it may be a `torch.sparse` or
+                `scipy.sparse` matrix, of which only what it stores is read. For a bipartite graph the
+                pair of its two sides, in the order of the rows of an edge index: `(h_query, h_key)`, and
+                with `flow="source_to_target"`, as in PyTorch Geometric, `(h_key, h_query)`.
             adj_mat: mask `[*batch, n_nodes, n_nodes, 1 or n_heads]`, edge index `[2, n_edges]` or any
                 other form of a graph; `adj_mat[i][j]` lets i attend to j. See
                 :func:`gatv2.functional.gatv2_attention`. For a pair: `n_queries` and `n_keys`. One
@@ -303,13 +305,16 @@ class GraphAttention(nn.Module, ABC):
     def as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
         """Features of queries and of keys, checked."""
         refuse_tracing()
-        if isinstance(h, (tuple, list)) and len(h) == 2:
-            names, (h_query, h_key) = self._by_role(("h[0]", "h[1]")), self._by_role(h)
-        elif isinstance(h, Tensor):
-            names, h_query, h_key = ("h", "h"), h, h
+        if isinstance(h, (tuple, list)):
+            if len(h) != 2:
+                raise TypeError(
+                    f"`h` must be a torch.Tensor or a pair of them; got {len(h)} of them"
+                )
+            names = self._by_role(("h[0]", "h[1]"))
+            h_query, h_key = map(as_features, self._by_role((h[0], h[1])), names)
         else:
-            got = f"{len(h)} of them" if isinstance(h, (tuple, list)) else type(h).__name__
-            raise TypeError(f"`h` must be a torch.Tensor or a pair of them; got {got}")
+            names = ("h", "h")
+            h_query = h_key = as_features(h)
         self._check_features(h_query, names[0], self.linear_l)
         if h_key is not h_query or not self.share_weights:
             self._check_features(h_key, names[1], self.linear_r)
@@ -321,8 +326,6 @@ class GraphAttention(nn.Module, ABC):
         return h_query, h_key
 
     def _check_features(self, h: Tensor, name: str, projection: nn.Module) -> None:
-        if not isinstance(h, Tensor):
-            raise TypeError(f"`{name}` must be a torch.Tensor; got {type(h).__name__}")
         weight, size = weight_and_size(projection)
         if h.ndim < 2 or (size != -1 and h.shape[-1] != size):
             of_both = f": the layer has in_features={self.in_features}" if self._is_pair else ""
@@ -337,7 +340,7 @@ class GraphAttention(nn.Module, ABC):
         if h.dtype != weight.dtype and not torch.is_autocast_enabled(h.device.type):
             raise TypeError(
                 f"`{name}` must have the layer's dtype {weight.dtype}; got {h.dtype}: "
-                "convert one of them with `.to(dtype)`"
+                "convert one of them with `.to(dtype)`, a SciPy matrix with `.astype(dtype)`"
             )
 
     def check_edge_features(self, edge_features: Tensor | None) -> None:
@@ -393,9 +396,9 @@ class GraphAttention(nn.Module, ABC):
             # a call that is refused must not tell the layer its sizes
             self._check_graph(h_query, h_key, adj_mat, edge_features, score_bias)
         heads = (self.n_heads, self.n_hidden)
-        query = linear_l(h_query).unflatten(-1, heads)
+        query = project(linear_l, h_query).unflatten(-1, heads)
         is_same = self.share_weights and h_key is h_query
-        key = query if is_same else linear_r(h_key).unflatten(-1, heads)
+        key = query if is_same else project(linear_r, h_key).unflatten(-1, heads)
         if score_bias is not None:
             score_bias = score_bias.to(query.dtype)
         if not self.add_self_loops:
@@ -485,7 +488,7 @@ class GraphAttention(nn.Module, ABC):
         """The result: heads side by side or their mean, the residual of the queries, the bias."""
         out = out.flatten(-2) if self.is_concat else out.mean(-2)
         if self.linear_residual is not None:
-            out = out + self.linear_residual(h_query)
+            out = out + project(self.linear_residual, h_query)
         if self.bias is not None:
             out = out + self.bias.to(out.dtype)
         return out

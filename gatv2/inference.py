@@ -13,6 +13,7 @@ from gatv2.graph.edge_inputs import given_of_edges
 from gatv2.graph.edges import changed
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.options import check_sizes
+from gatv2.sparse_features import project, take_rows
 from gatv2.torch_internals import refuse_mapped
 
 BLOCK_SIZE = 65_536
@@ -79,13 +80,15 @@ def apply_in_blocks(
     given = given_of_edges(edge_features, score_bias)
     graph, given = _prepare(layer, h_query, h_key, adj_mat, given)
     heads = (layer.n_heads, layer.n_hidden)
-    key = layer.linear_r(h_key).unflatten(-1, heads)
+    key = project(layer.linear_r, h_key).unflatten(-1, heads)
     is_same = layer.share_weights and h_key is h_query
     result = None
     for start in range(0, max(graph.n_queries, 1), block_size):
         rows = slice(start, min(start + block_size, graph.n_queries))
-        own = h_query[..., rows, :]
-        query = key[..., rows, :, :] if is_same else layer.linear_l(own).unflatten(-1, heads)
+        own = take_rows(h_query, rows)
+        query = (
+            key[..., rows, :, :] if is_same else project(layer.linear_l, own).unflatten(-1, heads)
+        )
         part, of_part = _take_queries(graph, rows, given)
         bias = of_part.get("score_bias")
         inputs = Projected(

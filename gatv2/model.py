@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout as drop
 from torch.nn.functional import elu
 
 from gatv2.base import GraphAttention, check_order
@@ -17,6 +16,7 @@ from gatv2.inference import BLOCK_SIZE, apply_in_blocks
 from gatv2.layer import GraphAttentionV2Layer
 from gatv2.options import Backend, Bias, Flow, check_dropout, check_sizes, tells_our_names
 from gatv2.projection import reset_parameters
+from gatv2.sparse_features import Features, as_features, drop_features
 
 
 class LayerOptions(TypedDict, total=False):
@@ -115,7 +115,7 @@ class GATv2(nn.Module):
     @overload
     def forward(
         self,
-        h: Tensor,
+        h: Features,
         adj_mat: object,
         *,
         edge_features: Tensor | None = ...,
@@ -125,7 +125,7 @@ class GATv2(nn.Module):
     @overload
     def forward(
         self,
-        h: Tensor,
+        h: Features,
         adj_mat: object,
         *,
         edge_features: Tensor | None = ...,
@@ -135,7 +135,7 @@ class GATv2(nn.Module):
     @overload
     def forward(
         self,
-        h: Tensor,
+        h: Features,
         adj_mat: object,
         *,
         edge_features: Tensor | None = ...,
@@ -145,7 +145,7 @@ class GATv2(nn.Module):
     @tells_our_names
     def forward(
         self,
-        h: Tensor,
+        h: Features,
         adj_mat: object,
         *,
         edge_features: Tensor | None = None,
@@ -155,7 +155,7 @@ class GATv2(nn.Module):
         """Run all layers over one graph.
 
         Args:
-            h: `[*batch, n_nodes, in_features]`.
+            h: `[*batch, n_nodes, in_features]`, or a sparse matrix, as a layer takes it.
             adj_mat: the graph, in any form that a layer reads.
             edge_features: features of the edges, for layers with `edge_dim`.
             score_bias: what is added to the scores of every layer, as a layer takes it; for one head, or
@@ -166,47 +166,47 @@ class GATv2(nn.Module):
             `[*batch, n_nodes, out_features]`; with `return_attention` the pair of it and the list of the
             layers' coefficients, as :meth:`gatv2.GraphAttentionV2Layer.forward` returns them.
         """
-        graph = self._prepare(h, adj_mat, score_bias)
+        x, graph = self._prepare(h, adj_mat, score_bias)
         coefficients: list[Tensor] = []
         for i, layer in enumerate(self._layers()):
-            h = drop(self.activation(h) if i else h, self.feature_dropout, self.training)
+            x = drop_features(self.activation(x) if i else x, self.feature_dropout, self.training)
             result = layer(
-                h,
+                x,
                 graph,
                 edge_features=edge_features,
                 score_bias=score_bias,
                 return_attention=return_attention,
             )
             if isinstance(result, tuple):
-                h, alpha = result
+                x, alpha = result
                 coefficients.append(alpha)
             else:
-                h = result
-        return (h, coefficients) if return_attention else h
+                x = result
+        return (x, coefficients) if return_attention else x
 
     if TYPE_CHECKING:
         __call__ = forward  # that of `nn.Module` is of any arguments, and returns Any
 
     def embed(
         self,
-        h: Tensor,
+        h: Features,
         adj_mat: object,
         *,
         edge_features: Tensor | None = None,
         score_bias: Tensor | None = None,
     ) -> Tensor:
         """What the last layer sees: `[*batch, n_nodes, hidden_features]`."""
-        graph = self._prepare(h, adj_mat, score_bias)
+        x, graph = self._prepare(h, adj_mat, score_bias)
         for layer in self._layers()[:-1]:
-            h = drop(h, self.feature_dropout, self.training)
-            h = layer(h, graph, edge_features=edge_features, score_bias=score_bias)
-            h = self.activation(h)
-        return h
+            x = drop_features(x, self.feature_dropout, self.training)
+            x = layer(x, graph, edge_features=edge_features, score_bias=score_bias)
+            x = self.activation(x)
+        return x
 
     @torch.no_grad()
     def inference(
         self,
-        h: Tensor,
+        h: Features,
         adj_mat: object,
         *,
         edge_features: Tensor | None = None,
@@ -220,7 +220,7 @@ class GATv2(nn.Module):
         and nothing of another layer.
 
         Args:
-            h: `[*batch, n_nodes, in_features]`.
+            h: `[*batch, n_nodes, in_features]`, or a sparse matrix, as a layer takes it.
             adj_mat: the graph, in any form that a layer reads, but for batches of masks.
             edge_features: features of the edges, for layers with `edge_dim`, in the order of the edges.
             score_bias: what is added to the scores, likewise.
@@ -240,38 +240,42 @@ class GATv2(nn.Module):
             >>> torch.allclose(out, model(h, edge_index), atol=1e-6)
             True
         """
-        graph = self._prepare(h, adj_mat, score_bias)
+        x, graph = self._prepare(h, adj_mat, score_bias)
         layers = self._layers()
         for i, layer in enumerate(layers, start=1):
-            h = apply_in_blocks(
+            x = apply_in_blocks(
                 layer,
-                h,
+                x,
                 graph,
                 edge_features=edge_features,
                 score_bias=score_bias,
                 activation=self.activation if i < len(layers) else None,
                 block_size=block_size,
             )
-        return h
+        return x
 
     def _layers(self) -> list[GraphAttention]:
         return cast(list[GraphAttention], list(self.layers))
 
-    def _prepare(self, h: Tensor, adj_mat: object, score_bias: Tensor | None) -> object:
-        """A list of edges as a `Graph`, for all layers; a mask or a part needs no preparation."""
+    def _prepare(
+        self, h: Features, adj_mat: object, score_bias: Tensor | None
+    ) -> tuple[Tensor, object]:
+        """Features, and a list of edges as a `Graph`, once for all layers.
+
+        A mask or a part needs no preparation.
+        """
         first = self._layers()[0]
         check_order(h, adj_mat)
-        if not isinstance(h, Tensor):
-            raise TypeError(f"`h` must be a torch.Tensor; got {type(h).__name__}")
+        h = as_features(h)
         if is_mask(adj_mat):
             self._check_heads(cast(Tensor, adj_mat), "mask")
         if isinstance(score_bias, Tensor):
             self._check_heads(score_bias, "`score_bias`")
         if adj_mat is None or isinstance(adj_mat, Part) or is_mask(adj_mat) or h.ndim < 2:
-            return adj_mat  # the first layer says what is wrong with `h`
+            return h, adj_mat  # the first layer says what is wrong with `h`
         n_nodes = h.shape[-2]
         sizes = Sizes(n_nodes, n_nodes, first.n_heads, h.shape[:-2], h.device)
-        return as_adjacency(adj_mat, sizes, flow=first.flow, backend="sparse")
+        return h, as_adjacency(adj_mat, sizes, flow=first.flow, backend="sparse")
 
     def _check_heads(self, of_heads: Tensor, name: str) -> None:
         """Raise a ValueError for what is of heads that not all layers have."""

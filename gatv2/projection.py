@@ -62,15 +62,15 @@ def edge_projection(
     of it by the identity.
     """
     weight = weight_of(projection)
-    if weight is not None and _is_plain(projection, plain):
+    if weight is not None and is_plain(projection, plain) and not has_bias(projection):
         return edge_features, weight.unflatten(0, (n_heads, -1))
     projected = projection(edge_features)
     identity = torch.eye(projected.shape[-1], dtype=projected.dtype, device=projected.device)
     return projected, identity.unflatten(0, (n_heads, -1))
 
 
-def _is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
-    """Whether a call is a product with `projection.weight`, and nothing else."""
+def is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
+    """Whether a call is a product with `projection.weight`, plus a bias, and nothing else."""
     hooks = (
         getattr(projection, f"_{name}_hooks")
         for name in ("forward", "forward_pre", "backward", "backward_pre")
@@ -79,7 +79,6 @@ def _is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
         isinstance(projection, plain)
         and type(projection).forward is plain.forward
         and "forward" not in vars(projection)  # some libraries put theirs there
-        and projection.bias is None
         and not any(hooks)
     )
 

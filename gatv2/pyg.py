@@ -19,6 +19,7 @@ from gatv2.graph.adjacency import Sizes, as_adjacency, prepared_once
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.projection import edge_projection
+from gatv2.sparse_features import as_features, project
 
 Result = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 """Features, or the pair of them and `(edge_index, coefficients)`."""
@@ -68,12 +69,11 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         ):
             theirs: Result = super().forward(x, edge_index, edge_attr, return_attention_weights)
             return theirs
-        x_key, x_query = (x, x) if isinstance(x, Tensor) else x
-        _check_features(x_key, x_query)
+        x_key, x_query = _features_of_sides(x)
         heads = (self.heads, self.out_channels)
-        key = self.lin_l(x_key).unflatten(-1, heads)
+        key = project(self.lin_l, x_key, Linear).unflatten(-1, heads)
         is_same = self.share_weights and x_query is x_key
-        query = key if is_same else self.lin_r(x_query).unflatten(-1, heads)
+        query = key if is_same else project(self.lin_r, x_query, Linear).unflatten(-1, heads)
         if is_list:
             graph, edge_attr = self._read_list(edge_index, edge_attr, query, key)
         else:
@@ -95,7 +95,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         )
         out = out.flatten(-2) if self.concat else out.mean(-2)
         if self.res is not None:
-            out = out + self.res(x_query)
+            out = out + project(self.res, x_query, Linear)
         if self.bias is not None:
             out = out + self.bias
         if alpha is None:
@@ -179,11 +179,16 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         return bool(self.explain) or not is_sum or any(hooks) or bool(overridden(self))
 
 
-def _check_features(x_source: object, x_target: object) -> None:
-    for x, name in ((x_source, "sources"), (x_target, "targets")):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"features of {name} must be a torch.Tensor; got {type(x).__name__}")
-        if x.ndim != 2:
+def _features_of_sides(x: Any) -> tuple[Tensor, Tensor]:
+    """Features of sources and of targets, checked; sparse ones in CSR."""
+    if not isinstance(x, (tuple, list)):
+        x = as_features(x, "x")
+        sides = x, x
+    else:
+        sides = as_features(x[0], "x[0]"), as_features(x[1], "x[1]")
+    for features, name in zip(sides, ("sources", "targets"), strict=True):
+        if features.ndim != 2:
             raise ValueError(
-                f"features of {name} must have shape (n_nodes, n_features); got {tuple(x.shape)}"
+                f"features of {name} must have shape (n_nodes, n_features); got {tuple(features.shape)}"
             )
+    return sides

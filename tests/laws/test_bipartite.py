@@ -148,7 +148,7 @@ def test_a_batch_of_pairs(kernel: Kernel) -> None:
                 torch.ones(4, 4, 1),
             ),
             TypeError,
-            "`h[1]` must be a torch.Tensor; got NoneType",
+            "`h[1]` must be a torch.Tensor, dense or sparse, or a scipy.sparse matrix; got NoneType",
         ),
         (
             lambda: GraphAttentionV2Layer(3, 8, 2)(

@@ -182,7 +182,7 @@ CALLS: dict[str, Case] = {
     "features of NumPy": (
         lambda: layer()(H.numpy(), EDGE_INDEX),  # type: ignore[call-overload]
         TypeError,
-        "`h` must be a torch.Tensor or a pair of them; got ndarray",
+        "`h` must be a torch.Tensor, dense or sparse, or a scipy.sparse matrix; got ndarray",
     ),
     "mask of another size": (
         lambda: layer()(H, torch.ones(5, 4, 1)),

@@ -131,6 +131,8 @@ def test_lazy_and_errors() -> None:
     assert model.layers[0].in_features == 5
     with pytest.raises(ValueError, match="in_features=5"):
         model(torch.randn(4, 3), EDGE_INDEX)
-    with pytest.raises(TypeError, match=r"`h` must be a torch\.Tensor; got list"):
+    with pytest.raises(
+        TypeError, match=r"`h` must be a torch\.Tensor, dense or sparse, or .*; got list"
+    ):
         model([1.0], EDGE_INDEX)  # type: ignore[call-overload]
     assert isinstance(model.layers[0], GraphAttentionV2Layer)

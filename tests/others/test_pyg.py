@@ -319,7 +319,7 @@ def test_names_of_their_arguments(call: Any, text: str) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"of sources must have shape \(n_nodes, n_features\)"):
         drop_in(3, 4)(torch.randn(2, 5, 3).double(), EDGE_INDEX)
-    with pytest.raises(TypeError, match=r"features of targets must be a .*; got NoneType"):
+    with pytest.raises(TypeError, match=r"`x\[1\]` must be a torch.Tensor, .*; got NoneType"):
         drop_in((3, 3), 4)((torch.randn(5, 3).double(), None), EDGE_INDEX)
     with pytest.raises(ValueError, match="came to a layer without `edge_dim`"):
         drop_in(3, 4, add_self_loops=False)(

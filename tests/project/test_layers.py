@@ -23,7 +23,7 @@ ORDER = (
     ("dispatch",),
     ("jax", "locality"),
     ("dense", "sparse"),
-    ("operator",),
+    ("operator", "sparse_features"),
     ("graph",),
     ("numba", "random", "tensor_file", "testing", "triton"),
     ("checks", "optional", "options", "philox", "precision", "projection", "torch_internals"),

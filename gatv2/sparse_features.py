@@ -1,0 +1,187 @@
+"""Features of which most are zero: `h` as a sparse matrix, and what a layer does with it.
+
+A bag of words is one per cent words. Its product with a projection's matrix reads what is stored, and so
+does the gradient of that matrix. What comes out is dense, as all that follows.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import embedding_bag
+
+from gatv2.graph.sort import sort_by_key
+from gatv2.projection import is_plain
+from gatv2.torch_internals import without_transforms
+
+
+class SciPyMatrix(Protocol):
+    """A matrix or an array of scipy.sparse, which has no types of its own."""
+
+    def tocsr(self) -> Any: ...  # noqa: D102
+
+
+Features = Tensor | SciPyMatrix
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
+def as_features(h: object, name: str = "h") -> Tensor:
+    """A tensor as it is, but a sparse one, or a sparse matrix of SciPy, in CSR.
+
+    Raises:
+        TypeError: neither a tensor nor a matrix.
+        ValueError: a sparse one has not two dimensions, or a gradient is wanted of it.
+    """
+    if isinstance(h, Tensor):
+        return _of_torch(h, name) if _is_sparse(h) else h
+    scipy_sparse: Any = sys.modules.get(
+        "scipy.sparse"
+    )  # nobody has a matrix of what isn't imported
+    if scipy_sparse is None or not scipy_sparse.issparse(h):
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor, dense or sparse, or a scipy.sparse matrix; "
+            f"got {type(h).__name__}"
+        )
+    matrix: Any = h
+    _check_ndim(matrix.ndim, tuple(matrix.shape), name)
+    matrix = matrix.tocsr()
+    crow, column, value = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
+    return _matrix(crow, column, value, matrix.shape)
+
+
+def project(projection: nn.Module, h: Tensor, plain: type[nn.Module] = nn.Linear) -> Tensor:
+    """What a projection makes of features, dense or in CSR; one that is not plain sees them itself."""
+    if not _is_sparse(h) or not is_plain(projection, plain):
+        projected: Tensor = projection(h)
+        return projected
+    weight: Any = projection.weight
+    bias: Any = projection.bias
+    computed_in = torch.promote_types(weight.dtype, torch.float32)  # there are no products in half
+    with without_transforms():  # which would wrap the matrix, and can't
+        parts = h.crow_indices(), h.col_indices(), h.values().to(computed_in)
+    product = _product(*parts, weight.to(computed_in))
+    device = h.device.type
+    is_autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if is_autocast else weight.dtype
+    return (product if bias is None else product + bias).to(dtype)
+
+
+def drop_features(h: Tensor, probability: float, training: bool) -> Tensor:
+    """Dropout on features; of a matrix in CSR on those that it stores, as the rest is zero anyway."""
+    if not _is_sparse(h):
+        return drop(h, probability, training)
+    if not (training and probability):
+        return h
+    return _matrix(h.crow_indices(), h.col_indices(), drop(h.values(), probability), h.shape)
+
+
+def take_rows(h: Tensor, rows: slice) -> Tensor:
+    """Some rows of features, `[*batch, n_nodes, in_features]` or in CSR."""
+    if not _is_sparse(h):
+        return h[..., rows, :]
+    ptr = h.crow_indices()[rows.start : rows.stop + 1]
+    stored = slice(int(ptr[0]), int(ptr[-1]))
+    shape = (ptr.shape[0] - 1, h.shape[1])
+    return _matrix(ptr - ptr[0], h.col_indices()[stored], h.values()[stored], shape)
+
+
+def _is_sparse(h: Tensor) -> bool:
+    return h.layout != torch.strided and (h.layout in _COMPRESSED or h.layout == torch.sparse_coo)
+
+
+def _of_torch(h: Tensor, name: str) -> Tensor:
+    _check_ndim(h.ndim, tuple(h.shape), name)
+    if h.layout == torch.sparse_coo and h.dense_dim():
+        raise ValueError(
+            f"a sparse `{name}` must store numbers; got {h.dense_dim()} dense dimensions"
+        )
+    if h.requires_grad:
+        raise ValueError(
+            f"a sparse `{name}` must not require a gradient, as what it does not store would have none: "
+            "pass it dense, `.to_dense()`, or detached"
+        )
+    with _quietly():
+        return h if h.layout == torch.sparse_csr else h.to_sparse_coo().to_sparse_csr()
+
+
+def _check_ndim(ndim: int, shape: tuple[int, ...], name: str) -> None:
+    if ndim != 2:
+        raise ValueError(
+            f"a sparse `{name}` must have shape (n_nodes, in_features), without batch dimensions; "
+            f"got {shape}"
+        )
+
+
+def _matrix(crow: Tensor, column: Tensor, value: Tensor, shape: Any) -> Tensor:
+    with _quietly():
+        return torch.sparse_csr_tensor(crow, column, value, tuple(shape), check_invariants=False)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without PyTorch's warning, once a process, that these matrices are new; we use little of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        yield
+
+
+def _product(crow: Tensor, column: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    product: Tensor = _Product.apply(crow, column, value, weight)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _Product(torch.autograd.Function):
+    """`h @ weight.T` of `h` in CSR, whose parts are given: transforms of `torch.func` wrap no matrix.
+
+    The gradient of the weight is the product of `h.T` and the cotangent, so it is one of these again.
+    """
+
+    @staticmethod
+    def forward(crow: Tensor, column: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+        rows = weight.t().contiguous()
+        # faster than a product of PyTorch's sparse matrices, and without their warnings
+        return embedding_bag(
+            column, rows, crow, mode="sum", per_sample_weights=value, include_last_offset=True
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+        *parts, weight = inputs
+        ctx.save_for_backward(*parts)
+        ctx.save_for_forward(*parts)
+        ctx.n_columns = weight.shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[None, None, None, Tensor]:
+        crow, column, value = ctx.saved_tensors
+        row = torch.arange(crow.shape[0] - 1, device=crow.device).repeat_interleave(crow.diff())
+        ptr, stored, row = sort_by_key(crow, column, row.to(column.dtype), ctx.n_columns)
+        return None, None, None, _product(ptr, row, value[stored], d_out.t()).t()
+
+    @staticmethod
+    def jvp(ctx: Any, _crow: None, _column: None, _value: None, d_weight: Tensor) -> Tensor:
+        crow, column, value = ctx.saved_tensors
+        return _product(crow, column, value, d_weight)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        crow: Tensor,
+        column: Tensor,
+        value: Tensor,
+        weight: Tensor,
+    ) -> tuple[Tensor, int]:
+        *of_parts, of_weight = in_dims
+        if of_weight is None or any(dim is not None for dim in of_parts):
+            raise NotImplementedError(
+                "vmap maps over the weights of a projection, not over a sparse `h`: pass it dense"
+            )
+        weights = weight.movedim(of_weight, 0)
+        product = _product(crow, column, value, weights.flatten(0, 1))
+        return product.unflatten(1, weights.shape[:2]), 1

@@ -1,0 +1,241 @@
+"""A sparse `h` gives what the same numbers give dense: results, gradients, under every transform."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+
+from gatv2 import GATv2, GraphAttentionLayer, GraphAttentionV2Layer
+from gatv2.inference import apply_in_blocks
+from gatv2.sparse_features import drop_features, project
+
+N, N_FEATURES = 12, 30
+EDGES = torch.tensor([[0, 1, 1, 5, 7, 7, 11], [3, 2, 1, 0, 7, 8, 4]])
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "csr": Tensor.to_sparse_csr,
+    "csc": Tensor.to_sparse_csc,
+    "bsr": lambda h: h.to_sparse_bsr((2, 3)),
+    "coo": Tensor.to_sparse_coo,
+    "coo, in parts": lambda h: _in_two_parts(h),
+    "csr of int32": lambda h: _with_int32(h.to_sparse_csr()),
+    "scipy csr": lambda h: scipy.sparse.csr_array(h.numpy()),
+    "scipy csc": lambda h: scipy.sparse.csc_matrix(h.numpy()),
+    "scipy coo": lambda h: scipy.sparse.coo_array(h.numpy()),
+}
+
+
+def _in_two_parts(h: Tensor) -> Tensor:
+    """Not coalesced: each entry is the sum of two."""
+    coo = h.to_sparse_coo()
+    rows, values = (
+        torch.cat((coo.indices(),) * 2, 1),
+        torch.cat((0.25 * coo.values(), 0.75 * coo.values())),
+    )
+    return torch.sparse_coo_tensor(rows, values, h.shape)
+
+
+def _with_int32(h: Tensor) -> Tensor:
+    indices = h.crow_indices().int(), h.col_indices().int()
+    return torch.sparse_csr_tensor(*indices, h.values(), h.shape)
+
+
+def features(dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    h = torch.randn(N, N_FEATURES, generator=generator, dtype=torch.float64)
+    h[torch.rand(N, N_FEATURES, generator=generator) < 0.9] = 0
+    h[3] = 0  # a node without any
+    return h.to(dtype)
+
+
+def result_and_gradients(module: nn.Module, h: Any, *graph: Any) -> list[Tensor]:
+    out = module(h, *graph)
+    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return [out, *torch.autograd.grad(out, tuple(module.parameters()), cotangent)]
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y, atol=tolerance, rtol=tolerance)
+
+
+def test_another_matrix_is_told() -> None:
+    layer = GraphAttentionV2Layer(N_FEATURES, 8, 2, dtype=torch.float64).eval()
+    expected = result_and_gradients(layer, features(), EDGES)
+    with pytest.raises(AssertionError):
+        assert_same(result_and_gradients(layer, features(seed=1), EDGES), expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(form: str, dtype: torch.dtype) -> None:
+    h = features(dtype)
+    layer = GraphAttentionV2Layer(N_FEATURES, 8, 2, bias=True, residual=True, dtype=dtype).eval()
+    actual = result_and_gradients(layer, FORMS[form](h), EDGES)
+    assert_same(actual, result_and_gradients(layer, h, EDGES), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        GraphAttentionV2Layer(N_FEATURES, 8, 2, share_weights=True, dtype=torch.float64),
+        GraphAttentionV2Layer(N_FEATURES, 8, 2, add_self_loops=True, dtype=torch.float64),
+        GraphAttentionV2Layer(-1, 8, 2, dtype=torch.float64),
+        GraphAttentionLayer(N_FEATURES, 8, 2, dtype=torch.float64),
+        GATv2(N_FEATURES, 8, 3, n_heads=2, residual=True, dtype=torch.float64),
+    ],
+    ids=["shared", "loops", "lazy", "static", "stack"],
+)
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_layers(layer: nn.Module, has_mask: bool) -> None:
+    h, graph = features(), EDGES
+    if has_mask:
+        graph = torch.zeros(N, N, 1, dtype=torch.bool)
+        graph[tuple(EDGES)] = True
+    layer.eval()
+    actual = result_and_gradients(layer, h.to_sparse_csr(), graph)
+    assert_same(actual, result_and_gradients(layer, h, graph), 1e-12)
+
+
+@pytest.mark.parametrize("sparse_sides", [(True, True), (True, False), (False, True)])
+def test_pairs(sparse_sides: tuple[bool, bool]) -> None:
+    layer = GraphAttentionV2Layer((N_FEATURES, N_FEATURES), 8, 2, dtype=torch.float64).eval()
+    pair = features(), features(seed=1)[:9]
+    sparse = tuple(
+        x.to_sparse_coo() if wants else x for x, wants in zip(pair, sparse_sides, strict=True)
+    )
+    graph = torch.tensor([[0, 4, 11, 11], [8, 0, 1, 2]])
+    actual = result_and_gradients(layer, sparse, graph)
+    assert_same(actual, result_and_gradients(layer, pair, graph), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    h = features(dtype)
+    layer = GraphAttentionV2Layer(N_FEATURES, 8, 2, dtype=dtype)
+    exact = h.double() @ layer.linear_l.weight.double().t()
+    assert torch.equal(project(layer.linear_l, h.to_sparse_csr()), exact.float().to(dtype))
+    assert layer(h.to_sparse_csr(), EDGES).dtype == dtype
+
+
+def test_autocast() -> None:
+    h, layer = features(torch.float32), GraphAttentionV2Layer(N_FEATURES, 8, 2).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = result_and_gradients(layer, h.to_sparse_csr(), EDGES)
+        expected = result_and_gradients(layer, h, EDGES)
+    assert actual[0].dtype == expected[0].dtype == torch.bfloat16
+    assert_same(actual, expected, 0.05)
+
+
+def test_inference_in_blocks() -> None:
+    h = features().to_sparse_csr()
+    model = GATv2(N_FEATURES, 8, 3, n_heads=2, residual=True, dtype=torch.float64).eval()
+    torch.testing.assert_close(model.inference(h, EDGES, block_size=5), model(h, EDGES))
+    layer = GraphAttentionV2Layer((N_FEATURES, N_FEATURES), 8, 2, dtype=torch.float64).eval()
+    blocks = apply_in_blocks(layer, (h, h), EDGES, block_size=5)
+    torch.testing.assert_close(blocks, layer((h, h), EDGES))
+
+
+def test_feature_dropout_is_of_what_is_stored() -> None:
+    h = torch.ones(40, 50).to_sparse_csr()
+    torch.manual_seed(0)
+    dropped = drop_features(h, 0.75, training=True).to_dense()
+    assert set(dropped.unique().tolist()) == {0.0, 4.0}
+    assert 0.2 < (dropped > 0).double().mean() < 0.3
+    assert drop_features(h, 0.75, training=False) is drop_features(h, 0.0, training=True) is h
+    model = GATv2(N_FEATURES, 8, 3, n_heads=2, feature_dropout=0.5, dtype=torch.float64)
+    assert not torch.equal(
+        model(features().to_sparse_csr(), EDGES), model.eval()(features(), EDGES)
+    )
+
+
+def test_transforms() -> None:
+    """Of functions of the parameters: PyTorch's own can't take a matrix in CSR as an argument."""
+    layer = GraphAttentionV2Layer(N_FEATURES, 8, 2, dtype=torch.float64).eval()
+    parameters = {name: x.detach() for name, x in layer.named_parameters()}
+    of_two = {name: torch.stack((x, -2 * x)) for name, x in parameters.items()}
+    weight = parameters["linear_l.weight"]
+
+    def transformed(h: Tensor) -> list[Tensor]:
+        def loss(parameters: dict[str, Tensor]) -> Any:
+            return functional_call(layer, parameters, (h, EDGES)).sin().sum()
+
+        def out(weight: Tensor) -> Any:
+            return functional_call(layer, {**parameters, "linear_l.weight": weight}, (h, EDGES))
+
+        return [
+            *grad(loss)(parameters).values(),
+            *vmap(grad(loss))(of_two).values(),
+            jvp(out, (weight,), (weight.flip(0),))[1],
+            jacrev(jacrev(lambda weight: out(weight)[1].sin().sum()))(weight),
+        ]
+
+    assert_same(transformed(features().to_sparse_csr()), transformed(features()), 1e-11)
+
+
+def test_gradients_of_gradients() -> None:
+    layer = GraphAttentionV2Layer(N_FEATURES, 4, 2, dtype=torch.float64).eval()
+    h = features().to_sparse_csr()
+
+    def out(weight: Tensor) -> Any:
+        return functional_call(layer, {"linear_r.weight": weight}, (h, EDGES))
+
+    weight = layer.linear_r.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(out, (weight,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(out, (weight,), fast_mode=True)
+
+
+def test_a_projection_of_the_users_sees_the_matrix() -> None:
+    h = features()
+    layer = GraphAttentionV2Layer(N_FEATURES, 8, 2, dtype=torch.float64).eval()
+    expected = layer(h, EDGES)
+    seen = []
+    layer.linear_l.register_forward_hook(
+        lambda _module, inputs, _out: seen.append(inputs[0].layout)
+    )
+    torch.testing.assert_close(layer(h.to_sparse_csr(), EDGES), expected)
+    assert seen == [torch.sparse_csr]
+
+
+def test_drop_in_class() -> None:
+    conv = (
+        pytest.importorskip("gatv2.pyg").GATv2Conv(N_FEATURES, 4, 2, residual=True).eval().double()
+    )
+    h = features()
+    actual = result_and_gradients(conv, h.to_sparse_coo(), EDGES)
+    assert_same(actual, result_and_gradients(conv, h, EDGES), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("h", "error", "message"),
+    [
+        (torch.ones(N, 7).to_sparse_csr(), ValueError, r"in_features=30\); got \(12, 7\)"),
+        (
+            torch.ones(2, N, N_FEATURES).to_sparse_coo(),
+            ValueError,
+            r"without batch .* got \(2, 12, 30\)",
+        ),
+        (
+            torch.ones(N, N_FEATURES).to_sparse_coo().requires_grad_(),
+            ValueError,
+            "sparse `h` must not require a gradient, .* `.to_dense\\(\\)`",
+        ),
+        (torch.ones(N, N_FEATURES).to_sparse(1), ValueError, "must store numbers; got 1 dense"),
+        (
+            scipy.sparse.csr_array(np.ones((N, N_FEATURES))),
+            TypeError,
+            r"dtype torch.float32; got torch.float64.* SciPy matrix with `.astype\(dtype\)`",
+        ),
+    ],
+    ids=["size", "batch", "gradient", "hybrid", "dtype"],
+)
+def test_refused(h: Any, error: type[Exception], message: str) -> None:
+    for module in (GraphAttentionV2Layer(N_FEATURES, 8, 2), GATv2(N_FEATURES, 8, 3, n_heads=2)):
+        with pytest.raises(error, match=message):
+            module(h, EDGES)
