@@ -9,18 +9,17 @@ itself would sum them, and the order is that of the summed matrix then. Only an 
 `Graph`) can hold parallel edges.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import remedy_for_edge_index
 from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph
+from gatv2.graph.kept import Reading, prepared_once
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import (
@@ -31,7 +30,7 @@ from gatv2.options import (
     check_flow,
     shape_of_all_pairs,
 )
-from gatv2.torch_internals import is_inspectable, made_to_last
+from gatv2.torch_internals import is_inspectable
 
 Adjacency = Graph | Tensor
 """A prepared graph, or a bool mask `[*batch, n_queries, n_keys, 1 or n_heads]`."""
@@ -128,7 +127,7 @@ def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Ad
     if isinstance(adj_mat, Tensor) and adj_mat.layout == torch.strided:
         if adj_mat.ndim == 2 and adj_mat.dtype != torch.bool:
             _check_is_edge_index(adj_mat, _matrix_shape(sizes, flow))
-            return prepared_once(adj_mat, sizes, flow)
+            return prepare_edge_index(adj_mat, sizes, flow)
         mask = _as_mask(adj_mat, sizes, flow)
         if not wants_graph:
             return mask
@@ -259,38 +258,12 @@ def _check_numbers(mask: Tensor) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """An edge index as it was when it was prepared, and what came of it."""
-
-    edge_index: Tensor
-    n_nodes: tuple[int, int]
-    flow: Flow
-    graph: Graph
-
-
-_prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def prepared_once(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
-    """Prepare an edge index, or find what was prepared from the same tensor with the same values.
-
-    Values are compared and not the tensor's version, which misses writes through NumPy or `.data`:
-    comparing is many times cheaper than preparing.
-    """
-    n_nodes = (sizes.n_queries, sizes.n_keys)
-    if not is_inspectable(edge_index):
-        return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
-    with made_to_last(edge_index):
-        known: _Prepared | None = _prepared.get(edge_index)
-        if (
-            known is not None
-            and (known.n_nodes, known.flow) == (n_nodes, flow)
-            and known.edge_index.dtype == edge_index.dtype
-            and known.edge_index.device == edge_index.device
-            and torch.equal(known.edge_index, edge_index)
-        ):
-            return known.graph
-        graph = Graph.from_edge_index(edge_index, n_nodes, flow=flow)
-        _prepared[edge_index] = _Prepared(edge_index.detach().clone(), n_nodes, flow, graph)
-        return graph
+def prepare_edge_index(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
+    """The graph of an edge index, kept for when it comes again."""
+    reading = Reading((sizes.n_queries, sizes.n_keys), flow)
+    return prepared_once(
+        edge_index,
+        (edge_index,),
+        reading,
+        lambda: Graph.from_edge_index(edge_index, reading.n_nodes, flow=flow),
+    )

@@ -1,7 +1,7 @@
 """A sparse matrix, of PyTorch, SciPy or torch_sparse, as a list of edges in the order of its entries."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gatv2.graph.edge_index import how_to_convert
 from gatv2.graph.graph import Graph
+from gatv2.graph.kept import Reading, prepared_once
 from gatv2.graph.part import Part
 from gatv2.options import Flow
 from gatv2.torch_internals import coo_entries
@@ -16,6 +17,8 @@ from gatv2.torch_internals import coo_entries
 if TYPE_CHECKING:
     from scipy.sparse import sparray, spmatrix
     from torch_sparse import SparseTensor
+
+    from gatv2.numba.memory import Array as NumPyArray
 
     SciPyMatrix: TypeAlias = sparray | spmatrix
     Matrix: TypeAlias = Tensor | SciPyMatrix | SparseTensor
@@ -35,6 +38,8 @@ class _Reader(NamedTuple):
 
     shape: "Callable[[Matrix], tuple[int, ...]]"
     wants_gradient: "Callable[[Matrix], bool]"
+    stored: "Callable[[Matrix], Sequence[Tensor]]"
+    """The tensors that a matrix stores, without a copy; none if it has another form."""
     entries: "Callable[[Matrix], _Entries]"
     summed: "Callable[[Matrix], Matrix]"
     """The matrix with entries of one place summed."""
@@ -63,10 +68,15 @@ def graph_of_matrix(matrix: "Matrix", n_nodes: tuple[int, int], flow: Flow) -> G
     if shape != expected:
         raise ValueError(f"a sparse `adj_mat` must have shape {expected}; got {shape}")
     check_wants_no_gradient(reader.wants_gradient(matrix))
-    graph = _graph_of(reader.entries(matrix), n_nodes, flow)
-    if bool((graph.multiplicity > 0).any()):
-        graph = _graph_of(reader.entries(reader.summed(matrix)), n_nodes, flow)
-    return graph
+
+    def prepare() -> Graph:
+        graph = _graph_of(reader.entries(matrix), n_nodes, flow)
+        if bool((graph.multiplicity > 0).any()):
+            graph = _graph_of(reader.entries(reader.summed(matrix)), n_nodes, flow)
+        return graph
+
+    stored = reader.stored(matrix)
+    return prepared_once(matrix, stored, Reading(n_nodes, flow), prepare) if stored else prepare()
 
 
 def check_wants_no_gradient(wants_gradient: bool) -> None:
@@ -111,17 +121,24 @@ def _reader_of(matrix: object) -> _Reader:
     )
 
 
+def _torch_stored(matrix: Tensor) -> Sequence[Tensor]:
+    matrix = matrix.detach()
+    if matrix.layout == torch.sparse_coo:
+        return coo_entries(matrix)
+    by_row = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
+    ptr = matrix.crow_indices() if by_row else matrix.ccol_indices()
+    return ptr, matrix.col_indices() if by_row else matrix.row_indices(), matrix.values()
+
+
 def _torch_entries(matrix: Tensor) -> _Entries:
     matrix = matrix.detach()
     if matrix.layout == torch.sparse_coo:
         (row, column), value = coo_entries(matrix)
         return _Entries(row, column, value)
     by_row = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
-    ptr = matrix.crow_indices() if by_row else matrix.ccol_indices()
-    minor = matrix.col_indices() if by_row else matrix.row_indices()
+    ptr, minor, value = _torch_stored(matrix)
     major = torch.arange(ptr.shape[0] - 1, device=ptr.device).repeat_interleave(ptr.diff())
     row, column = (major, minor) if by_row else (minor, major)
-    value = matrix.values()
     if value.ndim == 3:  # blocks, each in the order of its own rows
         _, n_rows, n_columns = value.shape
         in_row, in_column = (torch.arange(n, device=value.device) for n in (n_rows, n_columns))
@@ -146,6 +163,20 @@ def _torch_summed(matrix: Tensor) -> Tensor:
     )
 
 
+def _scipy_stored(matrix: "SciPyMatrix") -> Sequence[Tensor]:
+    names = {"coo": ("row", "col", "data")}.get(matrix.format, ("indptr", "indices", "data"))
+    arrays = [getattr(matrix, name, None) for name in names]
+    is_readable = all(_is_readable(array) for array in arrays)
+    return tuple(map(torch.from_numpy, arrays)) if is_readable else ()
+
+
+def _is_readable(array: "NumPyArray | None") -> bool:
+    """Whether PyTorch can read an array where it lies, and without a warning."""
+    if array is None or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        return False
+    return array.dtype.isnative and array.flags.carray
+
+
 def _scipy_entries(matrix: "SciPyMatrix") -> _Entries:
     coo = matrix.tocoo()
     value = coo.data  # in a dtype that PyTorch has
@@ -164,6 +195,10 @@ def _scipy_summed(matrix: "SciPyMatrix") -> "SciPyMatrix":
 
 def _torch_sparse_shape(matrix: "SparseTensor") -> tuple[int, ...]:
     return tuple(matrix.sizes())
+
+
+def _torch_sparse_stored(matrix: "SparseTensor") -> Sequence[Tensor]:
+    return tuple(part for part in matrix.coo() if part is not None)
 
 
 def _torch_sparse_entries(matrix: "SparseTensor") -> _Entries:
@@ -186,18 +221,21 @@ def _is_from(module_name: str, name: str, candidate: object) -> bool:
 _TORCH = _Reader(
     shape=lambda matrix: matrix.shape,
     wants_gradient=lambda matrix: matrix.requires_grad,
+    stored=_torch_stored,
     entries=_torch_entries,
     summed=_torch_summed,
 )
 _SCIPY = _Reader(
     shape=lambda matrix: matrix.shape,
     wants_gradient=lambda _: False,
+    stored=_scipy_stored,
     entries=_scipy_entries,
     summed=_scipy_summed,
 )
 _TORCH_SPARSE = _Reader(
     shape=_torch_sparse_shape,
     wants_gradient=_torch_sparse_wants_gradient,
+    stored=_torch_sparse_stored,
     entries=_torch_sparse_entries,
     summed=lambda matrix: matrix.coalesce(),
 )

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention
+from gatv2.graph.kept import MOST_KEPT, _kept
+from gatv2.options import FLOWS
 from gatv2.testing import assert_agrees, masks
 
 N_NODES, N_HEADS = 7, 3
@@ -118,6 +120,14 @@ def test_queries_and_keys_of_different_number(mask: Tensor) -> None:
     assert_agrees(gatv2_attention(query, key, attn, turned, flow="source_to_target"), expected)
 
 
+MATRICES: dict[str, Callable[[Tensor], Any]] = {
+    "coo": Tensor.to_sparse_coo,
+    "csr": Tensor.to_sparse_csr,
+    "scipy coo": lambda dense: scipy.sparse.coo_array(dense.numpy()),
+    "scipy csr": lambda dense: scipy.sparse.csr_array(dense.numpy()),
+}
+
+
 class TestPreparedOnce:
     """A raw edge index passed again is not prepared again, unless it holds something else by now."""
 
@@ -178,14 +188,49 @@ class TestPreparedOnce:
         assert h.grad is not None
 
     def test_nothing_is_kept_alive(self, prepared: list[Tensor]) -> None:
-        from gatv2.graph.adjacency import _prepared
-
         edge_index = torch.tensor([[0], [1]])
         GraphAttentionV2Layer(3, 4, 2)(torch.randn(3, 3), edge_index)
-        before = len(_prepared)
+        before = len(_kept)
         prepared.clear()
         del edge_index
-        assert len(_prepared) == before - 1
+        assert len(_kept) == before - 1
+
+    def test_readings_do_not_push_one_another_out(self, prepared: list[Tensor]) -> None:
+        edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+        layers = [GraphAttentionV2Layer(3, 4, 2, flow=flow) for flow in FLOWS]
+        for n_nodes in (4, 5, 4, 5):
+            for layer in layers:
+                layer(torch.randn(n_nodes, 3), edge_index)
+        assert len(prepared) == 4
+
+    def test_no_more_than_a_number_are_kept(self, prepared: list[Tensor]) -> None:
+        layer = GraphAttentionV2Layer(3, 4, 2)
+        alive = [torch.tensor([[0, i], [1, 0]]) for i in range(MOST_KEPT + 5)]
+        for edge_index in alive:
+            layer(torch.randn(MOST_KEPT + 5, 3), edge_index)
+        assert len(_kept) == MOST_KEPT
+        n_nodes = [len(readings) for readings in _kept.values()]
+        layer(torch.randn(MOST_KEPT + 5, 3), alive[-1])  # a new one is still known
+        assert len(prepared) == len(alive)
+        for n in range(MOST_KEPT + 6, MOST_KEPT + 20):
+            layer(torch.randn(n, 3), alive[-1])
+        assert sum(n_nodes) <= sum(map(len, _kept.values())) <= sum(n_nodes) + 4
+
+    @pytest.mark.parametrize("form", MATRICES)
+    def test_matrices(self, prepared: list[Tensor], form: str) -> None:
+        matrix = MATRICES[form](torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 3.0], [0.0, 0.0, 0.0]]))
+        layer, h = GraphAttentionV2Layer(3, 4, 2, dropout=0.0), torch.randn(3, 3)
+        before = layer(h, matrix)
+        assert torch.equal(layer(h, matrix), before)
+        n_prepared = len(prepared)
+        values = (
+            matrix.values() if form == "csr" else matrix._values() if form == "coo" else matrix.data
+        )
+        values[1] = 0  # the edge from 0 to 2 is none any more
+        after = layer(h, matrix)
+        assert len(prepared) > n_prepared
+        assert not torch.equal(after[0], before[0])
+        assert torch.equal(after[1:], before[1:])
 
 
 @given(data=st.data())

@@ -1,0 +1,78 @@
+"""Graphs that are kept: an edge index or a sparse matrix that comes again is not prepared again."""
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from gatv2.graph.graph import Graph
+from gatv2.options import Flow
+from gatv2.torch_internals import is_inspectable, made_to_last
+
+MOST_KEPT = 128
+"""Edge indices and matrices whose graphs are kept, the newest ones."""
+_MOST_READINGS = 4
+"""Graphs of one of them, which has been read with other flows or numbers of nodes."""
+
+
+class _Kept(NamedTuple):
+    """What a graph was made of, as it was, and the graph."""
+
+    parts: tuple[Tensor, ...]
+    graph: Graph
+
+
+class Reading(NamedTuple):
+    """How an edge index or a matrix is read."""
+
+    n_nodes: tuple[int, int]
+    flow: Flow
+
+
+_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_lock = Lock()
+
+
+def prepared_once(
+    source: object, parts: Sequence[Tensor], reading: Reading, prepare: Callable[[], Graph]
+) -> Graph:
+    """Prepare a graph, or find the one that was made of the same object with the same values.
+
+    Values are compared and not the versions of tensors, which miss writes through NumPy or `.data`:
+    comparing is many times cheaper than preparing. A graph is kept as long as its source lives, and
+    `MOST_KEPT` newer ones have not come.
+
+    Args:
+        source: an edge index or a matrix.
+        parts: the tensors that it stores.
+        reading: how it is read.
+        prepare: makes the graph.
+    """
+    if not all(map(is_inspectable, parts)):
+        return prepare()
+    with made_to_last(parts[0]):
+        readings: dict[Reading, _Kept] = _kept.get(source, {})
+        kept = readings.get(reading)
+        if kept is not None and all(map(_is_same, kept.parts, parts)):
+            return kept.graph
+        graph = prepare()
+        _keep(source, reading, _Kept(tuple(part.detach().clone() for part in parts), graph))
+        return graph
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+
+
+def _keep(source: object, reading: Reading, kept: _Kept) -> None:
+    with _lock:
+        readings: dict[Reading, _Kept] = _kept.setdefault(source, {})
+        readings.pop(reading, None)
+        while len(readings) >= _MOST_READINGS:
+            del readings[next(iter(readings))]
+        readings[reading] = kept
+        while len(_kept) > MOST_KEPT:
+            del _kept[next(iter(_kept.keys()))]
