@@ -1,4 +1,7 @@
-"""`python -m gatv2`: what a bug report needs. Versions, threads, kernels, and whether they agree."""
+"""`python -m gatv2`: what a bug report needs; `python -m gatv2 compile`: kernels ahead of time.
+
+The report has versions, threads, kernels, and whether they agree.
+"""
 
 import argparse
 import os
@@ -16,6 +19,7 @@ from gatv2 import __version__, dispatch
 from gatv2.dense import reference
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Adjacency
+from gatv2.precompile import BACKENDS, compile_kernels
 from gatv2.testing.assertions import largest_error, value_and_gradients
 
 DISTRIBUTIONS = ("torch", "triton", "numpy", "numba", "scipy", "jax", "torch-geometric")
@@ -26,16 +30,72 @@ SEED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the report; 1 if a kernel disagrees with the formula, else 0.
+    """Do what the command line says; 1 if it went wrong, else 0.
 
     Args:
         arguments: of the command line; by default those of this process.
     """
-    argparse.ArgumentParser(
+    options = _parser().parse_args(arguments)
+    if options.command == "compile":
+        return compile_ahead(options)
+    return report()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="python -m gatv2",
         description="Print what a bug report needs: versions, processor, threads, and the largest error "
         "of each kernel on a small graph. The exit status is 1 if a kernel disagrees with the formula.",
-    ).parse_args(arguments)
+    )
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="[compile]")
+    compiler = commands.add_parser(
+        "compile",
+        help="fill the cache of kernels",
+        description="Compile the kernels for this CPU, so that no first call waits for them. They are "
+        "kept beside the package's sources or in NUMBA_CACHE_DIR.",
+    )
+    compiler.add_argument(
+        "shapes",
+        nargs="*",
+        type=_shape,
+        metavar="HxF",
+        help="heads and features of a head, such as 8x8; by default one shape of each kind there is",
+    )
+    compiler.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    compiler.add_argument("--backend", choices=BACKENDS, action="append", help="both if left out")
+    compiler.add_argument(
+        "--edge-features", action="store_true", help="the kernels for edge features"
+    )
+    return parser
+
+
+def _shape(text: str) -> tuple[int, int]:
+    n_heads, separator, n_hidden = text.partition("x")
+    are_numbers = separator and n_heads.isdecimal() and n_hidden.isdecimal()
+    if not (are_numbers and int(n_heads) and int(n_hidden)):
+        raise argparse.ArgumentTypeError(f"must be heads x features, such as 8x8; got {text!r}")
+    return int(n_heads), int(n_hidden)
+
+
+def compile_ahead(options: argparse.Namespace) -> int:
+    """Compile kernels, with a line for each; 1 if there are none here, else 0."""
+    done = compile_kernels(
+        options.shapes,
+        dtype=getattr(torch, options.dtype),
+        backends=options.backend or BACKENDS,
+        has_edge_features=options.edge_features,
+    )
+    try:
+        for (n_heads, n_hidden), backend in done:
+            print(f"{backend}, {n_heads} heads of {n_hidden}, {options.dtype}", flush=True)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def report() -> int:
+    """Print the report; 1 if a kernel disagrees with the formula, else 0."""
     print_environment()
     print(
         "\nLargest error against the formula, on a small graph: values and gradients, with dropout"

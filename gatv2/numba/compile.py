@@ -5,6 +5,7 @@ are made of many files, so the version of their cache carries a digest of all of
 """
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ overload: Callable[..., Decorator] = extending.overload
 register_model: Callable[..., Decorator] = extending.register_model
 type_callable: Callable[..., Decorator] = extending.type_callable
 unbox: Callable[..., Decorator] = extending.unbox
+
+_LOGGER = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parent.parent
 _PATTERNS = ("numba/*.py", "dense/numba_*.py", "sparse/numba_*.py", "philox.py")
@@ -100,6 +103,8 @@ class _SharedCache:
             code = self._load(signature, target)
             if code is not None:
                 self._release(signature)
+        if code is None:
+            self._say_why_one_waits()
         return code
 
     def save_overload(self, signature: object, compiled: object) -> None:
@@ -149,10 +154,18 @@ class _SharedCache:
     def __getattr__(self, name: str) -> object:
         return getattr(self._cache, name)
 
+    def _say_why_one_waits(self) -> None:
+        if _LOGGER.name not in _told_of:
+            _told_of.add(_LOGGER.name)
+            _LOGGER.warning(
+                "compiling kernels for this CPU, which takes seconds, once: they are kept in %s",
+                self._cache.cache_path,
+            )
+
     def _warn(self, what: str, error: Exception) -> None:
         path = self._cache.cache_path
-        if path not in _warned_of:
-            _warned_of.add(path)
+        if path not in _told_of:
+            _told_of.add(path)
             warnings.warn(
                 f"compiled kernels in {path} can't be {what} ({type(error).__name__}: {error}) and are "
                 "compiled anew: delete the directory, or set NUMBA_CACHE_DIR to another one",
@@ -161,7 +174,7 @@ class _SharedCache:
             )
 
 
-_warned_of: set[str] = set()
+_told_of: set[str] = set()
 
 
 def inline(function: Function) -> Function:

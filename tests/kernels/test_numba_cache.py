@@ -138,7 +138,7 @@ def test_a_damaged_cache_is_a_miss_and_one_warning(
             "flipped": bytes(byte ^ 255 for byte in content),
         }[damage]
     )
-    monkeypatch.setattr(numba_compile, "_warned_of", set())
+    monkeypatch.setattr(numba_compile, "_told_of", set())
     with pytest.warns(RuntimeWarning, match=r"can't be read .* NUMBA_CACHE_DIR") as told:
         twice_of(path)
     assert len(told) == 1
@@ -152,6 +152,20 @@ def test_code_that_cannot_be_kept_runs(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(caching.IndexDataCacheFile, "_save_index", full)
-    monkeypatch.setattr(numba_compile, "_warned_of", set())
+    monkeypatch.setattr(numba_compile, "_told_of", set())
     with pytest.warns(RuntimeWarning, match="can't be written .*No space left on device"):
         twice_of(path)
+
+
+def test_why_one_waits_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(numba_compile, "_told_of", set())
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}_of_a_test.py"
+        path.write_text(SOURCE)
+        twice_of(path)
+        twice_of(path)  # which is loaded
+    (record,) = caplog.records
+    assert record.name == "gatv2.numba.compile"
+    assert str(tmp_path) in record.getMessage()

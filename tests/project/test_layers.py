@@ -16,7 +16,7 @@ ORDER = (
     ("__main__",),
     ("gatv2",),  # whose names come lazily, and which nothing but the report asks for its version
     ("model", "pyg"),
-    ("convert", "dictionary_lookup", "inference", "ranking"),
+    ("convert", "dictionary_lookup", "inference", "precompile", "ranking"),
     ("control", "layer"),
     ("base", "distributed"),
     ("functional",),

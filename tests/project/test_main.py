@@ -1,5 +1,6 @@
 """`python -m gatv2` reports every kernel, and notices one that disagrees."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from runnable import RUNNABLE
 from gatv2 import __main__ as report
 from gatv2 import dispatch
 from gatv2.dispatch import KERNELS, Kernel
+from gatv2.numba.tiles import tiles_of
+from gatv2.precompile import shapes_to_compile
 
 PLAIN = next(kernel for kernel in KERNELS if (kernel.name, kernel.backend) == ("torch", "dense"))
 
@@ -77,3 +80,34 @@ def test_the_environment_is_reported(
     assert "OMP_NUM_THREADS=1" in printed
     assert "SECRET" not in printed
     assert str(Path(report.__file__).parent) in printed
+
+
+def test_kernels_are_compiled_ahead(tmp_path: Path) -> None:
+    """What has been compiled is there for the next process, which compiles nothing."""
+    command = [sys.executable, "-m", "gatv2", "compile", "2x4", "--backend", "sparse"]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for is_first in (True, False):
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=True
+        )
+        assert result.stdout == "sparse, 2 heads of 4, float32\n"
+        assert ("compiling kernels" in result.stderr) is is_first
+
+
+@pytest.mark.parametrize("shape", ["8", "8x", "0x4", "8x-1", "axb"])
+def test_a_shape_that_is_none_is_refused(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["compile", shape])
+    assert "must be heads x features, such as 8x8" in capsys.readouterr().err
+
+
+def test_each_kind_of_shape_is_compiled() -> None:
+    def kind(shape: tuple[int, int], dtype: torch.dtype) -> tuple[int, int]:
+        tiles = tiles_of(*shape, dtype == torch.float64)
+        return tiles.group, tiles.lanes
+
+    for dtype in (torch.float32, torch.float64):
+        kinds = {kind(shape, dtype) for shape in shapes_to_compile(dtype)}
+        assert len(kinds) == len(shapes_to_compile(dtype))
+        for shape in ((1, 1), (3, 7), (8, 8), (4, 32), (1, 256), (12, 64), (64, 2), (16, 16)):
+            assert kind(shape, dtype) in kinds

@@ -1,0 +1,79 @@
+"""Compile the CPU's kernels ahead of their first call: for containers and read-only installations."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gatv2.functional import KernelOptions, gatv2_attention
+from gatv2.numba.support import import_failure
+
+BACKENDS = ("sparse", "dense")
+_MOST_HEADS, _MOST_HIDDEN = 16, 128
+
+Shape = tuple[int, int]
+"""Heads, and features of a head."""
+
+
+def shapes_to_compile(dtype: torch.dtype) -> list[Shape]:
+    """One shape of each kind: those of a kind are computed by the same code.
+
+    Example:
+        >>> len(shapes_to_compile(torch.float32))
+        12
+    """
+    from gatv2.numba.tiles import tiles_of
+
+    of_kind: dict[object, Shape] = {}
+    for n_heads in range(1, _MOST_HEADS + 1):
+        for n_hidden in range(1, _MOST_HIDDEN + 1):
+            tiles = tiles_of(n_heads, n_hidden, dtype == torch.float64)
+            of_kind.setdefault((tiles.group, tiles.lanes), (n_heads, n_hidden))
+    return list(of_kind.values())
+
+
+def compile_kernels(
+    shapes: Sequence[Shape] = (),
+    *,
+    dtype: torch.dtype = torch.float32,
+    backends: Sequence[str] = BACKENDS,
+    has_edge_features: bool = False,
+) -> Iterator[tuple[Shape, str]]:
+    """Compile forward and backward, and say what is done when it is.
+
+    What has been compiled is kept on disk, in the directory of the sources, or in `NUMBA_CACHE_DIR`, or
+    in the user's cache directory; what is there already is only loaded.
+
+    Args:
+        shapes: (heads, features of a head); by default one of each kind, so that all are served.
+        dtype: what is computed in, float32 or float64; half precision is computed in float32.
+        backends: "sparse", "dense", or both.
+        has_edge_features: whether to compile the kernels for edge features, and not those without.
+
+    Raises:
+        RuntimeError: Numba can't be imported.
+
+    Example:
+        >>> for done in compile_kernels([(8, 8)], backends=["sparse"]):
+        ...     print(done)
+        ((8, 8), 'sparse')
+    """
+    if failure := import_failure():
+        raise RuntimeError(f"there are no kernels to compile: {failure}")
+    mask = torch.eye(2, dtype=torch.bool).unsqueeze(-1)
+    graphs = {"sparse": torch.tensor([[0, 1], [0, 1]]), "dense": mask}
+    for n_heads, n_hidden in shapes or shapes_to_compile(dtype):
+        for backend in backends:
+            heads = (n_heads, n_hidden)
+
+            def ones(*shape: int) -> Tensor:
+                return torch.ones(shape, dtype=dtype, requires_grad=True)
+
+            options: KernelOptions = {"kernel": "numba"}
+            if has_edge_features:
+                options["edge_features"] = ones(*((2,) if backend == "sparse" else (2, 2)), 1)
+                options["edge_projection"] = ones(*heads, 1)
+            query, key, attn = ones(2, *heads), ones(2, *heads), ones(*heads)
+            out = gatv2_attention(query, key, attn, graphs[backend], **options)
+            out.backward(torch.ones_like(out))
+            yield heads, backend
