@@ -57,7 +57,10 @@ def refuse_mapped(tensor: Tensor, remedy: str) -> None:
 
 def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
     """For what is made of `tensor` and kept: it outlives the active transforms and inference mode."""
-    return _beneath_transforms() if is_inspectable(tensor) else nullcontext()
+    if not is_inspectable(tensor):
+        return nullcontext()
+    is_lasting = not (torch.is_inference_mode_enabled() or is_transformed())
+    return nullcontext() if is_lasting else _beneath_transforms()
 
 
 @contextmanager

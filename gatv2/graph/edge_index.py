@@ -10,7 +10,6 @@ from torch import Tensor
 
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow
-from gatv2.torch_internals import is_inspectable
 
 _CHUNK = 1 << 22  # indices that are looked at in one go
 
@@ -22,7 +21,8 @@ def read_edge_index(
 ) -> tuple[Tensor, Tensor, int, int]:
     """Queries and keys of the edges, views of `edge_index`; number of queries, number of keys.
 
-    Arguments and errors are those of `gatv2.Graph.from_edge_index`.
+    Arguments and errors are those of `gatv2.Graph.from_edge_index`, but for indices past the end, which
+    who sorts the edges finds.
     """
     check_flow(flow)
     if not isinstance(edge_index, Tensor):
@@ -32,9 +32,6 @@ def read_edge_index(
     if flow == "source_to_target":
         query, key = key, query
     n_queries, n_keys = _read_sizes(n_nodes)
-    if is_inspectable(edge_index):
-        _check_range(query, n_queries, "query")
-        _check_range(key, n_keys, "key")
     return query, key, n_queries, n_keys
 
 
@@ -138,6 +135,12 @@ def _as_tensor(array: NumPyArray) -> Tensor:
     if not is_readable:
         array = array.astype(array.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Unlocked(array)))
+
+
+def check_ranges(query: Tensor, key: Tensor, n_queries: int, n_keys: int) -> None:
+    """Raise an IndexError for the first edge with a query or a key that there is not."""
+    _check_range(query, n_queries, "query")
+    _check_range(key, n_keys, "key")
 
 
 def _check_range(index: Tensor, n_nodes: int, role: str) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from gatv2.graph.edge_index import check_ranges
 from gatv2.numba.support import import_failure
 from gatv2.torch_internals import (
     fits_int32,
@@ -15,16 +16,26 @@ from gatv2.torch_internals import (
 def sort_edges(
     query: Tensor, key: Tensor, n_queries: int, n_keys: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sort by (query, key), stably: query_ptr, key_index, query_index, edge_id."""
+    """Sort by (query, key), stably: query_ptr, key_index, query_index, edge_id.
+
+    Raises:
+        IndexError: an index is negative or past the end.
+    """
     if _has_counting_sort(query):
         from gatv2.numba import counting_sort
 
         with without_transforms():  # which would wrap every new tensor
-            arrays = counting_sort.sort_edges(
-                query.detach().numpy(), key.detach().numpy(), n_queries, n_keys
-            )
+            try:
+                arrays = counting_sort.sort_edges(
+                    query.detach().numpy(), key.detach().numpy(), n_queries, n_keys
+                )
+            except IndexError:
+                check_ranges(query, key, n_queries, n_keys)  # which says more
+                raise
             ptr, key_index, query_index, edge_id = map(torch.from_numpy, arrays)
         return ptr, key_index, query_index, edge_id
+    if is_inspectable(query):
+        check_ranges(query, key, n_queries, n_keys)
     counts = query.shape[0], n_queries, n_keys
     dtype = torch.int32 if all(map(fits_int32, counts)) else torch.int64
     query, key = query.to(dtype), key.to(dtype)
