@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks import everyday
 from benchmarks.cases import CASES, QUICK, Case
 from benchmarks.measure import (
     check_agreement,
@@ -23,6 +24,7 @@ def main() -> None:
     """Parse the command line, measure, report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small graphs, in seconds")
+    parser.add_argument("--everyday", action="store_true", help="what people run first, instead")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -30,6 +32,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.everyday:
+        measure_everyday(options)
+        return
     cases = [case for case in (QUICK if options.quick else CASES) if options.only in case.name]
     rows: list[Row] = []
     progress = tqdm(cases, unit="case")
@@ -38,9 +44,17 @@ def main() -> None:
         seconds = 1.0 if options.quick else options.seconds
         rows += measure(case, seconds, has_memory=not options.no_memory, tick=progress.refresh)
     print(as_table(rows))
-    options.output.mkdir(parents=True, exist_ok=True)
     append_csv(rows, options.output / "benchmarks.csv")
     draw(rows, options.output / "benchmarks.png")
+
+
+def measure_everyday(options: argparse.Namespace) -> None:
+    """A row for each piece of work of `benchmarks.everyday`."""
+    works = [work for work in everyday.works() if options.only in work.name]
+    progress = tqdm(works, unit="case")
+    rows = [everyday.measure(work, options.seconds, progress.refresh) for work in progress]
+    print(as_table(rows, everyday.COLUMNS))
+    append_csv(rows, options.output / "everyday.csv", everyday.COLUMNS)
 
 
 def measure(case: Case, seconds: float, *, has_memory: bool, tick: Any) -> list[Row]:

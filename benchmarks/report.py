@@ -17,14 +17,14 @@ Row = dict[str, Any]
 COLUMNS = ("case", "who", "forward ms", "forward x", "step ms", "step x", "peak MB")
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: Row, columns: Sequence[str] = COLUMNS) -> list[str]:
     """A row's entries to three digits, for a person."""
-    return [_text(row.get(name)) for name in COLUMNS]
+    return [_text(row.get(name)) for name in columns]
 
 
-def as_table(rows: list[Row]) -> str:
+def as_table(rows: list[Row], columns: Sequence[str] = COLUMNS) -> str:
     """The rows as aligned text; `x` is how many times as fast as the first rival."""
-    lines = [list(COLUMNS), *map(cells, rows)]
+    lines = [list(columns), *(cells(row, columns) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     header, *body = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     return "\n".join([header, "-" * len(header), *body])

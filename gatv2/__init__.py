@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gatv2.graph import Graph
     from gatv2.layer import GraphAttentionV2Layer
     from gatv2.model import GATv2
+    from gatv2.numba.scratch import release_scratch
 
 __all__ = [
     "GATv2",
@@ -37,6 +38,7 @@ __all__ = [
     "GraphAttentionLayer",
     "GraphAttentionV2Layer",
     "gatv2_attention",
+    "release_scratch",
     "select_kernel",
 ]
 __version__ = "0.1.0"
@@ -47,6 +49,7 @@ _FILES = {
     "GraphAttentionLayer": "gatv2.control",
     "GraphAttentionV2Layer": "gatv2.layer",
     "gatv2_attention": "gatv2.functional",
+    "release_scratch": "gatv2.numba.scratch",
     "select_kernel": "gatv2.dispatch",
 }
 _SUBMODULES = (

@@ -33,6 +33,7 @@ from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import place_of, rows_of
 from gatv2.numba.scores import new_buffers
+from gatv2.numba.scratch import scratch
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
 
@@ -80,46 +81,48 @@ class Gradients:
         """
         launch, tiles = self.launch, self.launch.tiles
         n_edges, n_threads = edge_list[0].size, launch.arguments.n_threads
-        weights = tiles.empty_heads(launch.n_copies, n_edges, 2).ravel()
-        signs = empty((launch.n_copies * n_edges * tiles.length // 8,), np.uint8)
-        per_edge, d_attn = (weights, signs), self.d_attn.ravel()
+        n_weights = launch.n_copies * n_edges * 2 * tiles.padded[0] * tiles.dtype.itemsize
+        n_signs = launch.n_copies * n_edges * tiles.length // 8
+        d_attn = self.d_attn.ravel()
         mask_or_bias: Any = head_mask
         if launch.bias is not None:
             mask_or_bias = (*launch.bias[:-1], self.d_bias.ravel())
             # of which the pass over keys asks only whether there is one
             head_mask = np.empty(0, np.bool_) if launch.bias[3] else None
-        run_chunks(
-            _backward_queries,
-            n_threads,
-            self.n_chunks,
-            tiles.vectors,
-            launch.problem,
-            launch.plain_edges,
-            node_ids,
-            self.first_query,
-            query_ptr,
-            edge_list,
-            mask_or_bias,
-            (self.d_out, self.d_lse, d_alpha, self.lse),
-            per_edge,
-            (self.d_query.ravel(), d_attn, None if self.edges is None else self.edges.plain),
-            n_copies=launch.n_copies,
-            scratch=partial(new_buffers, tiles),
-        )
-        run_chunks(
-            _backward_keys,
-            n_threads,
-            self.n_chunks,
-            tiles.vectors,
-            launch.problem,
-            self.first_query,
-            key_order,
-            head_mask,
-            self.d_out,
-            per_edge,
-            (self.d_key.ravel(), self.first_query > 0, d_attn),
-            n_copies=launch.n_copies,
-        )
+        with scratch(n_weights + n_signs) as memory:
+            per_edge = memory[:n_weights].view(tiles.dtype), memory[n_weights:]
+            run_chunks(
+                _backward_queries,
+                n_threads,
+                self.n_chunks,
+                tiles.vectors,
+                launch.problem,
+                launch.plain_edges,
+                node_ids,
+                self.first_query,
+                query_ptr,
+                edge_list,
+                mask_or_bias,
+                (self.d_out, self.d_lse, d_alpha, self.lse),
+                per_edge,
+                (self.d_query.ravel(), d_attn, None if self.edges is None else self.edges.plain),
+                n_copies=launch.n_copies,
+                scratch=partial(new_buffers, tiles),
+            )
+            run_chunks(
+                _backward_keys,
+                n_threads,
+                self.n_chunks,
+                tiles.vectors,
+                launch.problem,
+                self.first_query,
+                key_order,
+                head_mask,
+                self.d_out,
+                per_edge,
+                (self.d_key.ravel(), self.first_query > 0, d_attn),
+                n_copies=launch.n_copies,
+            )
         self.first_query += query_ptr.size - 1
 
     def results(self) -> tuple[Array, ...]:

@@ -3,8 +3,7 @@
 `torch.empty`, `numpy.empty` and their like give whatever was there, often zeros, so a kernel that reads
 it may pass its tests for years. Here all bits of new memory are set: NaN, -1 or True.
 
-Only what the package's Python calls is seen. Code that Numba has compiled calls no Python: `np.empty` in
-a kernel gives memory as it was, in every test.
+Only what the package's Python calls is seen; kernels make no memory.
 """
 
 import sys

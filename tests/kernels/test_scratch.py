@@ -1,0 +1,106 @@
+"""Memory that is kept between calls: nobody's twice, bounded, never read before it is written."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gatv2 import gatv2_attention, release_scratch
+from gatv2.numba import scratch as module
+from gatv2.numba.scratch import scratch
+
+N_BYTES = 1 << 23
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept() -> Iterator[None]:
+    release_scratch()
+    yield
+    release_scratch()
+
+
+def gradients(seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).requires_grad_()
+
+    inputs = normal(50, 2, 8), normal(50, 2, 8), normal(2, 8)
+    graph = torch.randint(50, (2, 400), generator=generator)
+    out = gatv2_attention(*inputs, graph, kernel="numba")
+    cotangent = torch.randn(out.shape, generator=generator)
+    return list(torch.autograd.grad(out, inputs, cotangent))
+
+
+def test_it_is_kept_and_released() -> None:
+    with scratch(N_BYTES) as memory:
+        address = memory.ctypes.data
+        assert memory.shape == (N_BYTES,)
+        assert not module._kept
+    with scratch(N_BYTES - 5) as memory:
+        assert memory.ctypes.data == address
+    release_scratch()
+    assert not module._kept
+
+
+def test_nobody_has_anothers() -> None:
+    with scratch(N_BYTES) as one, scratch(N_BYTES) as other:
+        one.fill(1)
+        other.fill(2)
+        assert one.all()
+        assert (one == 1).all()
+    with scratch(N_BYTES // 2) as one, scratch(N_BYTES // 2) as other:
+        assert not np.shares_memory(one, other)
+
+
+def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_KEPT", 3 * N_BYTES)
+    with scratch(N_BYTES), scratch(N_BYTES), scratch(N_BYTES), scratch(N_BYTES):
+        pass
+    assert sum(map(len, module._kept)) == 3 * N_BYTES
+    with scratch(4 * N_BYTES):
+        pass
+    assert sum(map(len, module._kept)) <= 3 * N_BYTES
+
+
+def test_an_error_gives_it_back() -> None:
+    with pytest.raises(ZeroDivisionError), scratch(N_BYTES):
+        raise ZeroDivisionError
+    assert len(module._kept) == 1
+
+
+@pytest.mark.parametrize("left", [0, 255])
+def test_what_was_left_there_is_not_read(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = gradients(0)
+    monkeypatch.setattr(module, "_LEAST_KEPT", 1)
+    with scratch(N_BYTES) as memory:
+        memory.fill(left)
+    assert all(map(torch.equal, gradients(0), expected))
+    (kept,) = module._kept
+    assert len(kept) == N_BYTES
+    assert any(byte != left for byte in kept[:1000])  # it has been used
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [gradients(seed) for seed in range(8)]
+    monkeypatch.setattr(module, "_LEAST_KEPT", 1)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for actual, one in zip(pool.map(gradients, range(8)), expected, strict=True):
+                assert all(map(torch.equal, actual, one))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_has_its_own() -> None:
+    with scratch(N_BYTES) as memory:
+        memory.fill(1)
+        child = os.fork()
+        if child == 0:
+            memory.fill(2)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert (memory == 1).all()
