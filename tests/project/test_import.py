@@ -133,6 +133,7 @@ def test_public_names() -> None:
         "GraphAttentionLayer",
         "GraphAttentionV2Layer",
         "gatv2_attention",
+        "release_scratch",
         "select_kernel",
     ]
     for name in gatv2.__all__:
