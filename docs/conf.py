@@ -23,13 +23,13 @@ copyright = "2026, the gatv2 authors"  # noqa: A001
 release = version = gatv2.__version__
 
 extensions = [
-    "mathml",
     "picture",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinxcontrib.katex",
 ]
 exclude_patterns = ["_figures"]
 nitpicky = True
@@ -88,7 +88,7 @@ html_theme = "furo"
 pygments_dark_style = "github-dark"
 html_title = f"gatv2 {release}"
 html_static_path = ["_static"]
-html_math_renderer = "mathml"
+katex_css_path = "katex/katex.min.css"  # with its fonts: pages need no network either
 html_css_files = ["gatv2.css"]
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1f5fa8", "color-brand-content": "#1f5fa8"},

@@ -17,9 +17,11 @@ class GraphAttentionV2Layer(GraphAttention):
 
     .. math::
 
-        e_{ij} = a \cdot \mathrm{LeakyReLU}(W_l h_i + W_r h_j), \qquad
-        \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
-        h'_i = \sum_{j \in N_i} \alpha_{ij} W_r h_j
+        \begin{aligned}
+        e_{ij} &= a \cdot \mathrm{LeakyReLU}(W_l h_i + W_r h_j) \\
+        \alpha_{ij} &= \mathrm{softmax}_{j \in N_i}(e_{ij}) \\
+        h'_i &= \sum_{j \in N_i} \alpha_{ij} W_r h_j
+        \end{aligned}
 
     for each head; :math:`N_i` are the j with `adj_mat[i][j]`. Heads are concatenated or averaged. A
     node without neighbours gives zeros.

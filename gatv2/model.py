@@ -41,8 +41,10 @@ class GATv2(nn.Module):
 
     .. math::
 
-        h^{(l+1)} = \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big), \qquad
-        \mathrm{out} = \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+        \begin{aligned}
+        h^{(l+1)} &= \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big) \\
+        \mathrm{out} &= \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+        \end{aligned}
 
     Hidden layers concatenate their heads, and the last averages its own. A list of edges is sorted once
     for all of them.

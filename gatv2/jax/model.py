@@ -32,8 +32,10 @@ class GATv2:
 
     .. math::
 
-        h^{(l+1)} = \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big), \qquad
-        \mathrm{out} = \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+        \begin{aligned}
+        h^{(l+1)} &= \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big) \\
+        \mathrm{out} &= \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+        \end{aligned}
 
     Hidden layers concatenate their heads, and the last averages its own. Parameters have the names of
     the PyTorch model's state dict, so :func:`gatv2.jax.from_torch` gives them for a
