@@ -1,16 +1,21 @@
 """Sphinx: `make docs`, or `python -m sphinx -n -W docs build/docs`. Nothing is fetched."""
 
+import os
 import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
 sys.path += [str(DOCS), str(DOCS.parent), str(DOCS.parent / "examples")]
 
+os.environ["TQDM_DISABLE"] = "1"  # read by the next line
+
 import figures  # noqa: E402
 import jax  # noqa: E402
 import torch  # noqa: E402
 
 import gatv2  # noqa: E402
+
+jax.config.update("jax_platforms", "cpu")  # or it tells which others it does not find
 
 # the names under which their own documentation has them
 jax.Array.__module__, jax.Array.__qualname__ = "jax", "Array"
@@ -23,15 +28,15 @@ copyright = "2026, the gatv2 authors"  # noqa: A001
 release = version = gatv2.__version__
 
 extensions = [
-    "picture",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
     "sphinxcontrib.katex",
 ]
-exclude_patterns = ["_figures"]
+exclude_patterns = ["_figures", "gallery/*.py"]
 nitpicky = True
 # what stands in a signature and has no page: JAX's files import PyTorch's names for type checkers only
 nitpick_ignore = [
@@ -84,6 +89,20 @@ intersphinx_mapping = {
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+# examples that take seconds run, in the command lines of figures.py, and the others are shown
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": rf"/({'|'.join(figures.EXAMPLES)})\.py$",
+    "ignore_pattern": r"^(checkpoints|demo|run_log)\.py$",
+    "reset_argv": "figures.arguments",
+    "image_srcset": ["2x"],
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
+torch.set_num_threads(1)  # their graphs are small
+
 html_theme = "furo"
 pygments_dark_style = "github-dark"
 html_title = f"gatv2 {release}"
@@ -95,4 +114,4 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#7ab0ee", "color-brand-content": "#7ab0ee"},
 }
 
-figures.draw_all(DOCS / "_figures")
+figures.draw_all()
