@@ -30,6 +30,7 @@ release = version = gatv2.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
@@ -66,6 +67,7 @@ myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist
 myst_heading_anchors = 3
 
 default_role = "code"
+autosummary_generate = False  # its tables only
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -107,6 +109,7 @@ html_theme = "furo"
 pygments_dark_style = "github-dark"
 html_title = f"gatv2 {release}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 katex_css_path = "katex/katex.min.css"  # with its fonts: pages need no network either
 html_css_files = ["gatv2.css"]
 html_theme_options = {

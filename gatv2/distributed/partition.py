@@ -119,7 +119,7 @@ class Partition(PartData, Part):
         return cut.from_edge_index(edge_index, bounds, group, flow, cls)
 
     def save(self, directory: PathLike) -> None:
-        """Write the part to a file of its own, which :meth:`load` reads.
+        """Write the part to a file of its own, which :meth:`Partition.load` reads.
 
         Args:
             directory: where to; it is made if there is none. The same for all parts, but for those whose
@@ -135,7 +135,7 @@ class Partition(PartData, Part):
     def load(
         cls, directory: PathLike, group: "dist.ProcessGroup | None" = None, *, mmap: bool = True
     ) -> Self:
-        """This process's part, from the one file that :meth:`save` has written for its rank.
+        """This process's part, from the one file that :meth:`Partition.save` has written for its rank.
 
         The tensors are mapped, and all of them are checked.
 
