@@ -39,6 +39,7 @@ def draw_all() -> None:
     for name in ("lookup", "noise"):
         shutil.copy(DATA / f"{name}.csv", FIGURES)  # which an example may write to
     (FIGURES / "benchmarks.md").write_text(tables(run_log.read(DATA / "benchmarks.csv")))
+    (FIGURES / "locality.md").write_text(locality_table(run_log.read(DATA / "locality.csv")))
 
 
 def tables(rows: list[run_log.Row]) -> str:
@@ -49,6 +50,15 @@ def tables(rows: list[run_log.Row]) -> str:
         lines = (report.cells(row)[1:] for row in rows if row["case"] == case)
         text += f"## {case[0].upper()}{case[1:]}\n\n{header}"
         text += "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+    return text
+
+
+def locality_table(rows: list[run_log.Row]) -> str:
+    """A row for each graph and order."""
+    text = "| graph | edges | order | to find it | forward | step |\n|---|---|---|---|---|---|\n"
+    for row in rows:
+        times = (f"{row[f'{what} ms']:.0f}" for what in ("order", "forward", "step"))
+        text += f"| {row['graph']} | {row['edges']:,} | {row['order']} | {' | '.join(times)} |\n"
     return text
 
 

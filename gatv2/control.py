@@ -87,7 +87,7 @@ class GraphAttentionLayer(GraphAttention):
             )
 
     def check_edge_features(self, edge_features: Tensor | None) -> None:
-        """Raise if there are features of edges."""
+        """Raise if there are edge features."""
         if edge_features is not None:
             raise ValueError(
                 "the static control has no `edge_features`: pass them to a GraphAttentionV2Layer with "

@@ -33,7 +33,7 @@ class Partition(PartData, Part):
     in training too, as dropout knows the nodes by their numbers in the whole graph. All ranks call it
     together.
 
-    A part's edges are in the order of the caller's numbers, `edge_id`: features of edges come in that
+    A part's edges are in the order of the caller's numbers, `edge_id`: edge features come in that
     order, `edge_features[partition.edge_id]`, and attention weights go out in it.
 
     Attributes:
