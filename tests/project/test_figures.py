@@ -73,3 +73,19 @@ def test_accuracies_in_the_readme_are_measured() -> None:
     check_accuracies(text)
     with pytest.raises(AssertionError, match="GATv2"):
         check_accuracies(text.replace("| 100.0 %", "| 99.0 %"))
+
+
+def check_memory(text: str) -> None:
+    """Compare the largest graph and the memory it takes with the last run of ours."""
+    largest = [row for row in rows("large") if row["who"] == "ours"][-1]
+    told = re.findall(r"on (\d+) million edges with (\d+) GB", text)
+    assert told == [(f"{int(largest['edges']) / 1e6:.0f}", f"{float(largest['peak GB']):.0f}")], (
+        told
+    )
+
+
+def test_the_largest_graph_in_the_readme_is_measured() -> None:
+    text = (ROOT / "README.md").read_text()
+    check_memory(text)
+    with pytest.raises(AssertionError):
+        check_memory(text.replace("with 12 GB", "with 11 GB"))
