@@ -39,29 +39,11 @@ extensions = [
 ]
 exclude_patterns = ["_figures", "gallery/*.py"]
 nitpicky = True
-# what stands in a signature and has no page: JAX's files import PyTorch's names for type checkers only
-nitpick_ignore = [
-    ("py:class", name)
-    for name in (
-        "TorchGraph",
-        "Tensor",
-        "nn.Module",
-        "numpy.bool",
-        "numpy.number",
-        "jax.numpy.float32",
-        "equinox.nn._linear.Linear",
-        "collections.abc.Collection",
-        "jax._src.typing.SupportsDType",
-        "torch_geometric.typing.SparseTensor",
-        "gatv2.jax.graph.graph.GraphsTuple",
-        # type variables
-        "gatv2.distributed.part.T",
-        "gatv2.jax.config.T",
-        "gatv2.jax.graph.sort.Array",
-    )
+nitpick_ignore = [  # types of attributes, by names that are private
+    ("py:class", "equinox.nn._linear.Linear"),
+    ("py:class", "jax._src.typing.SupportsDType"),
+    ("py:class", "gatv2.jax.graph.sort.Array"),
 ]
-# `Graph` as a string is that of PyTorch or that of JAX
-suppress_warnings = ["ref.python"]
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -69,7 +51,7 @@ myst_heading_anchors = 3
 default_role = "code"
 autosummary_generate = False  # its tables only
 autodoc_member_order = "bysource"
-autodoc_typehints_format = "short"
+autodoc_typehints = "none"  # the text tells shapes and dtypes; six overloads of a signature tell nothing
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
