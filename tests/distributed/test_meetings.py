@@ -94,7 +94,7 @@ def differences(rank: int) -> dict[str, tuple[str, str]]:
         ),
         "splits": lambda: call(partition=other_partition if is_odd else partition),
         "self-loops": lambda: call(new_layer(dropout=0.5, add_self_loops=is_odd)),
-        "edge features": lambda: call(
+        "features of edges": lambda: call(
             new_layer(dropout=0.5, edge_dim=2 if is_odd else None),
             edge_features=edge_features if is_odd else None,
         ),
@@ -160,7 +160,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     ),
     "splits": ("ValueError", f"{SAME}`graph` is "),
     "self-loops": ("ValueError", f"{SAME}`graph` is "),
-    "edge features": ("ValueError", f"{SAME}`edge_dim` is None on ranks 0, 2, and 2 on rank 1"),
+    "features of edges": ("ValueError", f"{SAME}`edge_dim` is None on ranks 0, 2, and 2 on rank 1"),
     "parameters": ("ValueError", "`attn` must be the same in all processes, but that of rank 1"),
     "another order": ("ValueError", "call the same layers in the same order in all processes"),
     "a second forward": (
