@@ -6,7 +6,7 @@ RESULTS ?= results
 WORKFLOWS = $(wildcard .github/workflows/*.yml)
 SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 
-.PHONY: demo test test-triton test-boundscheck test-oldest test-newest check check-style check-types check-workflows docs benchmarks distributions clean
+.PHONY: demo test test-triton test-boundscheck test-oldest test-newest check check-style check-types check-workflows docs check-docs benchmarks distributions clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
@@ -54,6 +54,10 @@ check-workflows: $(VENV)/dev
 
 docs: $(VENV)/docs
 	$(VENV)/bin/python -m sphinx -n -W --keep-going docs build/docs
+
+# the pages in Chromium, which `playwright install chromium` or the system brings
+check-docs: docs $(VENV)/pages
+	$(VENV)/bin/python -m pytest docs
 
 benchmarks: $(VENV)/benchmarks
 	$(VENV)/bin/python -m benchmarks --output $(RESULTS)

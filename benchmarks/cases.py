@@ -75,7 +75,7 @@ class Case:
 
     @cached_property
     def edge_features(self) -> Tensor | None:
-        """Features of the edges, if they have any."""
+        """Edge features, if they have any."""
         n_edges = self.edge_index.shape[1]
         return None if self.edge_dim is None else torch.randn(n_edges, self.edge_dim)
 

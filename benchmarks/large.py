@@ -153,7 +153,7 @@ def draw(rows: list[Row], path: Path) -> None:
     """Curves over the number of edges: time an edge beside the floor, and peak memory."""
     import matplotlib.pyplot as plt
 
-    figure, (time, space) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, (time, space) = plt.subplots(1, 2, figsize=(7, 4), layout="constrained")
     curves = (
         ("pyg", "step ns", "PyG, training step", "tab:orange", "-"),
         ("pyg", "forward ns", "PyG, forward pass", "tab:orange", "--"),
@@ -172,7 +172,7 @@ def draw(rows: list[Row], path: Path) -> None:
     space.set(xlabel="edges", ylabel="peak memory, GB", xscale="log", ylim=(0, LIMIT_GB + 1))
     for axis in (time, space):
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

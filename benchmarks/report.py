@@ -52,7 +52,7 @@ def draw(rows: list[Row], path: Path) -> None:
     ]
     labels = [ours["case"] for ours, _ in pairs]
     figure, (time, memory) = plt.subplots(
-        1, 2, figsize=(9, 1 + 0.5 * len(pairs)), sharey=True, layout="constrained"
+        1, 2, figsize=(7, 1 + 0.5 * len(pairs)), sharey=True, layout="constrained"
     )
     for offset, what, color in ((-0.2, "forward", "tab:blue"), (0.2, "step", "tab:orange")):
         places = [i + offset for i in range(len(pairs))]
@@ -68,7 +68,7 @@ def draw(rows: list[Row], path: Path) -> None:
     bars = memory.barh(range(len(pairs)), ratios, 0.6, color="tab:green")
     memory.bar_label(bars, [_text(ratio) if ratio else "" for ratio in ratios], padding=3)
     time.set(xlabel="times as fast", xscale="log")
-    memory.set(xlabel="times less peak memory, training step", xscale="log")
+    memory.set(xlabel="times less memory", xscale="log")
     for axis in (time, memory):
         axis.margins(x=0.2, y=0.02)
         axis.set_xlim(left=0.8)

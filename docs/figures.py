@@ -1,57 +1,67 @@
-"""Pictures and a table of the pages, made from the CSV of runs when the pages are built.
+"""Pictures and tables of the pages, made from the CSV of runs when the pages are built."""
 
-They are SVG that stands in the page itself, with `currentColor` for text and lines, and so look
-right in the light and in the dark theme.
-"""
-
+import shutil
 from pathlib import Path
+from typing import Any
 
-import learned_graph
-import lookup_figure
-import matplotlib as mpl
-import noise_figure
 import run_log
 
-from benchmarks import large, report
+from benchmarks import large, masks, report
 
 DATA = Path(__file__).parent / "data"
+FIGURES = Path(__file__).parent / "_figures"
 DRAWINGS = {
-    "lookup": lookup_figure.draw,
-    "noise": noise_figure.draw,
-    "learned_graph": learned_graph.draw,
-    "benchmarks": report.draw,
-    "large": large.draw,
+    "benchmarks": ("benchmarks", report.draw),
+    "masks": ("benchmarks", masks.draw),
+    "large": ("large", large.draw),
 }
-INK = "#0a0b0c"  # stands for currentColor
-STYLE = {
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "savefig.transparent": True,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "gatv2",
-    "font.family": "sans-serif",
+"""Each picture: the CSV it is drawn from, and who draws it."""
+FROM_KEPT_RESULTS = {
+    "lookup_figure": ("--results", "../docs/_figures/lookup.csv"),
+    "noise_figure": ("--root", ".", "--results", "../docs/_figures/noise.csv"),
 }
+SHORT = {
+    "lookup": ("--epochs", "1"),
+    "jax_dictionary_lookup": ("--k", "5", "--steps", "100"),
+    "digits": (),
+    "learned_graph": (),
+}
+EXAMPLES = {name: ("--output", "../docs/_figures", *given) for name, given in SHORT.items()}
+EXAMPLES |= FROM_KEPT_RESULTS
+"""The examples that run when the pages are built, and their command lines, seen from `examples/`."""
 
 
-def draw_all(folder: Path) -> None:
-    """Draw every picture into `folder`, and write the table of the benchmarks."""
-    folder.mkdir(exist_ok=True)
-    with mpl.rc_context(STYLE):
-        for name, draw in DRAWINGS.items():
-            path = folder / f"{name}.svg"
-            draw(run_log.read(DATA / f"{name}.csv"), path)
-            svg = path.read_text()
-            path.write_text(svg[svg.index("<svg") :].replace(INK, "currentColor"))
-    rows = run_log.read(DATA / "benchmarks.csv")
-    lines = [list(report.COLUMNS), ["---"] * len(report.COLUMNS)]
-    last = ""
+def draw_all() -> None:
+    """Draw the pictures of the benchmarks, and write their tables, case by case."""
+    FIGURES.mkdir(exist_ok=True)
+    for name, (data, draw) in DRAWINGS.items():
+        draw(run_log.read(DATA / f"{data}.csv"), FIGURES / f"{name}.svg")
+    for name in ("lookup", "noise"):
+        shutil.copy(DATA / f"{name}.csv", FIGURES)  # which an example may write to
+    (FIGURES / "benchmarks.md").write_text(tables(run_log.read(DATA / "benchmarks.csv")))
+    (FIGURES / "locality.md").write_text(locality_table(run_log.read(DATA / "locality.csv")))
+
+
+def tables(rows: list[run_log.Row]) -> str:
+    """A heading and a table for each case."""
+    header = f"| {' | '.join(report.COLUMNS[1:])} |\n{'|---' * (len(report.COLUMNS) - 1)}|\n"
+    text = ""
+    for case in dict.fromkeys(row["case"] for row in rows):
+        lines = (report.cells(row)[1:] for row in rows if row["case"] == case)
+        text += f"## {case[0].upper()}{case[1:]}\n\n{header}"
+        text += "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+    return text
+
+
+def locality_table(rows: list[run_log.Row]) -> str:
+    """A row for each graph and order."""
+    text = "| graph | edges | order | to find it | forward | step |\n|---|---|---|---|---|---|\n"
     for row in rows:
-        case, *others = report.cells(row)
-        lines.append(["" if case == last else case, *others])
-        last = case
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    (folder / "benchmarks.md").write_text(table)
+        times = (f"{row[f'{what} ms']:.0f}" for what in ("order", "forward", "step"))
+        text += f"| {row['graph']} | {row['edges']:,} | {row['order']} | {' | '.join(times)} |\n"
+    return text
+
+
+def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
+    """The command line of an example, which Sphinx-Gallery asks for."""
+    return list(EXAMPLES[Path(script_vars["src_file"]).stem])

@@ -17,7 +17,9 @@ import matplotlib as mpl
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--k", type=int, default=10, help="keys to look up (default: 10)")
     parser.add_argument("--lookup-epochs", type=int, default=10, help="at most (default: 10)")

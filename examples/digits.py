@@ -1,11 +1,12 @@
-"""Node classification on scikit-learn's digits, with the dense and with the sparse backend.
+"""Handwritten digits, by dense and by sparse attention
+====================================================
 
-    python examples/digits.py
-
-1,797 images of digits are the nodes; each attends to its nearest neighbours and to itself. Ten
+1,797 images of digits are the nodes. Each attends to its nearest neighbours and to itself. Ten
 images of each digit have a label. A network of two GATv2 layers is trained on them twice from one
 seed, with dropout: by masked dense attention, and by edges. Dropout is a function of seed and
-position, so both drop the same edges and come to the same predictions.
+position, so both drop the same edges and come to the same predictions::
+
+    python examples/digits.py
 """
 
 import argparse
@@ -133,7 +134,6 @@ def _draw(digits: Digits, network: GATv2, predicted: Tensor, path: Path, seed: i
     _draw_neighbors(right, digits, alpha.squeeze(-1), predicted)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
-    plt.close(figure)
 
 
 def _draw_map(axes: Axes, digits: Digits, embedded: Tensor, predicted: Tensor, seed: int) -> None:
@@ -210,7 +210,9 @@ def _draw_tile(
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--epochs", type=int, default=30, help="(default: 30)")
     parser.add_argument("--seed", type=int, default=3, help="(default: 3)")

@@ -1,16 +1,21 @@
-"""Full-graph training on several processes, each of which holds a part of the graph.
+"""One graph on several processes
+==============================
+
+Full-graph training, where each process holds a part of the graph::
 
     torchrun --nproc-per-node 2 examples/distributed_full_graph.py
     torchrun --nproc-per-node 2 examples/distributed_full_graph.py --dataset cora --root DIR
 
-Every process has its own nodes' features and its own queries' edges, and fetches the key rows of other
-processes that these edges need (`gatv2.distributed.Partition`); `DistributedDataParallel` averages
-the gradients of the parameters. A run that was stopped goes on from its last checkpoint in `--output`,
-with any number of processes and with the same losses. Without torchrun it is one process.
+Every process has its own nodes' features and its own queries' edges, and fetches the key rows of
+other processes that these edges need (`gatv2.distributed.Partition`). `DistributedDataParallel`
+averages the gradients of the parameters. A run that was stopped goes on from its last checkpoint in
+`--output`, with any number of processes and with the same losses. Without torchrun it is one
+process.
 
-The synthetic graph is the dictionary-lookup problem on a million nodes. A node attends to ten others,
-one of each attribute, and asks for the value of the one with the attribute that it looks for. The answer
-is there, so perfect is 100 %; attention that ranks keys alike for all queries cannot find it.
+The synthetic graph is the dictionary lookup on a million nodes. A node attends to ten others, one
+of each attribute, and asks for the value of the one with the attribute that it looks for. The
+answer is there, so perfect is 100 %. Attention that ranks keys alike for all queries cannot find
+it.
 """
 
 import argparse
@@ -235,7 +240,9 @@ def processes(timeout: float) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> float:
     """Train; returns the test accuracy at the epoch of the best validation accuracy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", default="synthetic", choices=("cora", "synthetic"))
     parser.add_argument("--root", help="folder of Cora, as for planetoid.py")
     parser.add_argument("--nodes", type=int, default=1_000_000, help="of the synthetic graph")

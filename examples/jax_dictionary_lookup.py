@@ -1,11 +1,12 @@
-"""One model in two worlds: the dictionary lookup trained in PyTorch and in JAX, loss by loss.
+"""One model in PyTorch and in JAX
+===============================
+
+The dictionary lookup is trained in both, from the same parameters and on the same batches: by
+`torch.optim.Adam` and by `optax.adam`. The picture has both curves of the loss, and their
+difference. In float32 training enlarges the last bits. In float64 there is nothing else to see. At
+the end the JAX parameters go back into the PyTorch model, which then answers the test::
 
     python examples/jax_dictionary_lookup.py --k 10
-
-Both start from the same parameters and see the same batches; one is trained with `torch.optim.Adam`,
-the other with `optax.adam`. The picture shows both loss curves on top of each other, and their
-difference: in float32 training enlarges the last bits, in float64 there is nothing else to see. At the
-end the JAX parameters go back into the PyTorch model, which then answers the test.
 """
 
 import argparse
@@ -153,12 +154,13 @@ def draw(results: Sequence[Curves], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200)
-    plt.close(figure)
 
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--k", type=int, default=10, help="number of keys (default: 10)")
     parser.add_argument("--steps", type=int, default=300, help="of Adam (default: 300)")

@@ -1,18 +1,18 @@
-"""A graph that is learned by gradient: the bias of every pair's score, from what a layer gives.
+"""A graph that is learned by gradient
+===================================
+
+A layer attends over a planted graph, whose edges are then forgotten. The same layer over all pairs,
+with a `score_bias` that starts at zero, has to give the same result. Gradient descent on the bias
+finds the edges::
 
     python examples/learned_graph.py --seed 0
-
-A layer attends over a planted graph, whose edges are then forgotten. The same layer over all pairs, with
-a `score_bias` that starts at zero, is to give the same: gradient descent on the bias finds the edges.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
-from run_log import Row
 from torch import Tensor
 
 from gatv2 import GraphAttentionV2Layer
@@ -37,23 +37,17 @@ def learn(seed: int, n_steps: int = 150) -> tuple[Tensor, Tensor]:
     return planted, bias.detach().squeeze(-1)
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def draw(planted: Tensor, bias: Tensor, path: Path) -> None:
     """The planted graph beside what was learned."""
-    n_nodes = max(row["query"] for row in rows) + 1
-    planted, bias = (
-        torch.tensor([float(row[name]) for row in rows]).view(n_nodes, n_nodes)
-        for name in ("planted", "bias")
-    )
     figure, axes = plt.subplots(1, 2, figsize=(6, 3), layout="constrained")
     weight = (bias - bias.amax(1, keepdim=True)).exp()  # of the largest in its row
     for axis, values, title in zip(
         axes, (planted, weight), ("planted", "learned, exp(bias)"), strict=True
     ):
-        axis.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1)
+        axis.imshow(values.float().numpy(), cmap="Blues", vmin=0, vmax=1)
         axis.set(title=title, xlabel="key", ylabel="query", xticks=[], yticks=[])
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
+    figure.savefig(path, dpi=200)
 
 
 def main() -> None:
@@ -62,24 +56,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("results/learned_graph.csv"))
+    parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR")
     options = parser.parse_args()
     planted, bias = learn(options.seed)
-    rows: list[Row] = [
-        {"query": i, "key": j, "planted": int(planted[i, j]), "bias": round(float(bias[i, j]), 3)}
-        for i in range(N_NODES)
-        for j in range(N_NODES)
-    ]
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    with options.results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    picture = options.results.with_suffix(".svg")
-    draw(rows, picture)
+    picture = options.output / "learned_graph.png"
+    draw(planted, bias, picture)
     n_wrong = int(((bias > 0) != planted).sum())
     print(f"{int(planted.sum())} edges of {planted.numel()} pairs, {n_wrong} of them wrong")
-    print(f"results: {options.results}\npicture: {picture}")
+    print(f"both are drawn in {picture}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""The dictionary lookup for growing k, as in the paper's Figure 3: GAT and GATv2, 1 and 8 heads.
+"""The dictionary lookup with more and more keys
+=============================================
 
-    python examples/lookup_figure.py                         # k = 4, 8, ..., 20, three seeds
-    python examples/lookup_figure.py --k 4 8 --seeds 0
+Accuracy in training and in the test over the number of keys, for GAT and GATv2 with one head and
+with eight, as in Figure 3 of the GATv2 paper::
 
-Every finished run is a row of the CSV; stopped and started again, it goes on with what is missing.
+    python examples/lookup_figure.py                                    # k = 4, 8, ..., 20, three seeds
+    python examples/lookup_figure.py --k 4 --seeds 3 4 5 6 7 8 9        # ten seeds for the smallest
 
-A run ends when its training loss is below 0.001, or after so many steps of gradient descent: it does not
-look at the test accuracy.
+Every finished run is a row of the CSV. A program that was stopped goes on with the runs that are
+missing.
+
+A run ends when its training loss is below 0.001, or after so many steps of gradient descent. It
+does not look at the test accuracy.
 """
 
 import argparse
@@ -88,7 +93,6 @@ def draw(rows: list[Row], path: Path) -> None:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    plt.close(figure)
 
 
 def main() -> None:

@@ -1,10 +1,14 @@
-"""Training on sampled blocks, and inference on the whole graph, layer by layer.
+"""Sampled blocks
+==============
+
+Training on sampled blocks, and inference on the whole graph, layer by layer::
 
     python examples/neighbor_sampling.py --root DIR --workers 2 --start-method spawn
 
-The network of `planetoid.py` on Cora, but a step of training sees 32 nodes and what it sampled of their
-neighbourhoods, which processes of PyTorch Geometric's `NeighborLoader` prepare meanwhile. Accuracy is
-that of `GATv2.inference` on the whole graph, which holds one layer's activations at a time.
+The network is that of `planetoid.py`, on Cora. A step of training sees 32 nodes and what it sampled
+of their neighbourhoods, which processes of PyTorch Geometric's `NeighborLoader` prepare meanwhile.
+Accuracy is that of `GATv2.inference` on the whole graph, which holds one layer's activations at a
+time.
 """
 
 import argparse
@@ -64,7 +68,9 @@ def whole_graph(network: GATv2, data: Data, graph: Graph) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> float:
     """Train; returns the test accuracy at the epoch of the best validation accuracy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", required=True, help="folder of the data set")
     parser.add_argument("--epochs", type=int, default=100, help="(default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")

@@ -1,12 +1,16 @@
-"""Robustness to noise on Cora, as in the paper's Figure 4: random edges are added, for GAT and GATv2.
+"""Random edges on Cora
+====================
+
+GAT and GATv2 on Cora with random edges, as in Figure 4 of the GATv2 paper::
 
     python examples/noise_figure.py --root DIR
 
-DIR is where PyTorch Geometric's `Planetoid` finds the data, or puts them if it may download. With noise
-p, p times as many edges as there are, between nodes without one, are added before training. The network
-and its training are those of `planetoid.py`.
+DIR is where PyTorch Geometric's `Planetoid` finds the data, or puts them if it may download. With
+noise p, edges between nodes without one are added before training, p times as many as there are.
+The network and its training are those of `planetoid.py`.
 
-Every finished run is a row of the CSV; stopped and started again, it goes on with what is missing.
+Every finished run is a row of the CSV. A program that was stopped goes on with the runs that are
+missing.
 """
 
 import argparse
@@ -68,7 +72,6 @@ def draw(rows: list[Row], path: Path) -> None:
     axis.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    plt.close(figure)
 
 
 def main() -> None:

@@ -1,10 +1,14 @@
-"""Node classification on Cora, CiteSeer or PubMed, in the setting of the GAT paper.
+"""Cora, CiteSeer and PubMed
+=========================
+
+Node classification in the setting of the GAT paper::
 
     python examples/planetoid.py --root DIR
 
 DIR is where PyTorch Geometric's `Planetoid` finds the data, or puts them if it may download. Two
-GATv2 layers, 8 heads of 8 features and then one head, are trained for each seed; what counts is the
-test accuracy at the epoch of the best validation accuracy, with the least validation loss among equals.
+GATv2 layers, 8 heads of 8 features and then one head, are trained for each seed. What counts is the
+test accuracy at the epoch of the best validation accuracy, with the least validation loss among
+equals.
 """
 
 import argparse
@@ -60,7 +64,9 @@ def train(network: nn.Module, data: Data, graph: Graph, *, n_epochs: int) -> flo
 
 def main(arguments: Sequence[str] | None = None) -> float:
     """Train for each seed; returns the mean test accuracy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", required=True, help="folder of the data sets")
     parser.add_argument("--name", default="Cora", choices=("Cora", "CiteSeer", "PubMed"))
     parser.add_argument("--seeds", type=int, default=5, help="train for seeds 0 to SEEDS - 1")

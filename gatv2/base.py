@@ -225,13 +225,13 @@ class GraphAttention(nn.Module, ABC):
                 :func:`gatv2.functional.gatv2_attention`. For a pair: `n_queries` and `n_keys`. One
                 process's part of a graph, a :class:`gatv2.distributed.Partition`, comes with the
                 features of its own nodes. None, with a `score_bias`: all attend to all.
-            edge_features: features of the edges, laid out as `adj_mat`, for a layer with `edge_dim`:
+            edge_features: features of each edge, laid out as `adj_mat`, for a layer with `edge_dim`:
                 `[*batch, n_edges, edge_dim]` in the order of a list of edges, or
                 `[*batch, n_nodes, n_nodes, edge_dim]` with a mask.
             score_bias: what is added to the scores :math:`e_{ij}`, for one or for each head, laid out as
                 `adj_mat`: `[*batch, n_edges, 1 or n_heads]`, or
                 `[*batch, n_nodes, n_nodes, 1 or n_heads]` with a mask. -inf takes an edge from a head;
-                `weight.log()` makes coefficients proportional to weights of edges. Self-loops that
+                `weight.log()` makes coefficients proportional to edge weights. Self-loops that
                 the layer adds have a bias of zero.
             return_attention: whether to return the coefficients too, after the softmax and before
                 dropout.
@@ -344,7 +344,7 @@ class GraphAttention(nn.Module, ABC):
             )
 
     def check_edge_features(self, edge_features: Tensor | None) -> None:
-        """Raise unless features of edges are what the layer's `edge_dim` asks for."""
+        """Raise unless edge features are what the layer's `edge_dim` asks for."""
         if self.linear_e is None:
             if edge_features is not None:
                 raise ValueError(
@@ -520,7 +520,7 @@ def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> 
             raise TypeError(f"`in_features` must be an int or a pair; got {type(size).__name__}")
         if size < 1 and size != -1:
             raise ValueError(
-                f"`in_features` must be positive, or -1 to be told by the first input; got {size}"
+                f"`in_features` must be positive, or -1 for lazy initialisation; got {size}"
             )
     if len(sizes) != 2:
         raise ValueError(f"`in_features` must be an int or a pair of them; got {tuple(sizes)}")

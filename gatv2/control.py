@@ -13,9 +13,11 @@ class GraphAttentionLayer(GraphAttention):
 
     .. math::
 
-        e_{ij} = \mathrm{LeakyReLU}(a_1 \cdot W h_i + a_2 \cdot W h_j), \qquad
-        \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
-        h'_i = \sum_{j \in N_i} \alpha_{ij} W h_j
+        \begin{aligned}
+        e_{ij} &= \mathrm{LeakyReLU}(a_1 \cdot W h_i + a_2 \cdot W h_j) \\
+        \alpha_{ij} &= \mathrm{softmax}_{j \in N_i}(e_{ij}) \\
+        h'_i &= \sum_{j \in N_i} \alpha_{ij} W h_j
+        \end{aligned}
 
     LeakyReLU is monotone and :math:`a_1 \cdot W h_i` is the same for all keys of a query, so the
     order of the scores is that of :math:`a_2 \cdot W h_j`: attention is static.
@@ -85,7 +87,7 @@ class GraphAttentionLayer(GraphAttention):
             )
 
     def check_edge_features(self, edge_features: Tensor | None) -> None:
-        """Raise if there are features of edges."""
+        """Raise if there are edge features."""
         if edge_features is not None:
             raise ValueError(
                 "the static control has no `edge_features`: pass them to a GraphAttentionV2Layer with "

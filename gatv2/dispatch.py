@@ -48,7 +48,7 @@ class Kernel:
         name: what a user passes as `kernel`.
         backend: "dense" if it reads a mask, "sparse" if it reads a `Graph`.
         attention: the function that does it.
-        unsupported: given query, key, attn and, if there are any, features of edges, their projection
+        unsupported: given query, key, attn and, if there are any, edge features, their projection
             and a bias of the scores, the reasons why it can't; empty if it can.
 
     Raises:

@@ -43,7 +43,7 @@ def apply_in_blocks(
         h: features of the nodes, as :meth:`gatv2.GraphAttentionV2Layer.forward` takes them; they may be
             memory-mapped.
         adj_mat: the graph, in any form that the layer reads, but for batches of masks.
-        edge_features: features of the edges, for a layer with `edge_dim`, laid out as `adj_mat`.
+        edge_features: features of each edge, for a layer with `edge_dim`, laid out as `adj_mat`.
         score_bias: what is added to the scores, laid out as `adj_mat`.
         activation: what comes between layers, applied to each block of rows.
         block_size: number of queries in a block.

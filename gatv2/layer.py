@@ -17,15 +17,17 @@ class GraphAttentionV2Layer(GraphAttention):
 
     .. math::
 
-        e_{ij} = a \cdot \mathrm{LeakyReLU}(W_l h_i + W_r h_j), \qquad
-        \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
-        h'_i = \sum_{j \in N_i} \alpha_{ij} W_r h_j
+        \begin{aligned}
+        e_{ij} &= a \cdot \mathrm{LeakyReLU}(W_l h_i + W_r h_j) \\
+        \alpha_{ij} &= \mathrm{softmax}_{j \in N_i}(e_{ij}) \\
+        h'_i &= \sum_{j \in N_i} \alpha_{ij} W_r h_j
+        \end{aligned}
 
     for each head; :math:`N_i` are the j with `adj_mat[i][j]`. Heads are concatenated or averaged. A
     node without neighbours gives zeros.
 
     Args:
-        in_features: features of a node; -1 to be told by the first input. For a bipartite graph the pair
+        in_features: features of a node; -1 for lazy initialisation. For a bipartite graph the pair
             of its two sides, in the order of the rows of an edge index: (queries, keys), and with
             `flow="source_to_target"`, as in PyTorch Geometric, (keys, queries).
         out_features: features of the result; with `is_concat` each head has
@@ -57,7 +59,7 @@ class GraphAttentionV2Layer(GraphAttention):
     Attributes:
         linear_l: :math:`W_l`, projects queries.
         linear_r: :math:`W_r`, projects keys and values; `linear_l` itself with `share_weights`.
-        linear_e: :math:`W_e`, projects features of edges; None without `edge_dim`.
+        linear_e: :math:`W_e`, projects edge features; None without `edge_dim`.
         attn: :math:`a`, `[n_heads, n_hidden]`.
         bias: `[out_features]`, added to the result, or None.
         linear_residual: projects queries to the result, or None.
@@ -122,7 +124,7 @@ class GraphAttentionV2Layer(GraphAttention):
         return out, alpha
 
     def _edge_inputs(self, inputs: Projected) -> EdgeInputs | None:
-        """Features of edges and their projection, which the kernel applies."""
+        """Edge features and their projection, which the kernel applies."""
         if self.linear_e is None or inputs.edge_features is None:
             return None
         dtype = inputs.query.dtype

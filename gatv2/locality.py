@@ -24,7 +24,7 @@ class Reordered:
     """A graph whose nodes have been put in another order, and the way there and back.
 
     Attributes:
-        graph: the graph in the new order. Its edges have the caller's numbers, so features of edges and
+        graph: the graph in the new order. Its edges have the caller's numbers, so edge features and
             attention weights are as before; its nodes are known to dropout by their old numbers.
         order: `[n_nodes]`, int64, the old number of each node.
     """

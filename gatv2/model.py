@@ -41,14 +41,16 @@ class GATv2(nn.Module):
 
     .. math::
 
-        h^{(l+1)} = \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big), \qquad
-        \mathrm{out} = \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+        \begin{aligned}
+        h^{(l+1)} &= \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big) \\
+        \mathrm{out} &= \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+        \end{aligned}
 
     Hidden layers concatenate their heads, and the last averages its own. A list of edges is sorted once
     for all of them.
 
     Args:
-        in_features: features of a node; -1 to be told by the first input.
+        in_features: features of a node; -1 for lazy initialisation.
         hidden_features: features between layers, those of all heads together.
         out_features: features of the result, such as the number of classes.
         n_layers: number of layers.
@@ -157,7 +159,7 @@ class GATv2(nn.Module):
         Args:
             h: `[*batch, n_nodes, in_features]`, or a sparse matrix, as a layer takes it.
             adj_mat: the graph, in any form that a layer reads.
-            edge_features: features of the edges, for layers with `edge_dim`.
+            edge_features: features of each edge, for layers with `edge_dim`.
             score_bias: what is added to the scores of every layer, as a layer takes it; for one head, or
                 for as many as all layers have.
             return_attention: whether to return the coefficients of each layer too.
@@ -222,7 +224,7 @@ class GATv2(nn.Module):
         Args:
             h: `[*batch, n_nodes, in_features]`, or a sparse matrix, as a layer takes it.
             adj_mat: the graph, in any form that a layer reads, but for batches of masks.
-            edge_features: features of the edges, for layers with `edge_dim`, in the order of the edges.
+            edge_features: features of each edge, for layers with `edge_dim`, in the order of the edges.
             score_bias: what is added to the scores, likewise.
             block_size: number of queries in a block.
 

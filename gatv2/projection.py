@@ -55,7 +55,7 @@ def has_bias(projection: nn.Module) -> bool:
 def edge_projection(
     projection: nn.Module, edge_features: Tensor, n_heads: int, plain: type[nn.Module] = nn.Linear
 ) -> tuple[Tensor, Tensor]:
-    """Features of edges, and the matrix `[n_heads, n_hidden, D]` by which a kernel projects them.
+    """Edge features, and the matrix `[n_heads, n_hidden, D]` by which a kernel projects them.
 
     The weight of a plain projection goes to the kernel, which makes nothing of size edges x heads x
     features. A projection that a hook or a wrapper changes is called, and the kernel projects what came

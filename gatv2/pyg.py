@@ -45,7 +45,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         torch.Size([20, 32])
     """
 
-    # The base class reads how it calls its own methods from the source of the class at hand:
+    # The base class reads how it calls its own methods from the source of this class:
     # edge_updater_type: (x: PairTensor, edge_attr: OptTensor)
     # propagate_type: (x: PairTensor, alpha: Tensor)
 
@@ -147,7 +147,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         return Graph.from_edge_index(rows, sides), edge_attr
 
     def _edge_inputs(self, edge_attr: Tensor | None, dtype: torch.dtype) -> EdgeInputs | None:
-        """Features of edges and their projection, which the kernel applies."""
+        """Edge features and their projection, which the kernel applies."""
         if edge_attr is None:
             return None
         if self.lin_edge is None:

@@ -124,7 +124,7 @@ def to_dgl(layer: GraphAttentionV2Layer) -> dict[str, Tensor]:
     Raises:
         TypeError: `layer` is not a :class:`gatv2.GraphAttentionV2Layer`.
         ValueError: DGL's layer can't compute what the layer does: heads that are averaged, added
-            self-loops, features of edges, a bias of the output without a residual, or a residual that
+            self-loops, edge features, a bias of the output without a residual, or a residual that
             is not the identity where DGL's is.
 
     Example:
@@ -142,7 +142,7 @@ def to_dgl(layer: GraphAttentionV2Layer) -> dict[str, Tensor]:
         )
     if layer.edge_dim is not None:
         raise ValueError(
-            f"DGL's layer has no features of edges: the layer has edge_dim={layer.edge_dim}"
+            f"DGL's layer has no edge features: the layer has edge_dim={layer.edge_dim}"
         )
     residual = state.pop("linear_residual.weight", None)
     bias = state.pop("bias", None)

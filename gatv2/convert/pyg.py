@@ -155,7 +155,7 @@ def check_flow(conv: "GATv2Conv") -> None:
     if not isinstance(conv.in_channels, int):
         problem = "does not work on a bipartite graph"
     elif conv.add_self_loops and conv.edge_dim is not None and isinstance(conv.fill_value, str):
-        problem = "reduces features of edges over their sources, not over their targets,"
+        problem = "reduces edge features over their sources, not over their targets,"
     else:
         return
     raise ValueError(

@@ -92,9 +92,11 @@ def gatv2_attention(
 
     .. math::
 
-        \mathrm{out}_i = \sum_k \exp\!\big(\mathrm{lse}_{ik} - \mathrm{lse}_i\big)\, \mathrm{out}_{ik},
-        \qquad \mathrm{lse}_{ik} = \log \sum_{j \in N_i^k} \exp e_{ij}, \qquad
-        \mathrm{lse}_i = \log \sum_k \exp \mathrm{lse}_{ik}
+        \begin{aligned}
+        \mathrm{out}_i &= \sum_k \exp(\mathrm{lse}_{ik} - \mathrm{lse}_i)\, \mathrm{out}_{ik} \\
+        \mathrm{lse}_{ik} &= \log \sum_{j \in N_i^k} \exp e_{ij} \\
+        \mathrm{lse}_i &= \log \sum_k \exp \mathrm{lse}_{ik}
+        \end{aligned}
 
     A forward pass sends `n_sent * n_heads * n_hidden` elements of `key` from this process and fetches
     `n_halo * n_heads * n_hidden`; a backward pass sends as many gradients as were fetched, and fetches

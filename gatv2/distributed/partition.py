@@ -33,7 +33,7 @@ class Partition(PartData, Part):
     in training too, as dropout knows the nodes by their numbers in the whole graph. All ranks call it
     together.
 
-    A part's edges are in the order of the caller's numbers, `edge_id`: features of edges come in that
+    A part's edges are in the order of the caller's numbers, `edge_id`: edge features come in that
     order, `edge_features[partition.edge_id]`, and attention weights go out in it.
 
     Attributes:
@@ -119,7 +119,7 @@ class Partition(PartData, Part):
         return cut.from_edge_index(edge_index, bounds, group, flow, cls)
 
     def save(self, directory: PathLike) -> None:
-        """Write the part to a file of its own, which :meth:`load` reads.
+        """Write the part to a file of its own, which :meth:`Partition.load` reads.
 
         Args:
             directory: where to; it is made if there is none. The same for all parts, but for those whose
@@ -135,7 +135,7 @@ class Partition(PartData, Part):
     def load(
         cls, directory: PathLike, group: "dist.ProcessGroup | None" = None, *, mmap: bool = True
     ) -> Self:
-        """This process's part, from the one file that :meth:`save` has written for its rank.
+        """This process's part, from the one file that :meth:`Partition.save` has written for its rank.
 
         The tensors are mapped, and all of them are checked.
 

@@ -75,7 +75,7 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
             edge), a bool mask `[n_queries, n_keys]`, an integer edge index `[2, n_edges]`, of PyTorch or
             of NumPy, a `Graph`, a `torch.sparse` or `scipy.sparse` matrix, a
             `torch_sparse.SparseTensor`. A 2-D tensor of integers is an edge index, always. Other values
-            than zero are not read: for weights of edges pass `score_bias=weight.log()` to attention.
+            than zero are not read: for edge weights pass `score_bias=weight.log()` to attention.
         sizes: the sizes that the graph has to fit.
         flow: "target_to_source" as in the module's text; "source_to_target" turns every form but
             `Graph` round, whose direction was settled when it was prepared: it must have been with this

@@ -1,4 +1,4 @@
-"""Features of edges, laid out as the caller's graph, brought to the layout of a backend.
+"""Edge features, laid out as the caller's graph, brought to the layout of a backend.
 
 They are laid out as the graph that comes with them: with a mask `[*batch, n_queries, n_keys, D]`,
 entry for entry; with a list of edges (an edge index, a `Graph`, a sparse matrix) `[*batch, n_edges, D]`,
@@ -32,7 +32,7 @@ def broadcast_batch(
     batch_shape: torch.Size,
     name: str = "edge_features",
 ) -> torch.Size:
-    """The batch shape of the result, of features of edges and of whatever has `batch_shape`.
+    """The batch shape of the result, of edge features and of whatever has `batch_shape`.
 
     `name` is what errors call the features.
 
@@ -63,7 +63,7 @@ def as_backend_reads(
     flow: Flow,
     name: str = "edge_features",
 ) -> Tensor:
-    """Features of edges as the backend of `adjacency` reads them.
+    """Edge features as the backend of `adjacency` reads them.
 
     Args:
         edge_features: laid out as `graph`.

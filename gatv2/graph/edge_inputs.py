@@ -1,4 +1,4 @@
-"""EdgeInputs: features of edges and their projection, which come together or not at all."""
+"""EdgeInputs: edge features and their projection, which come together or not at all."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class EdgeInputs(NamedTuple):
-    """What features of edges add to the score of a pair: `projection @ features`, for each head."""
+    """What edge features add to the score of a pair: `projection @ features`, for each head."""
 
     features: Tensor
     """`[*batch, n_edges, D]` or, laid out as a mask, `[*batch, n_queries, n_keys, D]`."""
@@ -27,7 +27,7 @@ class EdgeInputs(NamedTuple):
 
 
 def check_edge_inputs(edges: EdgeInputs | None, query: Tensor) -> None:
-    """Raise unless features of edges and their projection fit the queries and one another.
+    """Raise unless edge features and their projection fit the queries and one another.
 
     Raises:
         TypeError: not a tensor, or of another dtype than `query`.

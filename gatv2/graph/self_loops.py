@@ -37,7 +37,7 @@ def add_self_loops(
     is_block: bool = False,
     name: str = "edge_features",
 ) -> tuple[Adjacency | Part, Tensor | None]:
-    """A graph or mask with one self-loop at each node, and features of edges that fit it.
+    """A graph or mask with one self-loop at each node, and edge features that fit it.
 
     Args:
         adjacency: a `Graph` or one process's part of one, whose self-loops are made once and kept with

@@ -20,7 +20,7 @@ _LAST = {"edge_features": "D", "score_bias": "1 or n_heads"}
 
 
 class EdgeInputs(NamedTuple):
-    """Features of edges and what projects them to heads."""
+    """Edge features and what projects them to heads."""
 
     features: jax.Array
     """x, `[*B, n_edges, D]` or `[*B, N, M, D]`."""

@@ -193,9 +193,11 @@ def apply(
 
     .. math::
 
-        e_{ij} = a \cdot \mathrm{LeakyReLU}(W_l h_i + W_r h_j), \qquad
-        \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
-        h'_i = \sum_{j \in N_i} \alpha_{ij} W_r h_j
+        \begin{aligned}
+        e_{ij} &= a \cdot \mathrm{LeakyReLU}(W_l h_i + W_r h_j) \\
+        \alpha_{ij} &= \mathrm{softmax}_{j \in N_i}(e_{ij}) \\
+        h'_i &= \sum_{j \in N_i} \alpha_{ij} W_r h_j
+        \end{aligned}
 
     for each head; :math:`N_i` are the j with `adj_mat[i][j]`. Heads are concatenated or averaged. A
     node without neighbours gives zeros. Features of nodes without edges reach no gradient of attention,
@@ -211,13 +213,13 @@ def apply(
         adj_mat: mask `[*batch, n_nodes, n_nodes, 1 or n_heads]`, edge index `[2, n_edges]`,
             :class:`gatv2.jax.Graph` or any other form of a graph; `adj_mat[i][j]` lets i attend to j.
             None, with a `score_bias`: all attend to all.
-        edge_features: features of the edges, laid out as `adj_mat`, for a layer with `edge_dim`:
+        edge_features: features of each edge, laid out as `adj_mat`, for a layer with `edge_dim`:
             `[*batch, n_edges, edge_dim]` in the order of a list of edges, then padding, or
             `[*batch, n_nodes, n_nodes, edge_dim]` with a mask.
         score_bias: what is added to the scores :math:`e_{ij}`, for one or for each head, laid out as
             `adj_mat`: `[*batch, n_edges, 1 or n_heads]`, or `[*batch, n_nodes, n_nodes, 1 or n_heads]`
             with a mask. -inf takes an edge from a head; `jnp.log(weight)` makes coefficients
-            proportional to weights of edges. Self-loops that the layer adds have a bias of zero.
+            proportional to edge weights. Self-loops that the layer adds have a bias of zero.
         rng: a JAX key, from which the seed of the dropout mask is drawn.
         seed: the seed itself, in its place; an int drops the same edges as in PyTorch.
         deterministic: whether dropout is left out: for evaluation. Otherwise it acts, and needs one of

@@ -32,8 +32,10 @@ class GATv2:
 
     .. math::
 
-        h^{(l+1)} = \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big), \qquad
-        \mathrm{out} = \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+        \begin{aligned}
+        h^{(l+1)} &= \sigma\big(\mathrm{layer}_l(\mathrm{dropout}(h^{(l)}), G)\big) \\
+        \mathrm{out} &= \mathrm{layer}_L(\mathrm{dropout}(h^{(L)}), G)
+        \end{aligned}
 
     Hidden layers concatenate their heads, and the last averages its own. Parameters have the names of
     the PyTorch model's state dict, so :func:`gatv2.jax.from_torch` gives them for a
@@ -162,7 +164,7 @@ class GATv2:
             params: as `init` draws them.
             h: `[*batch, n_nodes, in_features]`.
             adj_mat: the graph, in any form that a layer reads.
-            edge_features: features of the edges, for layers with `edge_dim`.
+            edge_features: features of each edge, for layers with `edge_dim`.
             score_bias: what is added to the scores of every layer, as a layer takes it; for one head, or
                 for as many as all layers have.
             rng: a JAX key, for both kinds of dropout.

@@ -38,7 +38,7 @@ class GraphAttentionV2Layer(nnx.Module):
     Attributes:
         linear_l: projects queries.
         linear_r: projects keys and values; None with `share_weights`.
-        linear_e: projects features of edges; None without `edge_dim`.
+        linear_e: projects edge features; None without `edge_dim`.
         linear_residual: projects queries to the result, or None.
         attn: `[n_heads, n_hidden]`.
         bias: `[out_features]`, or None.

@@ -86,7 +86,7 @@ class Projected(NamedTuple):
 
     @property
     def edge_projection(self) -> jax.Array | None:
-        """`[n_heads, n_hidden, edge_dim]`, which the kernel applies to features of edges."""
+        """`[n_heads, n_hidden, edge_dim]`, which the kernel applies to edge features."""
         if self.edge_features is None:
             return None
         weight = self.params["linear_e.weight"]

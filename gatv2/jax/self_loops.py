@@ -23,7 +23,7 @@ def add_self_loops(
     *,
     name: str = "edge_features",
 ) -> tuple[Graph | ArrayLike, jax.Array | None]:
-    """A graph or mask with one self-loop at each node, and features of edges that fit it.
+    """A graph or mask with one self-loop at each node, and edge features that fit it.
 
     Args:
         adjacency: a `Graph`, or a bool mask.

@@ -49,7 +49,7 @@ def gatv2_attention(
 
     Forward keeps one log-sum-exp for each query and head, and backward recomputes the coefficients.
     On the CPU its scratch is two numbers for each edge and head, and one bit for each edge and feature.
-    Features of edges are projected while they are read. `is_interpreted`: on the CPU by Triton's
+    Edge features are projected while they are read. `is_interpreted`: on the CPU by Triton's
     interpreter, in a process that was started with TRITON_INTERPRET=1.
     """
     edge_features, edge_projection = edges or (None, None)

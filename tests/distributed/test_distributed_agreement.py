@@ -46,7 +46,7 @@ def graphs() -> dict[str, Graph]:
 OPTIONS: dict[str, dict[str, Any]] = {
     "concatenated": {"bias": True, "residual": True},
     "averaged": {"is_concat": False, "share_weights": True, "kernel": "torch"},
-    "features of edges": {"edge_dim": EDGE_DIM, "bias": "projections"},
+    "edge features": {"edge_dim": EDGE_DIM, "bias": "projections"},
     "self-loops": {"edge_dim": EDGE_DIM, "add_self_loops": True},
 }
 

@@ -110,7 +110,7 @@ def refusing_calls() -> dict[str, Callable[[object], Any]]:
         "layer of unknown sizes": lambda graph: lazy(H, graph),
         "static layer": lambda graph: static(H, graph),
         "dense layer": lambda graph: dense(H, graph),
-        "layer with features of edges": lambda graph: edged(
+        "layer with edge features": lambda graph: edged(
             H, graph, edge_features=torch.arange(12.0).reshape(4, 3)
         ),
         "scores of a layer": lambda graph: layer.attention_scores(H, graph),

@@ -207,7 +207,7 @@ def test_two_rows_of_integers_are_an_edge_index() -> None:
 @pytest.mark.parametrize("flow", ["target_to_source", "source_to_target"])
 @pytest.mark.parametrize("form", ["coo", "csr", "csc", "BCOO", "BCSR"])
 def test_edges_of_a_matrix_are_numbered_as_its_entries(form: str, flow: Any) -> None:
-    """Features of edges come, and coefficients go, in the order in which a matrix has its entries."""
+    """Edge features come, and coefficients go, in the order in which a matrix has its entries."""
     rng = np.random.default_rng(0)
     place = rng.permutation(20)[:9]  # in no order
     values = np.where(np.arange(9) == 4, 0.0, 1.0)  # an entry of zero is no edge

@@ -117,7 +117,7 @@ def test_of_a_list_of_edges(backend: str, kernel: str, heads: int) -> None:
 def test_of_a_mask(
     backend: str, kernel: str, heads: int, mask_shape: tuple[int, ...] | None
 ) -> None:
-    """With masks of heads or none, a batch, dropout, and features of edges, in either direction."""
+    """With masks of heads or none, a batch, dropout, and edge features, in either direction."""
     rng = np.random.default_rng(3)
     mask = None if mask_shape is None else rng.random(mask_shape) < 0.6
     bias = draw_bias(rng, 2, M, N, heads)

@@ -48,7 +48,7 @@ def random_inputs(
     batch_shape: tuple[int, ...] = (),
     edge_dim: int | None = None,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Query, key, attn and maybe features of edges and their projection; a mask; a cotangent."""
+    """Query, key, attn and maybe edge features and their projection; a mask; a cotangent."""
     n_queries, n_keys = n_nodes
 
     def normal(*shape: int) -> Tensor:

@@ -37,7 +37,7 @@ def random_features(*batch_shape: int, dtype: torch.dtype = torch.float64) -> li
 
 
 def random_edges(backend: str, mask: Tensor, *batch_shape: int) -> list[Tensor]:
-    """Features of edges and their projection; without a mask of heads a bias of the scores, too."""
+    """Edge features and their projection; without a mask of heads a bias of the scores, too."""
     rows = mask.shape[:2] if backend == "dense" else (int(mask.any(-1).sum()),)
     x = torch.randn(*batch_shape, *rows, 4, dtype=torch.float64)
     bias = torch.randn(*batch_shape, *rows, N_HEADS, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Features of edges enter the score inside of LeakyReLU, alike in every kernel and every layout."""
+"""Edge features enter the score inside LeakyReLU, alike in every kernel and every layout."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ DIMS = (0, 1, 2, 5, 17)
 
 @st.composite
 def inputs_and_edges(draw: st.DrawFn, /, **options: Any) -> tuple[AttentionInputs, Tensor, Tensor]:
-    """Inputs, features of edges as a mask holds them, with or without the batch, and a projection."""
+    """Inputs, edge features as a mask holds them, with or without the batch, and a projection."""
     inputs = with_few_shapes(draw(attention_inputs(has_score_bias=None, **options)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     *batch_shape, n_queries, n_heads, n_hidden = inputs.query.shape
@@ -49,7 +49,7 @@ def as_list(edge_features: Tensor, mask: Tensor) -> Tensor:
 def step(
     inputs: AttentionInputs, edges: Sequence[Tensor], dtype: torch.dtype, **options: Any
 ) -> list[Tensor]:
-    """Value, and gradients to query, key, attn, features of edges, their projection, maybe a bias."""
+    """Value, and gradients to query, key, attn, edge features, their projection, maybe a bias."""
     function = attention_over(inputs.mask, seed=inputs.seed, **options)
     bias = [] if inputs.score_bias is None else [inputs.score_bias]
     tensors = (inputs.query, inputs.key, inputs.attn, *edges, *bias)
@@ -275,7 +275,7 @@ def test_a_zero_projection_is_no_features(
 def test_they_are_a_batch_of_their_own(
     kernel: Kernel, drawn: tuple[AttentionInputs, Tensor, Tensor]
 ) -> None:
-    """Features of nodes without a batch meet features of edges with one."""
+    """Features of nodes without a batch meet edge features with one."""
     inputs, edge_features, projection = drawn
     query, key = (x.reshape(-1, *x.shape[-3:])[0] for x in (inputs.query, inputs.key))
     mask = inputs.mask.reshape(-1, *inputs.mask.shape[-3:])[0]

@@ -1,4 +1,4 @@
-"""Features of edges that do not fit are an error that says what to do."""
+"""Edge features that do not fit are an error that says what to do."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Features of edges and a bias of the scores under transforms, the compiler and autocast."""
+"""Edge features and a bias of the scores under transforms, the compiler and autocast."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def function_of(kernel: Kernel) -> Any:
 
 
 def tensors_of(kernel: Kernel, *batch_shape: int) -> list[Tensor]:
-    """Query, key, attn, features of edges and their projection, a bias of the scores."""
+    """Query, key, attn, edge features and their projection, a bias of the scores."""
     edges = (EDGE_INDEX.shape[1],) if kernel.backend == "sparse" else (5, 4)
     of_nodes = ((*batch_shape, 5, 2, 3), (*batch_shape, 4, 2, 3), (2, 3))
     shapes = (*of_nodes, (*edges, 3), (2, 3, 3), (*edges, 2))
@@ -86,7 +86,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
 
 
 def layer_inputs(backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features of nodes, a graph that can be traced, features of edges, a bias for all heads."""
+    """Features of nodes, a graph that can be traced, edge features, a bias for all heads."""
     h = torch.randn(5, 3, dtype=torch.float64)
     adj_mat = MASK.new_ones(5, 5, 1) if backend == "dense" else EDGE_INDEX
     edges = (5, 5) if backend == "dense" else (8,)

@@ -63,7 +63,7 @@ CONSTRUCTORS: dict[str, Case] = {
     "negative features": (
         lambda: GraphAttentionV2Layer(-3, 8, 2),
         ValueError,
-        "`in_features` must be positive, or -1 to be told by the first input; got -3",
+        "`in_features` must be positive, or -1 for lazy initialisation; got -3",
     ),
     "fractional features": (
         lambda: GraphAttentionV2Layer(3, wrong(8.0), 2),
@@ -342,7 +342,7 @@ CALLS: dict[str, Case] = {
         ValueError,
         "a mask for 2 heads came to layers with [2, 1] heads: pass one whose last dimension is 1",
     ),
-    "features of edges of NumPy": (
+    "edge features of NumPy": (
         lambda: layer(edge_dim=2)(H, EDGE_INDEX, edge_features=wrong(np.zeros((3, 2)))),
         TypeError,
         "got ndarray: convert it with `torch.as_tensor(edge_features, dtype=layer.attn.dtype)`",

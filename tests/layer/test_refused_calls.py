@@ -79,8 +79,8 @@ def test_sizes_stay_unknown_to_a_kernel_that_cannot(kernel: str) -> None:
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
-    "too few features of edges": lambda layer: layer(H, EDGES, edge_features=torch.ones(2, 3)),
-    "no features of edges": lambda layer: layer(H, EDGES),
+    "too few edge features": lambda layer: layer(H, EDGES, edge_features=torch.ones(2, 3)),
+    "no edge features": lambda layer: layer(H, EDGES),
     "features of another width": lambda layer: layer(H, EDGES, edge_features=torch.ones(3, 2)),
     "features of a mask": lambda layer: layer(
         H, torch.ones(5, 5, 1), edge_features=torch.ones(3, 3)

@@ -211,7 +211,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "use `dgl.add_self_loop`",
     ),
-    "features of edges, DGL": (
+    "edge features, DGL": (
         lambda: to_dgl(layer(edge_dim=5)),
         ValueError,
         "the layer has edge_dim=5",
@@ -219,7 +219,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "their flow and reduced features": (
         lambda: from_pyg(GATv2Conv(3, 4, edge_dim=5, flow="target_to_source")),
         ValueError,
-        "reduces features of edges over their sources, not over their targets,",
+        "reduces edge features over their sources, not over their targets,",
     ),
     "bias of the output, DGL": (
         lambda: to_dgl(with_output_bias()),

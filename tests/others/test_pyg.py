@@ -1,4 +1,4 @@
-"""Our layers inside of PyTorch Geometric: its containers, loaders, edge indices and explainers."""
+"""Our layers inside PyTorch Geometric: its containers, loaders, edge indices and explainers."""
 
 import importlib
 import io

@@ -17,7 +17,7 @@ SIZES = ((9, 33), (15, 7), (30, 100))
 
 
 class Called(nn.Module):
-    """A layer that is called by position, with features of edges if it has some."""
+    """A layer that is called by position, with edge features if it has some."""
 
     def __init__(self, layer: Any, edge_name: str) -> None:
         super().__init__()

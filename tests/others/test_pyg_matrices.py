@@ -65,7 +65,7 @@ MATRICES = {"csr": csr, "coo": coo, "uncoalesced": uncoalesced, "csc": csc}
 
 @pytest.mark.parametrize("form", MATRICES)
 def test_every_matrix_is_read_or_refused_as_pyg_does(form: str) -> None:
-    """Values of one number and of a vector, with features of edges and loops, and without."""
+    """Values of one number and of a vector, with edge features and loops, and without."""
     make, size = MATRICES[form], (N_NODES, N_NODES)
     x = torch.randn(N_NODES, 3).double()
     n_read = 0
@@ -93,7 +93,7 @@ def test_every_matrix_is_read_or_refused_as_pyg_does(form: str) -> None:
 @pytest.mark.parametrize("form", ["csr", "coo"])
 @pytest.mark.parametrize("loops", [False, True])
 def test_two_sides(form: str, loops: bool) -> None:
-    """The matrix of a sampled block, which holds features of edges, or numbers."""
+    """The matrix of a sampled block, which holds edge features, or numbers."""
     rows, x = torch.tensor([[0, 0, 1, 1], [0, 3, 2, 2]]), torch.randn(4, 3).double()
     for values, edge_dim in ((torch.randn(4, 2).double(), 2), (torch.ones(4).double(), None)):
         theirs, ours = layers((3, 3), edge_dim=edge_dim, add_self_loops=loops)

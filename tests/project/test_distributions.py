@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = (".ci", ".github", "benchmarks", "docs", "examples", "gatv2", "tests")
 NOT_OURS = {".git", ".DS_Store"}  # in a work tree of git, `.git` is a file
 FILES = sorted(path.name for path in ROOT.iterdir() if path.is_file() and path.name not in NOT_OURS)
-IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", "_figures")
+MADE = ("_figures", "gallery")  # by the documentation
+IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", *MADE)
 BUILD = """
 import sys
 from setuptools import build_meta
@@ -47,7 +48,7 @@ def files_of(*folders: str) -> set[str]:
         path.relative_to(ROOT).as_posix()
         for folder in folders
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and not {"__pycache__", "_figures"} & {*path.parts}
+        if path.is_file() and not {"__pycache__", *MADE} & {*path.parts}
     }
 
 

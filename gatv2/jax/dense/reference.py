@@ -4,7 +4,7 @@ e_ij = a_h . LeakyReLU(g_l[i] + g_r[j])
 alpha_ij = softmax over the keys j of query i of e_ij
 out_i = sum over j of dropout(alpha_ij) g_r[j]
 
-With features of edges: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). With a bias of the scores
+With edge features: e_ij = a_h . LeakyReLU(g_l[i] + g_r[j] + W_e x[i, j]). With a bias of the scores
 b[i, j] is added to e_ij; where it is -inf there is no edge. Of `[N, M, H, F]` no more than a block is
 held; coefficients, `[N, M, H]`, are held whole.
 """

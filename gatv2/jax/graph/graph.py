@@ -99,7 +99,7 @@ class Graph(SortedEdges[jax.Array]):
     def from_edge_index(
         cls, edge_index: ArrayLike, n_nodes: NumberOfNodes, *, flow: Flow = "target_to_source"
     ) -> "Graph":
-        """Prepare an edge index; inside of `jit` too, where an edge with a bad index is dropped.
+        """Prepare an edge index; inside `jit` too, where an edge with a bad index is dropped.
 
         Args:
             edge_index: `[2, n_edges]`, integer. Row 0 holds queries, row 1 holds keys: an edge (i, j)
@@ -178,7 +178,7 @@ class Graph(SortedEdges[jax.Array]):
 
     @classmethod
     def from_graphs_tuple(cls, graphs: GraphsTuple) -> "Graph":
-        """Prepare jraph's `GraphsTuple`, padded or not; inside of `jit` too.
+        """Prepare jraph's `GraphsTuple`, padded or not; inside `jit` too.
 
         Its receivers are our queries, and its senders our keys: a node attends to those that send to it.
         Nodes and edges keep their numbers, so `graphs.nodes` are features, and `graphs.edges` features

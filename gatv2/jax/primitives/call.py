@@ -24,7 +24,7 @@ class Call:
 
     Attributes:
         adjacency: the structure of the graph's arrays.
-        n_features: number of arrays that are differentiated by: 3, two more with features of edges and
+        n_features: number of arrays that are differentiated by: 3, two more with edge features and
             their projection, and one with a bias.
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability that a coefficient is dropped.
