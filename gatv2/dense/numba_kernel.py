@@ -64,7 +64,7 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         n_rows,
         mask.ravel(),
         None if n_mask_heads == 1 else n_mask_heads,
-        launch.bias,
+        launch.plain_bias,
         tuple(x.ravel() for x in results),
     )
     return launch.results(*results)
