@@ -13,7 +13,7 @@ from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
 
 @kernel
-def is_identity(edge_id: Integers) -> bool:
+def is_identity(edge_id: Integers) -> Truth:
     """Whether edges are listed as the caller gave them, so that there is nothing to bring anywhere."""
     edge_id = borrowed(edge_id)
     e = 0
