@@ -14,7 +14,6 @@ from gatv2.graph.adjacency import (
     Sizes,
     all_pairs,
     as_adjacency,
-    check_flow_of_graph,
     common_batch_shape,
 )
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
@@ -30,6 +29,7 @@ from gatv2.options import (
     check_bias,
     check_dropout,
     check_flow,
+    check_flow_of_graph,
     check_sizes,
     check_slope,
     hidden_of,
@@ -90,6 +90,7 @@ class GraphAttention(nn.Module, ABC):
         residual: bool = False,
         add_self_loops: bool = False,
         fill_value: FillValue = "mean",
+        loop_bias: FillValue = 0.0,
         backend: Backend = "auto",
         kernel: str = "auto",
         flow: Flow = "target_to_source",
@@ -109,6 +110,7 @@ class GraphAttention(nn.Module, ABC):
         check_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(flow)
         check_fill_value(fill_value)
+        check_fill_value(loop_bias, "loop_bias")
         check_backend(backend)
         _check_kernel(kernel)
         _check_dtype(dtype)
@@ -121,6 +123,7 @@ class GraphAttention(nn.Module, ABC):
         self.edge_dim = edge_dim
         self.add_self_loops = add_self_loops
         self.fill_value = fill_value
+        self.loop_bias = loop_bias
         self.backend = backend
         self.kernel = kernel
         self.flow = flow
@@ -410,7 +413,7 @@ class GraphAttention(nn.Module, ABC):
         )
 
     def _with_loops(self, inputs: Projected, sizes: Sizes) -> Projected:
-        """The same with a self-loop at each node, whose scores have no bias."""
+        """The same with a self-loop at each node."""
         _, _, adj_mat, edge_features, score_bias, _ = inputs
         if isinstance(adj_mat, Part):
             check_flow_of_graph(adj_mat.flow, self.flow)
@@ -428,7 +431,7 @@ class GraphAttention(nn.Module, ABC):
         )
         if score_bias is not None:
             _, score_bias = add_self_loops(
-                adjacency, score_bias, 0.0, is_block=is_block, name="score_bias"
+                adjacency, score_bias, self.loop_bias, is_block=is_block, is_bias=True
             )
         flow: Flow = self.flow if isinstance(adj_mat, Part) else "target_to_source"
         return Projected(*inputs[:2], with_loops, edge_features, score_bias, flow)
@@ -502,6 +505,10 @@ class GraphAttention(nn.Module, ABC):
         bias = "projections" if is_biased and self.bias is None else is_biased
         edge_dim = "" if self.edge_dim is None else f"edge_dim={self.edge_dim}, "
         loops = f", fill_value={self.fill_value!r}" if edge_dim and self.add_self_loops else ""
+        if self.add_self_loops and (
+            not isinstance(self.loop_bias, (int, float)) or self.loop_bias != 0
+        ):
+            loops += f", loop_bias={self.loop_bias!r}"
         return (
             f"{self.in_features}, {self.out_features}, n_heads={self.n_heads}, "
             f"is_concat={self.is_concat}, dropout={self.dropout}, "

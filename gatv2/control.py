@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, Projected
 from gatv2.functional import gat_attention, gat_scores
+from gatv2.graph.self_loops import FillValue
 from gatv2.options import Backend, Bias, Flow
 
 
@@ -58,6 +59,7 @@ class GraphAttentionLayer(GraphAttention):
         bias: Bias = False,
         residual: bool = False,
         add_self_loops: bool = False,
+        loop_bias: FillValue = 0.0,
         backend: Backend = "auto",
         kernel: str = "auto",
         flow: Flow = "target_to_source",
@@ -75,6 +77,7 @@ class GraphAttentionLayer(GraphAttention):
             bias=bias,
             residual=residual,
             add_self_loops=add_self_loops,
+            loop_bias=loop_bias,
             backend=backend,
             kernel=kernel,
             flow=flow,

@@ -137,9 +137,9 @@ def _prepare(
     }
     if not layer.add_self_loops:
         return graph, given
-    filling = {"edge_features": layer.fill_value, "score_bias": 0.0}
+    filling = {"edge_features": layer.fill_value, "score_bias": layer.loop_bias}
     filled = {
-        name: add_self_loops(graph, values, filling[name], name=name)[1]
+        name: add_self_loops(graph, values, filling[name], is_bias=name == "score_bias")[1]
         for name, values in given.items()
     }
     with_loops, _ = add_self_loops(graph)

@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, Projected
 from gatv2.functional import attend, gatv2_scores
-from gatv2.graph.adjacency import check_flow_of_graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, Part
+from gatv2.options import check_flow_of_graph
 from gatv2.projection import edge_projection
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
@@ -47,6 +47,8 @@ class GraphAttentionV2Layer(GraphAttention):
             See :meth:`gatv2.Graph.add_self_loops`.
         fill_value: features of added self-loops: a number, `[edge_dim]`, or a reduction of the features
             of a node's other edges, "mean", "sum" ("add"), "min", "max" or "mul".
+        loop_bias: `score_bias` of added self-loops in calls that have one, likewise: a number,
+            `[n_heads]`, or a reduction of that of a node's other edges, without those that it removes.
         backend: "dense" (masked attention), "sparse" (edges), or "auto": by the form of `adj_mat`.
         kernel: "numba" (fused, on the CPU), "triton" (fused, on GPUs), "torch" (plain operations,
             anywhere), or "auto": "numba" where it serves a call, else "torch".

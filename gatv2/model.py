@@ -29,6 +29,7 @@ class LayerOptions(TypedDict, total=False):
     residual: bool
     add_self_loops: bool
     fill_value: FillValue
+    loop_bias: FillValue
     backend: Backend
     kernel: str
     flow: Flow

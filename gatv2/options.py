@@ -85,6 +85,20 @@ def check_flow(flow: str) -> None:
         raise ValueError(f"`flow` must be one of {FLOWS}; got {flow!r}")
 
 
+def check_flow_of_graph(made_with: Flow, flow: Flow) -> None:
+    """Raise a ValueError if a graph's edges would be read the wrong way round.
+
+    In a call of the default flow a graph that was made with the other one is what it says.
+    """
+    if flow == "source_to_target" and made_with != flow:
+        raise ValueError(
+            f"a call with flow='source_to_target' got a graph that was made with flow={made_with!r}, "
+            "whose edges would be read backwards: make it with flow='source_to_target', as in "
+            "`Graph.from_edge_index(edge_index, n_nodes, flow='source_to_target')`, or pass the edge "
+            "index or mask itself"
+        )
+
+
 def check_backend(backend: str) -> None:
     """Raise a ValueError unless `backend` is one of the backends, or "auto"."""
     if backend not in BACKENDS:
@@ -97,11 +111,11 @@ def check_bias(bias: object) -> None:
         raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
 
 
-def check_reduction(fill_value: str) -> None:
+def check_reduction(fill_value: str, name: str = "fill_value") -> None:
     """Raise a ValueError unless `fill_value`, which is a string, names a reduction."""
     if fill_value not in REDUCTIONS:
         raise ValueError(
-            f"`fill_value` must be a number, a tensor or one of {REDUCTIONS}; got {fill_value!r}"
+            f"`{name}` must be a number, a tensor or one of {REDUCTIONS}; got {fill_value!r}"
         )
 
 

@@ -75,7 +75,7 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
 def _row_buffers(launch: Launch, n_keys: int, n_mask_heads: int) -> tuple[Plain, ...]:
     """What a thread needs for one row: buffers, keys, their alpha, and which heads use them."""
     tiles = launch.tiles
-    head_mask: Any = launch.bias
+    head_mask: Any = launch.plain_bias
     if n_mask_heads > 1:
         head_mask = np.zeros(n_keys * tiles.padded[0], np.bool_)
     n_alpha = n_keys if launch.arguments.wants_rows else 0

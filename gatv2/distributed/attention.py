@@ -237,6 +237,7 @@ def _attend_together(
         key,
         part,
         edges,
+        score_bias,
         negative_slope=negative_slope,
         dropout=dropout,
         has_seed=has_seed,

@@ -25,6 +25,8 @@ class Call(NamedTuple):
     n_heads: int
     n_hidden: int
     edge_dim: int | None
+    bias_heads: int | None
+    """The last dimension of `score_bias`."""
     negative_slope: float
     dropout: float
     seed: str
@@ -40,6 +42,7 @@ class Call(NamedTuple):
         key: Tensor,
         part: PartData,
         edges: EdgeInputs | None,
+        score_bias: Tensor | None,
         *,
         negative_slope: float,
         dropout: float,
@@ -58,6 +61,7 @@ class Call(NamedTuple):
             n_heads=n_heads,
             n_hidden=n_hidden,
             edge_dim=None if edges is None else edges.projection.shape[-1],
+            bias_heads=None if score_bias is None else score_bias.shape[-1],
             negative_slope=float(negative_slope),
             dropout=float(dropout),
             seed="given" if has_seed and dropout > 0 else "drawn",

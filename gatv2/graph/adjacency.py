@@ -28,6 +28,7 @@ from gatv2.options import (
     Flow,
     check_backend,
     check_flow,
+    check_flow_of_graph,
     shape_of_all_pairs,
 )
 from gatv2.torch_internals import is_inspectable
@@ -144,20 +145,6 @@ def _of_array(array: NumPyArray, sizes: Sizes, flow: Flow) -> Graph:
             f"{array.dtype} with shape {array.shape}: convert a mask with `torch.from_numpy(adj_mat)`"
         )
     return Graph.from_edge_index(array, (sizes.n_queries, sizes.n_keys), flow=flow)
-
-
-def check_flow_of_graph(made_with: Flow, flow: Flow) -> None:
-    """Raise a ValueError if a graph's edges would be read the wrong way round.
-
-    In a call of the default flow a graph that was made with the other one is what it says.
-    """
-    if flow == "source_to_target" and made_with != flow:
-        raise ValueError(
-            f"a call with flow='source_to_target' got a graph that was made with flow={made_with!r}, "
-            "whose edges would be read backwards: make it with flow='source_to_target', as in "
-            "`Graph.from_edge_index(edge_index, n_nodes, flow='source_to_target')`, or pass the edge "
-            "index or mask itself"
-        )
 
 
 def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:

@@ -1,7 +1,7 @@
 """Self-loops: each node attends to itself, once, whatever self-loops there were.
 
 As in PyTorch Geometric: those that there are give way, with their features, and the features of the new
-ones are given or come from those of the node's other edges.
+ones are given or come from those of the node's other edges. So does a bias of their scores.
 """
 
 import torch
@@ -16,15 +16,16 @@ from gatv2.torch_internals import refuse_mapped
 
 FillValue = float | Tensor | Reduction
 """Features of a self-loop: a number, `[D]`, or how those of the node's other edges are reduced."""
+_NEUTRAL = {"mul": 1.0, "min": torch.inf, "max": -torch.inf}
 
 
-def check_fill_value(fill_value: object) -> None:
+def check_fill_value(fill_value: object, name: str = "fill_value") -> None:
     """Raise a ValueError for an unknown reduction, a TypeError for what is no fill value."""
     if isinstance(fill_value, str):
-        check_reduction(fill_value)
+        check_reduction(fill_value, name)
     elif not isinstance(fill_value, (int, float, Tensor)):
         raise TypeError(
-            "`fill_value` must be a number, a tensor or the name of a reduction; "
+            f"`{name}` must be a number, a tensor or the name of a reduction; "
             f"got {type(fill_value).__name__}"
         )
 
@@ -35,7 +36,7 @@ def add_self_loops(
     fill_value: FillValue = "mean",
     *,
     is_block: bool = False,
-    name: str = "edge_features",
+    is_bias: bool = False,
 ) -> tuple[Adjacency | Part, Tensor | None]:
     """A graph or mask with one self-loop at each node, and edge features that fit it.
 
@@ -49,7 +50,8 @@ def add_self_loops(
             node without any they are zero, with "mul" one.
         is_block: whether `adjacency`, the `Graph` of a sampled block, has its queries as the first of
             its keys (or the other way about): these have the self-loops then.
-        name: what errors call the features.
+        is_bias: whether `edge_features` is a `score_bias`, with 1 or n_heads in the place of D. An edge
+            whose bias is -inf is none for that head, and is not reduced.
 
     Returns:
         The graph, as `Graph.add_self_loops` numbers its edges (a part has its own nodes' self-loops,
@@ -78,20 +80,22 @@ def add_self_loops(
             loops = adjacency.self_loops
         if edge_features is None:
             return loops.graph, None
-        _check_rows(edge_features, -2, adjacency.n_edges, name)
-        return loops.graph, _with_filled(loops, edge_features, fill_value)
+        _check_rows(edge_features, -2, adjacency.n_edges, is_bias)
+        return loops.graph, _with_filled(loops, edge_features, fill_value, is_bias)
     n_queries, n_keys = adjacency.shape[-3:-1]
     check_has_self_loops(n_queries, n_keys)
     loop = torch.eye(n_queries, dtype=torch.bool, device=adjacency.device).unsqueeze(-1)
     if edge_features is None:
         return adjacency | loop, None
-    _check_rows(edge_features, -3, n_queries, name)
-    _check_rows(edge_features, -2, n_keys, name)
+    _check_rows(edge_features, -3, n_queries, is_bias)
+    _check_rows(edge_features, -2, n_keys, is_bias)
     if isinstance(fill_value, str):
         is_other = adjacency.any(-1, keepdim=True) & ~loop
+        if is_bias:
+            is_other = is_other & (edge_features != -torch.inf)
         filled = _reduce_masked(edge_features, is_other, fill_value).unsqueeze(-2)
     else:
-        filled = _as_features(fill_value, edge_features)
+        filled = _as_features(fill_value, edge_features, is_bias)
     return adjacency | loop, torch.where(loop, filled, edge_features)
 
 
@@ -107,7 +111,9 @@ def _loops_of_block(graph: Graph) -> SelfLoops:
     return SelfLoops(result, kept, edge_index[0])
 
 
-def _with_filled(loops: SelfLoops | Loops[Part], values: Tensor, fill_value: FillValue) -> Tensor:
+def _with_filled(
+    loops: SelfLoops | Loops[Part], values: Tensor, fill_value: FillValue, is_bias: bool
+) -> Tensor:
     kept = values.index_select(-2, loops.kept)
     n_nodes = loops.graph.n_edges - loops.kept.shape[0]  # len() would be a constant in an export
     shape = *kept.shape[:-2], n_nodes, kept.shape[-1]
@@ -116,45 +122,62 @@ def _with_filled(loops: SelfLoops | Loops[Part], values: Tensor, fill_value: Fil
         if isinstance(graph, Graph) and graph.n_queries > graph.n_keys:
             n_rows = graph.n_queries  # of a block, of which not every query has a loop
         rows = *shape[:-2], n_rows, shape[-1]
-        filled = _reduce_by_query(kept, loops.query, rows, fill_value).narrow(-2, 0, n_nodes)
+        is_used = kept != -torch.inf if is_bias else None
+        filled = _reduce_by_query(kept, loops.query, rows, fill_value, is_used)
+        filled = filled.narrow(-2, 0, n_nodes)
     else:
-        filled = _as_features(fill_value, kept).expand(shape)
+        filled = _as_features(fill_value, kept, is_bias).expand(shape)
     return torch.cat((kept, filled), dim=-2)
 
 
-def _as_features(fill_value: float | Tensor, edge_features: Tensor) -> Tensor:
+def _as_features(fill_value: float | Tensor, edge_features: Tensor, is_bias: bool) -> Tensor:
     filled, n_features = (
         torch.as_tensor(fill_value, device=edge_features.device).to(edge_features),
         edge_features.shape[-1],
     )
     if filled.shape not in ((), (1,), (n_features,)):
         raise ValueError(
-            f"`fill_value` must be a number or have shape ({n_features},), as `edge_features` have "
-            f"{n_features}; got {tuple(filled.shape)}"
+            f"`{'loop_bias' if is_bias else 'fill_value'}` must be a number or have shape "
+            f"({n_features},), as `{_name(is_bias)}` has {n_features}; got {tuple(filled.shape)}"
         )
     return filled
 
 
-def _reduce_by_query(values: Tensor, query: Tensor, shape: tuple[int, ...], how: str) -> Tensor:
+def _reduce_by_query(
+    values: Tensor, query: Tensor, shape: tuple[int, ...], how: str, is_used: Tensor | None
+) -> Tensor:
+    """Values of edges, those alone that are used if not all are, reduced to rows of their queries."""
     dtype, values = values.dtype, values.to(summed_in(values))
+    if is_used is not None:
+        values = values.where(is_used, _NEUTRAL.get(how, 0.0))
     if how in ("sum", "add", "mean"):
         total = values.new_zeros(shape).index_add(-2, query, values)
         if how == "mean":
-            count = values.new_zeros(shape[-2]).index_add(0, query, values.new_ones(query.shape[0]))
-            total = total / count.clamp(min=1).unsqueeze(-1)
+            total = total / _count_by_query(values, query, shape, is_used).clamp(min=1)
         return total.to(dtype)
     start = values.new_full(shape, 1.0 if how == "mul" else 0.0)
     name = {"min": "amin", "max": "amax", "mul": "prod"}[how]
     index = query.unsqueeze(-1).expand(values.shape)
-    return start.scatter_reduce(-2, index, values, name, include_self=how == "mul").to(dtype)
+    reduced = start.scatter_reduce(-2, index, values, name, include_self=how == "mul")
+    if is_used is not None and how != "mul":
+        reduced = reduced.where(_count_by_query(values, query, shape, is_used) > 0, 0.0)
+    return reduced.to(dtype)
+
+
+def _count_by_query(
+    values: Tensor, query: Tensor, shape: tuple[int, ...], is_used: Tensor | None
+) -> Tensor:
+    if is_used is None:
+        ones = values.new_ones(query.shape[0])
+        return values.new_zeros(shape[-2]).index_add(0, query, ones).unsqueeze(-1)
+    return values.new_zeros(shape).index_add(-2, query, is_used.to(values.dtype))
 
 
 def _reduce_masked(values: Tensor, is_other: Tensor, how: str) -> Tensor:
     if not is_other.shape[-2]:
         return values.sum(-2)
     count, dtype = is_other.sum(-2), values.dtype
-    neutral = {"mul": 1.0, "min": torch.inf, "max": -torch.inf}.get(how, 0.0)
-    others = torch.where(is_other, values.to(summed_in(values)), neutral)
+    others = torch.where(is_other, values.to(summed_in(values)), _NEUTRAL.get(how, 0.0))
     if how == "mul":
         return others.prod(-2).to(dtype)
     if how in ("min", "max"):
@@ -164,9 +187,13 @@ def _reduce_masked(values: Tensor, is_other: Tensor, how: str) -> Tensor:
     return (total / count.clamp(min=1) if how == "mean" else total).to(dtype)
 
 
-def _check_rows(edge_features: Tensor, dim: int, expected: int, name: str) -> None:
+def _check_rows(edge_features: Tensor, dim: int, expected: int, is_bias: bool) -> None:
     if edge_features.ndim < -dim or edge_features.shape[dim] != expected:
         raise ValueError(
-            f"`{name}` must have {expected} as dimension {dim}, to be laid out as the graph; "
+            f"`{_name(is_bias)}` must have {expected} as dimension {dim}, to be laid out as the graph; "
             f"got {tuple(edge_features.shape)}"
         )
+
+
+def _name(is_bias: bool) -> str:
+    return "score_bias" if is_bias else "edge_features"

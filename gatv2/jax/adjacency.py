@@ -6,7 +6,7 @@ read by shape and dtype alone, so that they may be traced. What only PyTorch can
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
@@ -23,6 +23,7 @@ from gatv2.options import (
     Flow,
     check_backend,
     check_flow,
+    check_flow_of_graph,
     shape_of_all_pairs,
 )
 
@@ -70,7 +71,7 @@ def common_batch_shape(adj_mat: object, batch_shape: tuple[int, ...]) -> tuple[i
         ValueError: the two do not broadcast.
     """
     if is_graph(adj_mat):
-        return (adj_mat.n_blocks,) if adj_mat.n_blocks > 1 and not batch_shape else batch_shape
+        return batch_shape or tuple(adj_mat.batch_dims)
     if not is_mask(adj_mat) or adj_mat.ndim <= 3:
         return batch_shape
     own = tuple(adj_mat.shape[:-3])
@@ -110,7 +111,8 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
             :func:`gatv2.graph.as_adjacency` reads. Numbers other than zero are not read: for weights
             of edges pass `score_bias=jnp.log(weight)` to attention.
         sizes: the sizes that the graph has to fit.
-        flow: "source_to_target" turns every form but a `Graph` round.
+        flow: "source_to_target" turns every form but a `Graph` round, which must have been made with
+            that flow.
         backend: "dense" or "sparse"; "auto" takes dense for a mask and sparse for the rest.
 
     Raises:
@@ -120,7 +122,10 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
         IndexError: an index of an edge is out of range, outside of `jit`.
     """
     check_backend(backend)
-    return to_backend(read_adjacency(adj_mat, sizes, flow=flow), sizes, backend)
+    adjacency = to_backend(read_adjacency(adj_mat, sizes, flow=flow), sizes, backend)
+    if isinstance(adjacency, Graph) and is_mask(adj_mat):
+        return replace(adjacency, flow=flow)  # it has been turned
+    return adjacency
 
 
 def read_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow) -> Graph | ArrayLike:
@@ -130,7 +135,7 @@ def read_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow) -> Graph | Arra
     """
     check_flow(flow)
     if isinstance(adj_mat, Graph):
-        return _checked_graph(adj_mat, sizes)
+        return _checked_graph(adj_mat, sizes, flow)
     if isinstance(adj_mat, jax.Array | np.ndarray):
         return _read_array(adj_mat, sizes, flow)
     if _is_matrix_of_jax(adj_mat):
@@ -157,21 +162,26 @@ def to_backend(adjacency: Graph | ArrayLike, sizes: Sizes, backend: Backend) -> 
         if backend != "dense":
             return adjacency
         mask = adjacency.to_mask()
-        return mask if mask.ndim == 3 else mask.reshape(*sizes.batch_shape, *mask.shape[1:])
+        if not adjacency.batch_dims:
+            return mask
+        return mask.reshape(*sizes.batch_shape, sizes.n_queries, sizes.n_keys, mask.shape[-1])
     return Graph.from_mask(adjacency) if backend == "sparse" else on_jax(adjacency)
 
 
-def _checked_graph(graph: Graph, sizes: Sizes) -> Graph:
+def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
+    check_flow_of_graph(graph.flow, flow)
     has, wants = graph.block_shape, (sizes.n_queries, sizes.n_keys)
-    if has != wants:
+    if has != wants and graph.n_blocks:  # an empty batch is one of any graphs
         raise ValueError(
             f"the graph has {has[0]} queries and {has[1]} keys, "
             f"but the features have {wants[0]} queries and {wants[1]} keys"
         )
-    if graph.n_blocks > 1 and math.prod(sizes.batch_shape) != graph.n_blocks:
+    dims, batch_shape = graph.batch_dims, sizes.batch_shape
+    is_same = dims == batch_shape or 1 in (len(dims), len(batch_shape))  # or one of them is flat
+    if dims and not (is_same and math.prod(batch_shape) == graph.n_blocks):
         raise ValueError(
-            f"the graph is a batch of {graph.n_blocks} graphs, "
-            f"but the features have batch dimensions {sizes.batch_shape}"
+            f"the graph is a batch of {' x '.join(map(str, dims))} graphs, "
+            f"but the features have batch dimensions {batch_shape}"
         )
     if graph.head_mask is not None and graph.head_mask.shape[1] != sizes.n_heads:
         raise ValueError(

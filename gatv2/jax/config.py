@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FillValue = float | tuple[float, ...] | Reduction
 """Features of a self-loop: a number, D of them, or how those of the node's other edges are reduced."""
+_MANY = {"fill_value": "D", "loop_bias": "n_heads"}
 
 KERNEL_NAMES = ("auto", "jax", "numba")
 
@@ -45,6 +46,7 @@ class ModuleOptions(TypedDict, total=False):
     residual: bool
     add_self_loops: bool
     fill_value: FillValue
+    loop_bias: FillValue
     backend: Backend
     kernel: str
     flow: Flow
@@ -90,6 +92,8 @@ class LayerOptions:
         add_self_loops: whether each node attends to itself too; self-loops that there are count once.
         fill_value: features of added self-loops: a number, D of them, or a reduction of the features of
             a node's other edges, "mean", "sum" ("add"), "min", "max" or "mul".
+        loop_bias: `score_bias` of added self-loops in calls that have one, likewise: a number, n_heads
+            of them, or a reduction of that of a node's other edges, without those that it removes.
         backend: "dense" (masked attention), "sparse" (edges), or "auto": by the form of `adj_mat`.
         kernel: which kernel does the work; see :func:`gatv2.jax.gatv2_attention`.
         flow: what row 0 of an edge index holds. "target_to_source": the nodes that attend;
@@ -115,6 +119,7 @@ class LayerOptions:
     residual: bool = False
     add_self_loops: bool = False
     fill_value: FillValue = "mean"
+    loop_bias: FillValue = 0.0
     backend: Backend = "auto"
     kernel: str = "auto"
     flow: Flow = "target_to_source"
@@ -137,7 +142,8 @@ class LayerOptions:
         check_slope(self.leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(self.flow)
         check_backend(self.backend)
-        object.__setattr__(self, "fill_value", _read_fill_value(self.fill_value))
+        for name in ("fill_value", "loop_bias"):
+            object.__setattr__(self, name, _read_fill_value(getattr(self, name), name))
         if self.kernel not in KERNEL_NAMES:
             raise ValueError(f"`kernel` must be one of {KERNEL_NAMES}; got {self.kernel!r}")
         for name in ("dtype", "param_dtype"):
@@ -222,7 +228,6 @@ class LayerOptions:
             True
         """
         has_bias = layer.linear_l.bias is not None
-        fill_value: object = layer.fill_value
         options: dict[str, Any] = {
             name: getattr(layer, name)
             for name in (
@@ -242,17 +247,23 @@ class LayerOptions:
         options |= {
             "bias": "projections" if has_bias and layer.bias is None else has_bias,
             "residual": layer.linear_residual is not None,
-            "fill_value": fill_value.tolist() if hasattr(fill_value, "tolist") else fill_value,
+            "fill_value": _as_python(layer.fill_value),
+            "loop_bias": _as_python(layer.loop_bias),
             "param_dtype": str(layer.linear_l.weight.dtype).removeprefix("torch."),
         }
         return cls(**{**options, **changes})
 
 
-def _read_fill_value(fill_value: object) -> FillValue:
+def _as_python(fill_value: Any) -> object:
+    return fill_value.tolist() if hasattr(fill_value, "tolist") else fill_value
+
+
+def _read_fill_value(fill_value: object, name: str) -> FillValue:
     if isinstance(fill_value, str):
         if fill_value not in REDUCTIONS:
             raise ValueError(
-                f"`fill_value` must be a number, D of them or one of {REDUCTIONS}; got {fill_value!r}"
+                f"`{name}` must be a number, {_MANY[name]} of them or one of {REDUCTIONS}; "
+                f"got {fill_value!r}"
             )
         return fill_value
     if isinstance(fill_value, list | np.ndarray | jax.Array):
@@ -261,7 +272,7 @@ def _read_fill_value(fill_value: object) -> FillValue:
         return tuple(map(float, fill_value))
     if not isinstance(fill_value, int | float):
         raise TypeError(
-            "`fill_value` must be a number, D of them or the name of a reduction; "
+            f"`{name}` must be a number, {_MANY[name]} of them or the name of a reduction; "
             f"got {type(fill_value).__name__}"
         )
     return fill_value

@@ -103,7 +103,7 @@ def broadcast_batch(
         ValueError: the two do not broadcast, or a batch of graphs has features with a batch.
     """
     own = values.shape[: -3 if is_mask(adj_mat) else -2]
-    if own and is_graph(adj_mat) and adj_mat.n_blocks > 1:
+    if own and is_graph(adj_mat) and adj_mat.batch_dims:
         raise ValueError(
             f"the graph is a batch of {adj_mat.n_blocks} graphs: `{name}` must have shape "
             f"(n_edges, {_LAST[name]})=({adj_mat.n_edges}, {values.shape[-1]}), the edges of all of "
@@ -158,7 +158,7 @@ def _of_list(
             "the order of the edges, then padding, as the graph is a list of edges (with a mask, the "
             f"shape is (*batch, n_queries, n_keys, {_LAST[name]})); got {values.shape}"
         )
-    if graph.n_blocks == 1:
+    if not graph.batch_dims:
         values = jnp.broadcast_to(values, (*sizes.batch_shape, *values.shape[-2:]))
     if isinstance(adjacency, Graph):
         return values
@@ -194,7 +194,7 @@ def _of_mask(
     if not isinstance(adjacency, Graph):
         return values
     query, key = adjacency.query_index, adjacency.key_index
-    if adjacency.n_blocks == 1:
+    if not adjacency.batch_dims:
         return values[..., query, key, :]  # a mask's edges are numbered as they are sorted
     blocks = values.reshape(adjacency.n_blocks, *values.shape[-3:])
     return blocks[query // pair[0], query % pair[0], key % pair[1]]

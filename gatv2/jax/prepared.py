@@ -75,7 +75,7 @@ class Prepared(NamedTuple):
         query = jnp.broadcast_to(query, (*batch_shape, *query.shape[-3:]))
         key = jnp.broadcast_to(key, (*batch_shape, *key.shape[-3:]))
         out_shape = query.shape
-        if isinstance(adjacency, Graph) and adjacency.n_blocks != 1:
+        if isinstance(adjacency, Graph) and adjacency.batch_dims:
             query, key = (
                 x.reshape(math.prod(x.shape[:-2]), n_heads, n_hidden) for x in (query, key)
             )

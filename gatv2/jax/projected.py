@@ -76,7 +76,7 @@ class Projected(NamedTuple):
         if config.add_self_loops:
             with_loops, x = add_self_loops(adjacency, x, config.fill_value)
             if bias is not None:
-                _, bias = add_self_loops(adjacency, bias, 0.0, name="score_bias")
+                _, bias = add_self_loops(adjacency, bias, config.loop_bias, is_bias=True)
             adjacency = with_loops
         return cls(config, params, h_query, query, key, adjacency, x, bias)
 
@@ -207,8 +207,9 @@ def _with_edges(
     """
     if isinstance(adjacency, Graph):
         has_key, is_key = jnp.diff(adjacency.query_ptr) > 0, jnp.diff(adjacency.by_key.ptr) > 0
-        if adjacency.n_blocks != 1:
-            has_key, is_key = (x.reshape(*batch_shape, -1) for x in (has_key, is_key))
+        if adjacency.batch_dims:
+            has_key = has_key.reshape(*batch_shape, h_query.shape[-2])
+            is_key = is_key.reshape(*batch_shape, h_key.shape[-2])
     else:
         mask = on_jax(adjacency)
         has_key, is_key = mask.any((-2, -1)), mask.any((-3, -1))

@@ -14,6 +14,9 @@ from gatv2.jax.blocks import lead
 from gatv2.jax.config import FillValue
 from gatv2.jax.graph import Graph, SelfLoops
 from gatv2.jax.graph.loops import check_has_self_loops
+from gatv2.jax.precision import computed_in
+
+_NEUTRAL = {"mul": 1.0, "min": np.inf, "max": -np.inf}
 
 
 def add_self_loops(
@@ -21,7 +24,7 @@ def add_self_loops(
     edge_features: jax.Array | None = None,
     fill_value: FillValue = "mean",
     *,
-    name: str = "edge_features",
+    is_bias: bool = False,
 ) -> tuple[Graph | ArrayLike, jax.Array | None]:
     """A graph or mask with one self-loop at each node, and edge features that fit it.
 
@@ -32,7 +35,8 @@ def add_self_loops(
         fill_value: features of the self-loops: a number, D of them, or a reduction of the features of
             the edges by which a node attends to others. For a node without any they are zero, with "mul"
             one.
-        name: what errors call the features, which may be a bias of the scores.
+        is_bias: whether `edge_features` is a `score_bias`, with 1 or n_heads in the place of D. An edge
+            whose bias is -inf is none for that head, and is not reduced.
 
     Returns:
         The graph, whose edges are, in the caller's order, those that are no self-loops and then the
@@ -61,88 +65,123 @@ def add_self_loops(
         loops = adjacency.self_loops()
         if edge_features is None:
             return loops.graph, None
-        _check_rows(edge_features, -2, adjacency.n_edges, name)
-        return loops.graph, _of_edges(loops, edge_features, fill_value)
+        _check_rows(edge_features, -2, adjacency.n_edges, is_bias)
+        return loops.graph, _of_edges(loops, edge_features, fill_value, is_bias)
     adjacency, loop = on_jax(adjacency), jnp.eye(n_queries, dtype=bool)[..., None]
     if edge_features is None:
         return adjacency | lead(loop, adjacency.ndim), None
-    _check_rows(edge_features, -3, n_queries, name)
-    _check_rows(edge_features, -2, n_keys, name)
+    _check_rows(edge_features, -3, n_queries, is_bias)
+    _check_rows(edge_features, -2, n_keys, is_bias)
     if isinstance(fill_value, str):
         is_other = adjacency.any(-1, keepdims=True) & ~lead(loop, adjacency.ndim)
-        filled = _reduce_masked(edge_features, lead(is_other, edge_features.ndim), fill_value)
+        is_other = lead(is_other, edge_features.ndim)
+        if is_bias:
+            is_other = is_other & (edge_features != -jnp.inf)
+        filled = _reduce_masked(edge_features, is_other, fill_value)
         filled = filled[..., None, :]
     else:
-        filled = _as_features(fill_value, edge_features)
+        filled = _as_features(fill_value, edge_features, is_bias)
     loop_of_features = lead(loop, edge_features.ndim)
     return adjacency | lead(loop, adjacency.ndim), jnp.where(
         loop_of_features, filled, edge_features
     )
 
 
-def _of_edges(loops: SelfLoops, values: jax.Array, fill_value: FillValue) -> jax.Array:
+def _of_edges(
+    loops: SelfLoops, values: jax.Array, fill_value: FillValue, is_bias: bool
+) -> jax.Array:
     kept = jnp.take(values, loops.kept, axis=-2)
     kept = jnp.where(loops.is_other[:, None], kept, 0)
     n_loops = loops.graph.n_edges - loops.kept.shape[0]
     shape = (*kept.shape[:-2], loops.graph.n_queries, kept.shape[-1])
     if isinstance(fill_value, str):
-        filled = _reduce_by_query(kept, loops.query, shape, fill_value)
+        is_used = kept != -jnp.inf if is_bias else None
+        filled = _reduce_by_query(kept, loops.query, shape, fill_value, is_used)
         if n_loops != loops.graph.n_queries:  # nodes that are padding have none
             filled = filled[..., np.flatnonzero(np.asarray(loops.graph.query_mask)), :]
     else:
-        filled = jnp.broadcast_to(_as_features(fill_value, kept), (*shape[:-2], n_loops, shape[-1]))
+        filled = _as_features(fill_value, kept, is_bias)
+        filled = jnp.broadcast_to(filled, (*shape[:-2], n_loops, shape[-1]))
     return jnp.concatenate((kept, filled), axis=-2)
 
 
-def _as_features(fill_value: float | tuple[float, ...], edge_features: jax.Array) -> jax.Array:
+def _as_features(
+    fill_value: float | tuple[float, ...], edge_features: jax.Array, is_bias: bool
+) -> jax.Array:
     filled, n_features = jnp.asarray(fill_value, edge_features.dtype), edge_features.shape[-1]
     if filled.shape not in ((), (1,), (n_features,)):
         raise ValueError(
-            f"`fill_value` must be a number or {n_features} of them, as `edge_features` have; "
-            f"got {filled.shape[0]}"
+            f"`{'loop_bias' if is_bias else 'fill_value'}` must be a number or {n_features} of them, as "
+            f"`{_name(is_bias)}` has; got {filled.shape[0]}"
         )
     return jnp.broadcast_to(filled, (1,) * (edge_features.ndim - 1) + (n_features,))
 
 
 def _reduce_by_query(
-    values: jax.Array, query: jax.Array, shape: tuple[int, ...], how: str
+    values: jax.Array,
+    query: jax.Array,
+    shape: tuple[int, ...],
+    how: str,
+    is_used: jax.Array | None,
 ) -> jax.Array:
+    """Values of edges, those alone that are used if not all are, reduced to rows of their queries."""
+    dtype, values = values.dtype, values.astype(computed_in(values.dtype))
     index = jnp.where(query < 0, shape[-2], query)  # dropped
+    if is_used is not None:
+        values = jnp.where(is_used, values, _NEUTRAL.get(how, 0.0))
     if how in ("sum", "add", "mean"):
         total = jnp.zeros(shape, values.dtype).at[..., index, :].add(values, mode="drop")
-        if how != "mean":
-            return total
-        ones = jnp.ones(index.shape, values.dtype)
-        count = jnp.zeros(shape[-2], values.dtype).at[index].add(ones, mode="drop")
-        mean: jax.Array = total / lead(jnp.maximum(count, 1)[:, None], total.ndim)
-        return mean
+        if how == "mean":
+            total = total / jnp.maximum(_count_by_query(values, index, shape, is_used), 1)
+        return total.astype(dtype)
     if how == "mul":
-        return jnp.ones(shape, values.dtype).at[..., index, :].multiply(values, mode="drop")
-    start = jnp.full(shape, jnp.inf if how == "min" else -jnp.inf, values.dtype)
+        product = jnp.ones(shape, values.dtype).at[..., index, :].multiply(values, mode="drop")
+        return product.astype(dtype)
+    start = jnp.full(shape, _NEUTRAL[how], values.dtype)
     at = start.at[..., index, :]
     extreme = at.min(values, mode="drop") if how == "min" else at.max(values, mode="drop")
-    has_other = jnp.zeros(shape[-2], bool).at[index].set(True, mode="drop")
-    return jnp.where(lead(has_other[:, None], extreme.ndim), extreme, 0)
+    extreme = jnp.where(_count_by_query(values, index, shape, is_used) > 0, extreme, 0)
+    return extreme.astype(dtype)
+
+
+def _count_by_query(
+    values: jax.Array, index: jax.Array, shape: tuple[int, ...], is_used: jax.Array | None
+) -> jax.Array:
+    if is_used is not None:
+        ones = is_used.astype(values.dtype)
+        return jnp.zeros(shape, values.dtype).at[..., index, :].add(ones, mode="drop")
+    count = (
+        jnp.zeros(shape[-2], values.dtype)
+        .at[index]
+        .add(jnp.ones(index.shape, values.dtype), mode="drop")
+    )
+    return lead(count[:, None], len(shape))
 
 
 def _reduce_masked(values: jax.Array, is_other: jax.Array, how: str) -> jax.Array:
     if not values.shape[-2]:
         return values.sum(-2)
-    count = is_other.sum(-2, dtype=jnp.int32)
+    count, dtype = is_other.sum(-2, dtype=jnp.int32), values.dtype
+    values = values.astype(computed_in(dtype))
     if how == "mul":
-        return jnp.where(is_other, values, 1).prod(-2)
+        return jnp.where(is_other, values, 1).prod(-2).astype(dtype)
     if how in ("min", "max"):
-        worst = jnp.inf if how == "min" else -jnp.inf
-        others = jnp.where(is_other, values, worst)
+        others = jnp.where(is_other, values, _NEUTRAL[how])
         extreme = others.min(-2) if how == "min" else others.max(-2)
-        return jnp.where(count > 0, extreme, 0)
+        return jnp.where(count > 0, extreme, 0).astype(dtype)
     total = jnp.where(is_other, values, 0).sum(-2)
-    return total / jnp.maximum(count, 1).astype(total.dtype) if how == "mean" else total
+    if how == "mean":
+        total = total / jnp.maximum(count, 1).astype(total.dtype)
+    return total.astype(dtype)
 
 
-def _check_rows(edge_features: jax.Array, axis: int, expected: int, name: str) -> None:
+def _check_rows(edge_features: jax.Array, axis: int, expected: int, is_bias: bool) -> None:
     if edge_features.ndim < -axis or edge_features.shape[axis] != expected:
         raise ValueError(
-            f"`{name}` must have {expected} as dimension {axis}, to be laid out as the graph; "
+            f"`{_name(is_bias)}` must have {expected} as dimension {axis}, to be laid out as the graph; "
             f"got {edge_features.shape}"
         )
+
+
+def _name(is_bias: bool) -> str:
+    return "score_bias" if is_bias else "edge_features"

@@ -98,6 +98,8 @@ class ScoreBias(NamedTuple):
 
     values: Floats
     """[rows, width]."""
+    is_listed: bool
+    """Whether rows are in the order of the list of edges, and not where `EdgeList.x_row` tells."""
     width: Index
     """1, for all heads, or the number of heads."""
     n_rows: Index
@@ -106,6 +108,15 @@ class ScoreBias(NamedTuple):
     """Whether any value is minus infinity."""
     gradient: Floats
     """[feature sets, rows, width], or empty if nobody wants it."""
+
+
+class BiasRows(NamedTuple):
+    """Where the rows of a `ScoreBias`, or of its gradient, are; numbers only, as in `Layout`."""
+
+    first: Index
+    """The row of edge 0."""
+    width: Index
+    is_listed: bool
 
 
 class NodeIds(NamedTuple):
@@ -120,7 +131,7 @@ class EdgeList(NamedTuple):
 
     key: Integers
     x_row: Integers
-    """Row of each edge in x and in a bias of the scores; anything if there is neither."""
+    """Row of each edge in x, and in a bias that is not listed; anything if there is neither."""
 
 
 class KeyOrder(NamedTuple):

@@ -41,7 +41,7 @@ from gatv2.numba.arguments import (
 from gatv2.numba.compile import inline
 from gatv2.numba.edge_features import backward_edges
 from gatv2.numba.exp import exp
-from gatv2.numba.head_mask import has_unused, write_d_bias
+from gatv2.numba.head_mask import gradient_of, has_unused, write_d_bias
 from gatv2.numba.rows import AHEAD, column_of, heads_at, signs_at, weights_at
 from gatv2.numba.scores import BLOCK, apply_dropout, score_block
 from gatv2.numba.simd import (
@@ -105,6 +105,7 @@ def backward_query_row(
                     vectors,
                     problem,
                     place,
+                    edge_list,
                     head_mask,
                     block,
                     scale,
@@ -112,9 +113,7 @@ def backward_query_row(
                     buffers,
                     per_edge.weights,
                 )
-                layout = problem.layout
-                write_d_bias(vectors, head_mask, layout, place, edge_list, block, per_edge.weights)
-                for part in range(layout.span):
+                for part in range(problem.layout.span):
                     _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
                     backward_edges(
                         vectors,
@@ -234,6 +233,7 @@ def _write_weights(
     vectors: VectorClasses,
     problem: Problem,
     place: Place,
+    edge_list: EdgeList,
     head_mask: HeadMask | None,
     block: Block,
     scale: Vector,
@@ -241,11 +241,16 @@ def _write_weights(
     buffers: Buffers,
     weights: Floats,
 ) -> Vector:
-    """Write keep * p and de of a block's edges to `weights`; return the sum of de."""
+    """Write keep * p and de of a block's edges to `weights`; return the sum of de.
+
+    The latter is the gradient of a bias.
+    """
     heads, nothing = vectors.heads, splat(vectors.heads, 0.0)
     layout, drops = problem.layout, problem.dropout.least_word > 0
     scores, d_scores, keep = buffers.scores, buffers.d_scores, buffers.keep
     sum_de, is_guarded = nothing, has_unused(head_mask)
+    x_row, column = edge_list.x_row, block.group * heads.lanes
+    d_bias, bias_rows = gradient_of(head_mask, place)
     for e in range(block.begin, block.end):
         at = (e - block.begin) * heads.lanes
         unscaled = load(heads, scores, at)
@@ -259,6 +264,7 @@ def _write_weights(
         at_edge = weights_at(vectors, layout, place.first_edge + e, block.group)
         store(weights, at_edge, p)
         store(weights, at_edge + heads.lanes, de)
+        write_d_bias(d_bias, bias_rows, x_row, e, column, de)
         sum_de = sum_de + de
     return sum_de
 

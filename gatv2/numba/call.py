@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gatv2.numba.arguments import EdgeFeatures, Plain
+from gatv2.numba.arguments import EdgeFeatures, Plain, ScoreBias
+from gatv2.numba.edge_order import is_identity, moved
 from gatv2.numba.memory import Array
 from gatv2.numba.tiles import tiles_of
 from gatv2.philox import WORDS_PER_COUNTER
@@ -73,14 +74,24 @@ class Launch:
         problem: the elements of `gatv2.numba.arguments.Problem`.
         edges: features of edges, as the kernels read them; None if there are none.
         plain_edges: the same as a plain tuple.
-        bias: the elements of `gatv2.numba.arguments.ScoreBias`, without a gradient; None without one.
+        bias: score_bias, without a gradient, as the kernels read it; None if there is none.
+        plain_bias: the same as a plain tuple.
+        bias_order: the argument `edge_id`, if score_bias was brought to the order of the list of edges.
 
     Args:
         arguments: of the call.
+        edge_id: the caller's number of each edge, of one list for the whole call; None if kernels
+            make the lists.
         folds_batch: read a batch of feature sets as one, of a block-diagonal graph.
     """
 
-    def __init__(self, arguments: ArrayArguments, *, folds_batch: bool = False) -> None:
+    def __init__(
+        self,
+        arguments: ArrayArguments,
+        *,
+        edge_id: Array | None = None,
+        folds_batch: bool = False,
+    ) -> None:
         self.arguments = arguments
         *batch, self.n_queries, n_heads, n_hidden = arguments.query.shape
         self.n_keys = arguments.key.shape[-3]
@@ -98,8 +109,10 @@ class Launch:
         if x is not None and projection is not None:
             self.edges = self._edge_features(x, projection)
         self.plain_edges: Plain | None = None if self.edges is None else tuple(self.edges)
+        self.bias_order: Array | None = None
         bias = arguments.score_bias
-        self.bias: Plain | None = None if bias is None else self._score_bias(bias)
+        self.bias = None if bias is None else self._score_bias(bias, edge_id)
+        self.plain_bias: Plain | None = None if self.bias is None else tuple(self.bias)
 
     def _fold_batch(self) -> None:
         self.n_blocks, self.n_batches = self.n_batches, 1
@@ -142,17 +155,25 @@ class Launch:
             max(prod(x.shape[:-1]), 1),
         )
 
-    def _score_bias(self, bias: Array) -> Plain:
+    def _score_bias(self, bias: Array, edge_id: Array | None) -> ScoreBias:
         bias, tiles = self._once(bias), self.tiles
         is_for_all = bias.shape[-1] == 1
         values = (
             bias.astype(tiles.dtype, copy=False).ravel() if is_for_all else tiles.pad_heads(bias)
         )
-        return (
+        removes = bool(
+            np.fmin.reduce(values, initial=0) == -np.inf
+        )  # unlike min, it passes over NaN
+        is_listed = edge_id is not None and bool(is_identity(edge_id))
+        if is_for_all and edge_id is not None and not is_listed:
+            n_threads, is_listed, self.bias_order = self.arguments.n_threads, True, edge_id
+            values = moved(values, edge_id, n_threads, goes_back=False)
+        return ScoreBias(
             values,
+            is_listed,
             1 if is_for_all else tiles.padded[0],
             max(prod(bias.shape[:-1]), 1),
-            bool(np.fmin.reduce(values, initial=0) == -np.inf),  # unlike min, it passes over NaN
+            removes,
             np.empty(0, tiles.dtype),
         )
 

@@ -142,24 +142,44 @@ def _add_values(
     out: Floats,
 ) -> None:
     """Rescale the query's row of `out`, add the keys of a block, weighted, and scale the sum."""
-    tile, heads, layout = vectors.tile, vectors.heads, problem.layout
-    keys, key_index, nothing = problem.key, edge_list.key, splat(tile, 0.0)
-    is_guarded = has_unused(head_mask)
+    tile, layout, is_guarded = vectors.tile, problem.layout, has_unused(head_mask)
     for part in range(layout.span):
         at_out = column_of(vectors, layout, place.row, block.group, part)
-        total = nothing
-        for e in range(block.begin, block.end):
-            row = place.first_key + key_index[e]
-            k = load(tile, keys, column_of(vectors, layout, row, block.group, part))
-            p = expand(tile, load(heads, weights, (e - block.begin) * heads.lanes))
-            if is_guarded:
-                k = select(p > nothing, k, nothing)
-            total = fma(p, k, total)
+        # the question is asked once a block: a loop that asked it would be slower, whatever the answer
+        if is_guarded:
+            nothing = splat(tile, 0.0)
+            total = _weigh(vectors, problem, place, edge_list, block, part, weights, nothing)
+        else:
+            total = _weigh(vectors, problem, place, edge_list, block, part, weights, None)
         if (
             block.begin > place.start
         ):  # a block is summed by itself: a long row is rounded less often
             total = fma(load(tile, out, at_out), expand(tile, rescale), total)
         store(out, at_out, total * expand(tile, scale))
+
+
+@inline
+def _weigh(
+    vectors: VectorClasses,
+    problem: Problem,
+    place: Place,
+    edge_list: EdgeList,
+    block: Block,
+    part: Index,
+    weights: Floats,
+    nothing: Vector | None,
+) -> Vector:
+    """The sum of a tile of the keys of a block, weighted; `nothing` is there if a weight may be zero."""
+    tile, heads, layout = vectors.tile, vectors.heads, problem.layout
+    keys, key_index, total = problem.key, edge_list.key, splat(tile, 0.0)
+    for e in range(block.begin, block.end):
+        row = place.first_key + key_index[e]
+        k = load(tile, keys, column_of(vectors, layout, row, block.group, part))
+        p = expand(tile, load(heads, weights, (e - block.begin) * heads.lanes))
+        if nothing is not None:
+            k = select(p > nothing, k, nothing)
+        total = fma(p, k, total)
+    return total
 
 
 @inline

@@ -29,6 +29,7 @@ from gatv2.numba.arguments import (
 from gatv2.numba.backward_row import backward_key_row, backward_query_row
 from gatv2.numba.call import ArrayCotangents, Launch
 from gatv2.numba.compile import kernel
+from gatv2.numba.edge_order import moved
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import place_of, rows_of
@@ -57,7 +58,7 @@ class Gradients:
         self.d_bias = empty((0, 1), tiles.dtype)
         if launch.bias is not None and call.wants_bias_rows:
             n_rows = launch.n_copies * launch.n_edge_rows
-            self.d_bias = empty((n_rows, launch.bias[1]), tiles.dtype)
+            self.d_bias = empty((n_rows, launch.bias.width), tiles.dtype)
         self.first_query = 0
 
     def add(
@@ -86,9 +87,9 @@ class Gradients:
         d_attn = self.d_attn.ravel()
         mask_or_bias: Any = head_mask
         if launch.bias is not None:
-            mask_or_bias = (*launch.bias[:-1], self.d_bias.ravel())
+            mask_or_bias = tuple(launch.bias._replace(gradient=self.d_bias.ravel()))
             # of which the pass over keys asks only whether there is one
-            head_mask = np.empty(0, np.bool_) if launch.bias[3] else None
+            head_mask = np.empty(0, np.bool_) if launch.bias.removes else None
         with scratch(n_weights + n_signs) as memory:
             per_edge = memory[:n_weights].view(tiles.dtype), memory[n_weights:]
             run_chunks(
@@ -145,10 +146,15 @@ class Gradients:
         )
 
     def _d_bias(self) -> Array:
-        bias = self.launch.arguments.score_bias
-        if bias is None or not self.launch.arguments.wants_bias_rows:
+        launch, bias = self.launch, self.launch.arguments.score_bias
+        if bias is None or not launch.arguments.wants_bias_rows:
             return np.empty(0, self.d_bias.dtype)
-        d_bias = self.d_bias if bias.shape[-1] == 1 else self.launch.tiles.crop_heads(self.d_bias)
+        d_bias = self.d_bias
+        if bias.shape[-1] > 1:
+            d_bias = launch.tiles.crop_heads(d_bias)
+        elif launch.bias_order is not None:
+            n_threads = launch.arguments.n_threads
+            d_bias = moved(d_bias.ravel(), launch.bias_order, n_threads, goes_back=True)
         return d_bias.reshape(bias.shape)
 
 

@@ -9,20 +9,20 @@ import numpy as np
 from numba import types
 
 from gatv2.numba.arguments import (
-    Block,
-    EdgeList,
+    BiasRows,
     Flags,
     Floats,
     HeadMask,
-    Layout,
+    Index,
+    Integers,
     Place,
     Plain,
     ScoreBias,
     Vector,
-    VectorClasses,
+    VectorClass,
 )
 from gatv2.numba.compile import inline, overload
-from gatv2.numba.rows import AHEAD, weights_at
+from gatv2.numba.rows import AHEAD
 from gatv2.numba.simd import broadcast, load, prefetch, select, splat, store, sum_lanes
 
 
@@ -41,34 +41,65 @@ def has_unused(head_mask: HeadMask | None) -> bool:
     raise NotImplementedError("for Numba only")
 
 
-def add_bias(
-    vectors: VectorClasses,
-    head_mask: HeadMask | None,
-    place: Place,
-    edge_list: EdgeList,
-    block: Block,
-    scores: Floats,
-    before: Vector,
-    largest: Vector,
-) -> Vector:
-    """Add a bias to a block's scores, if there is one, and return the largest, `before` included.
+def bias_of(head_mask: HeadMask | None, place: Place) -> tuple[Floats | None, BiasRows]:
+    """What is added to the scores of a query's edges, or None, and where its rows are.
 
-    `largest` is the largest without a bias.
+    Taken out of `head_mask` before a loop over edges, as `gatv2.numba.scores` says of arrays.
     """
     raise NotImplementedError("for Numba only")
 
 
-def write_d_bias(
-    vectors: VectorClasses,
-    head_mask: HeadMask | None,
-    layout: Layout,
-    place: Place,
-    edge_list: EdgeList,
-    block: Block,
-    weights: Floats,
-) -> None:
-    """Write the gradient of a bias, if there is one and somebody wants it: de of a block's edges."""
+def gradient_of(head_mask: HeadMask | None, place: Place) -> tuple[Floats | None, BiasRows]:
+    """The gradient of what is added, empty if nobody wants it, or None, and where its rows are."""
     raise NotImplementedError("for Numba only")
+
+
+@inline
+def add_bias(
+    heads: VectorClass,
+    bias: Floats | None,
+    rows: BiasRows,
+    x_row: Integers,
+    e: Index,
+    column: Index,
+    scores: Vector,
+) -> Vector:
+    """The scores of edge `e`, of the heads from `column` on, and their bias, if there is one."""
+    if bias is None:
+        return scores
+    at, lowest = _bias_at(heads, bias, rows, x_row, e), splat(heads, -np.inf)
+    added = broadcast(heads, bias, at)
+    if rows.width > 1:
+        added = load(heads, bias, at + column)
+    return select(added == lowest, lowest, scores + added)  # whatever the score is
+
+
+@inline
+def write_d_bias(
+    d_bias: Floats | None, rows: BiasRows, x_row: Integers, e: Index, column: Index, de: Vector
+) -> None:
+    """Write the gradient of the bias of edge `e`, for the heads from `column` on, if it is wanted."""
+    if d_bias is None:
+        return
+    if d_bias.size > 0:
+        at = _bias_at(de, d_bias, rows, x_row, e)
+        if rows.width > 1:
+            store(d_bias, at + column, de)
+        else:
+            share = sum_lanes(de)
+            d_bias[at] = share if column == 0 else d_bias[at] + share
+
+
+@inline
+def _bias_at(
+    heads: VectorClass | Vector, array: Floats, rows: BiasRows, x_row: Integers, e: Index
+) -> Index:
+    """Where the row of edge `e` starts; one that will be looked up is asked for ahead."""
+    if rows.is_listed:
+        return (rows.first + e) * rows.width
+    ahead = x_row[min(e + AHEAD, x_row.size - 1)]
+    prefetch(heads, array, (rows.first + ahead) * rows.width)
+    return (rows.first + x_row[e]) * rows.width
 
 
 @overload(as_head_mask)
@@ -93,74 +124,22 @@ def _overload_has_unused(head_mask):  # type: ignore[no-untyped-def]
     return lambda head_mask: is_there
 
 
-@overload(add_bias)
-def _overload_add_bias(vectors, head_mask, place, edge_list, block, scores, before, largest):  # type: ignore[no-untyped-def]
-    def add(vectors, head_mask, place, edge_list, block, scores, before, largest):  # type: ignore[no-untyped-def]
-        return _add_bias(vectors, head_mask, place, edge_list, block, scores, before)
+@overload(bias_of)
+def _overload_bias_of(head_mask, place):  # type: ignore[no-untyped-def]
+    def of_edges(head_mask, place):  # type: ignore[no-untyped-def]
+        first = place.first_x % head_mask.n_rows
+        return head_mask.values, BiasRows(first, head_mask.width, head_mask.is_listed)
 
-    def add_nothing(vectors, head_mask, place, edge_list, block, scores, before, largest):  # type: ignore[no-untyped-def]
-        return largest
-
-    return add if isinstance(head_mask, types.BaseTuple) else add_nothing
+    return of_edges if isinstance(head_mask, types.BaseTuple) else _no_bias
 
 
-@overload(write_d_bias)
-def _overload_write_d_bias(vectors, head_mask, layout, place, edge_list, block, weights):  # type: ignore[no-untyped-def]
-    def write(vectors, head_mask, layout, place, edge_list, block, weights):  # type: ignore[no-untyped-def]
-        _write_d_bias(vectors, head_mask, layout, place, edge_list, block, weights)
+@overload(gradient_of)
+def _overload_gradient_of(head_mask, place):  # type: ignore[no-untyped-def]
+    def of_edges(head_mask, place):  # type: ignore[no-untyped-def]
+        return head_mask.gradient, BiasRows(place.first_x, head_mask.width, head_mask.is_listed)
 
-    def write_nothing(vectors, head_mask, layout, place, edge_list, block, weights):  # type: ignore[no-untyped-def]
-        pass
-
-    return write if isinstance(head_mask, types.BaseTuple) else write_nothing
+    return of_edges if isinstance(head_mask, types.BaseTuple) else _no_bias
 
 
-@inline
-def _add_bias(
-    vectors: VectorClasses,
-    bias: ScoreBias,
-    place: Place,
-    edge_list: EdgeList,
-    block: Block,
-    scores: Floats,
-    largest: Vector,
-) -> Vector:
-    heads, lowest = vectors.heads, splat(vectors.heads, -np.inf)
-    values, width, x_row = bias.values, bias.width, edge_list.x_row
-    first, last, column = place.first_x % bias.n_rows, x_row.size - 1, block.group * heads.lanes
-    for e in range(block.begin, block.end):
-        prefetch(heads, values, (first + x_row[min(e + AHEAD, last)]) * width)
-        at_edge, at = (first + x_row[e]) * width, (e - block.begin) * heads.lanes
-        added = broadcast(heads, values, at_edge)
-        if width > 1:
-            added = load(heads, values, at_edge + column)
-        s = load(heads, scores, at) + added
-        s = select(added == lowest, lowest, s)  # whatever the score is
-        largest = select(s > largest, s, largest)
-        store(scores, at, s)
-    return largest
-
-
-@inline
-def _write_d_bias(
-    vectors: VectorClasses,
-    bias: ScoreBias,
-    layout: Layout,
-    place: Place,
-    edge_list: EdgeList,
-    block: Block,
-    weights: Floats,
-) -> None:
-    heads, first, group = vectors.heads, place.first_x, block.group
-    d_bias, width, x_row = bias.gradient, bias.width, edge_list.x_row
-    last, column = x_row.size - 1, group * heads.lanes
-    if d_bias.size > 0:
-        for e in range(block.begin, block.end):
-            prefetch(heads, d_bias, (first + x_row[min(e + AHEAD, last)]) * width)
-            at = weights_at(vectors, layout, place.first_edge + e, group) + heads.lanes
-            de, at = load(heads, weights, at), (first + x_row[e]) * width
-            if width > 1:
-                store(d_bias, at + column, de)
-            else:
-                share = sum_lanes(de)
-                d_bias[at] = share if group == 0 else d_bias[at] + share
+def _no_bias(head_mask, place):  # type: ignore[no-untyped-def]
+    return None, BiasRows(0, 0, True)

@@ -30,7 +30,7 @@ from gatv2.numba.arguments import (
 )
 from gatv2.numba.compile import inline
 from gatv2.numba.edge_features import add_projection, first_x_of, prefetch_features
-from gatv2.numba.head_mask import add_bias, flags_of
+from gatv2.numba.head_mask import add_bias, bias_of, flags_of
 from gatv2.numba.memory import empty
 from gatv2.numba.philox import LANES, keep_factors
 from gatv2.numba.rows import AHEAD, column_of, heads_at, length_of, signs_at
@@ -71,9 +71,10 @@ def score_block(
     nothing, slopes = splat(tile, 0.0), splat(tile, problem.slope)
     keys, key_index, first_key = problem.key, edge_list.key, place.first_key
     scores, d_scores, last = buffers.scores, buffers.d_scores, key_index.size - 1
-    flags, before = flags_of(head_mask), largest
+    flags, x_row = flags_of(head_mask), edge_list.x_row
+    bias, bias_rows = bias_of(head_mask, place)
     if edges is not None:
-        features, projection, x_row = edges.x, edges.projection, edge_list.x_row
+        features, projection = edges.x, edges.projection
         n_features, first_x = edges.n_features, first_x_of(edges, place)
         length = length_of(vectors, layout)
     for part in range(layout.span):
@@ -100,6 +101,7 @@ def score_block(
                 s = s + load(heads, scores, at)
             if part == last_part:
                 s = _masked(vectors, layout, flags, e, group, s)
+                s = add_bias(heads, bias, bias_rows, x_row, e, group * heads.lanes, s)
             store(scores, at, s)
             if part == last_part:
                 largest = select(s > largest, s, largest)
@@ -110,7 +112,7 @@ def score_block(
                 if part > 0:
                     ds = ds + load(heads, d_scores, at)
                 store(d_scores, at, ds)
-    return add_bias(vectors, head_mask, place, edge_list, block, scores, before, largest)
+    return largest
 
 
 @inline

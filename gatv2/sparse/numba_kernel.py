@@ -49,7 +49,8 @@ class Adjacency(NamedTuple):
 
 def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
     """(out, log-sum-exp, alpha); alpha is empty unless it is wanted, and has the edges' order here."""
-    launch, graph = Launch(arguments), _graph(arguments)
+    graph = _graph(arguments)
+    launch = Launch(arguments, edge_id=graph.edge_id)
     tiles, (*batch, n_queries, _, _) = launch.tiles, arguments.query.shape
     n_edges = graph.key_index.size
     results = (
@@ -68,7 +69,7 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         _node_ids(graph),
         graph.query_ptr,
         _edge_list(graph),
-        _head_mask(launch, graph) if launch.bias is None else launch.bias,
+        _head_mask(launch, graph) if launch.bias is None else launch.plain_bias,
         tuple(x.ravel() for x in results),
         n_copies=launch.n_copies,
         scratch=partial(new_buffers, tiles),
@@ -78,7 +79,8 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
 
 def backward(cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
     """Gradients of query, key, attn, edge_features, edge_projection, score_bias; empty for None."""
-    launch, graph = Launch(arguments), _graph(arguments)
+    graph = _graph(arguments)
+    launch = Launch(arguments, edge_id=graph.edge_id)
     gradients = Gradients(launch, cotangents, graph.key_index.size)
     gradients.add(
         graph.query_ptr,

@@ -98,6 +98,8 @@ def differences(rank: int) -> dict[str, tuple[str, str]]:
             new_layer(dropout=0.5, edge_dim=2 if is_odd else None),
             edge_features=edge_features if is_odd else None,
         ),
+        "a bias": lambda: call(score_bias=edge_features[:, :1] if is_odd else None),
+        "heads of a bias": lambda: call(score_bias=edge_features[:, : 2 if is_odd else 1]),
         "parameters": lambda: call(second if is_odd else layer),
         "another order": in_another_order,
         "a second forward": a_second_forward,
@@ -161,6 +163,8 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "splits": ("ValueError", f"{SAME}`graph` is "),
     "self-loops": ("ValueError", f"{SAME}`graph` is "),
     "features of edges": ("ValueError", f"{SAME}`edge_dim` is None on ranks 0, 2, and 2 on rank 1"),
+    "a bias": ("ValueError", f"{SAME}`bias_heads` is None on ranks 0, 2, and 1 on rank 1"),
+    "heads of a bias": ("ValueError", f"{SAME}`bias_heads` is 1 on ranks 0, 2, and 2 on rank 1"),
     "parameters": ("ValueError", "`attn` must be the same in all processes, but that of rank 1"),
     "another order": ("ValueError", "call the same layers in the same order in all processes"),
     "a second forward": (

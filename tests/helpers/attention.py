@@ -5,11 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from gatv2 import gatv2_attention
 from gatv2.dispatch import Kernel
-from gatv2.testing import AttentionInputs
+from gatv2.testing import AttentionInputs, attention_inputs
+
+BIAS = ("score_bias",)
+"""The names for `attention_over` of what follows query, key and attn in `tensors_of`."""
 
 
 def by(kernel: Kernel) -> dict[str, Any]:
@@ -44,6 +48,25 @@ def with_few_shapes(inputs: AttentionInputs) -> AttentionInputs:
     if inputs.score_bias is not None:
         cropped["score_bias"] = inputs.score_bias[..., :3]
     return replace(inputs, mask=inputs.mask[..., :3], **cropped)
+
+
+def with_or_without_bias(**options: Any) -> st.SearchStrategy[AttentionInputs]:
+    """Inputs of attention, some of them with a bias of the scores, and then of few shapes."""
+    inputs = attention_inputs(has_score_bias=None, **options)
+    return inputs.map(lambda drawn: drawn if drawn.score_bias is None else with_few_shapes(drawn))
+
+
+def tensors_of(inputs: AttentionInputs) -> list[Tensor]:
+    """Query, key, attn and, if there is one, the bias: for `attention_over(mask, BIAS)`."""
+    tensors = (inputs.query, inputs.key, inputs.attn, inputs.score_bias)
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def is_used(inputs: AttentionInputs) -> Tensor:
+    """The mask, without what the bias removes."""
+    if inputs.score_bias is None:
+        return inputs.mask
+    return inputs.mask & (inputs.score_bias != -torch.inf)
 
 
 def as_vector(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:

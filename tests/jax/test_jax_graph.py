@@ -1,6 +1,8 @@
 """Graph in JAX: every way to build it gives one graph, and padding changes nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import gatv2
-from gatv2.testing import masks
+from gatv2.options import FLOWS
+from gatv2.testing import assert_agrees, masks
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -43,7 +46,7 @@ def test_numpy_jax_and_pytorch_build_one_graph(edge_index: np.ndarray[Any, Any])
     assert_equal(gat.Graph.from_edge_index(edge_index, (5, 7)), graph)
     assert_equal(gat.Graph.from_edge_index(jnp.asarray(edge_index), (5, 7)), graph)
     flipped = gat.Graph.from_edge_index(edge_index[::-1], (5, 7), flow="source_to_target")
-    assert_equal(flipped, graph)
+    assert_equal(replace(flipped, flow="target_to_source"), graph)
     assert_equal(traced_graph(edge_index), graph)
     assert np.array_equal(graph.edge_index, edge_index)
     assert np.array_equal(graph.multiplicity(), torch_graph.multiplicity)
@@ -255,3 +258,140 @@ def test_nothing_to_attend_to(backend: Any, shape: tuple[int, int]) -> None:
     value, gradients = step(query, key, jnp.ones((2, 3)))
     assert value == 0
     assert not any(gradient.any() for gradient in gradients)
+
+
+FLOW: Any = "source_to_target"
+EDGES = np.array([[0, 1, 2, 0], [1, 2, 3, 4]])
+
+
+def through_an_export(graph: Any) -> Any:
+    """What a program that was exported, and read again, gives back of a graph."""
+    exported = jax.export.export(jax.jit(lambda graph: graph))(graph)
+    return jax.export.deserialize(exported.serialize()).call(graph)
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "batch": lambda graph: gat.Graph.batch([graph, graph]),
+    "coalesce": lambda graph: graph.coalesce(),
+    "self-loops": lambda graph: graph.add_self_loops(),
+    "traced self-loops": jax.jit(lambda graph: graph.add_self_loops()),
+    "padding": lambda graph: graph.padded(7, 6),
+    "part": lambda graph: graph.split(5),
+    "to PyTorch": lambda graph: graph.to_torch(),
+    "from PyTorch": lambda graph: gat.Graph.from_torch(graph.to_torch()),
+    "jit": jax.jit(lambda graph: graph),
+    "export": through_an_export,
+}
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_graph_knows_its_flow(change: Callable[[Any], Any], flow: Any) -> None:
+    assert change(gat.Graph.from_edge_index(EDGES, 5, flow=flow)).flow == flow
+    mask = np.zeros((1, 5, 5, 1), bool)
+    mask[0, EDGES[0], EDGES[1]] = True
+    if change not in (CHANGES["batch"], CHANGES["part"]):  # of which one is no batch of masks
+        changed = change(gat.Graph.from_mask(mask, flow=flow))
+        assert (changed.flow, changed.batch_dims) == (flow, (1,))
+
+
+def test_files_keep_it(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    graph = gat.Graph.from_edge_index(EDGES, 5, flow=FLOW)
+    graph.save(tmp_path / "graph")
+    assert_equal(gat.Graph.load(tmp_path / "graph"), graph)
+
+
+def test_the_other_flow_is_refused() -> None:
+    right = gat.Graph.from_edge_index(EDGES, 5, flow=FLOW)
+    wrong = gat.Graph.from_edge_index(EDGES, 5)
+    h, features, attn = jnp.ones((5, 4)), jnp.ones((5, 2, 3)), jnp.ones((2, 3))
+    in_torch = gatv2.GraphAttentionV2Layer(4, 6, 2, flow=FLOW)
+    config, params = gat.Config.from_torch(in_torch), gat.from_torch(in_torch)
+    looped = config.replace(add_self_loops=True)
+    model = gat.GATv2(4, 8, 3, n_heads=2, options={"flow": FLOW})
+    of_model = model.init(jax.random.key(0))
+    named: Any = {"flow": FLOW}
+    calls: list[Callable[[Any], Any]] = [
+        lambda graph: gat.apply(config, params, h, graph, deterministic=True),
+        lambda graph: gat.apply(looped, params, h, graph, deterministic=True),
+        lambda graph: gat.attention_scores(config, params, h, graph),
+        lambda graph: model.apply(of_model, h, graph, deterministic=True),
+        lambda graph: gat.gatv2_attention(features, features, attn, graph, **named),
+        lambda graph: gat.gatv2_scores(features, features, attn, graph, **named),
+        lambda graph: gat.gat_attention(features, features, attn, attn, graph, **named),
+        lambda graph: gat.gat_scores(features, features, attn, attn, graph, **named),
+    ]
+    for call in calls:
+        for graph in (wrong, wrong.padded(6), wrong.to_torch()):
+            with pytest.raises(
+                ValueError, match=r"'target_to_source', .*make it with flow='source"
+            ):
+                call(graph)
+        assert np.array_equal(call(right), call(EDGES))
+    # the other way round nothing can be wrong: a graph is what its maker says
+    config = config.replace(flow="target_to_source")
+    out = gat.apply(config, params, h, right, deterministic=True)
+    assert np.array_equal(out, gat.apply(config, params, h, EDGES[::-1], deterministic=True))
+    with pytest.raises(ValueError, match="one flow; got"):
+        gat.Graph.batch([right, wrong])
+
+
+def test_a_batch_of_bipartite_graphs_has_no_self_loops() -> None:
+    one = gat.Graph.from_edge_index(np.array([[0, 1], [2, 0]]), (2, 3))
+    other = gat.Graph.from_edge_index(np.array([[0, 2], [1, 0]]), (3, 2))
+    batch = gat.Graph.batch([one, other])
+    layer = gatv2.GraphAttentionV2Layer(4, 6, 2, add_self_loops=True)
+    config, params = gat.Config.from_torch(layer), gat.from_torch(layer)
+    for graph in (batch, batch.coalesce(), gat.Graph.batch([batch, batch]), batch.padded(9)):
+        assert graph.n_queries == graph.n_keys
+        with pytest.raises(ValueError, match="a batch of bipartite graphs has no self-loops"):
+            graph.add_self_loops()
+        h = jnp.ones((graph.n_queries, 4))
+        with pytest.raises(ValueError, match="a batch of bipartite graphs has no self-loops"):
+            gat.apply(config, params, h, graph, deterministic=True)
+    assert gat.Graph.batch([gat.Graph.from_edge_index(EDGES, 5)] * 2).add_self_loops().n_edges == 18
+
+
+@pytest.mark.parametrize("kernel", ["jax", "numba"])
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+@pytest.mark.parametrize("shape", [(1,), (0,), (2, 3)])
+def test_a_graph_of_masks_attends_as_they_do(
+    shape: tuple[int, ...], backend: Any, kernel: str
+) -> None:
+    """One answer of one rank, with features of edges; nodes may have no batch of their own."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((*shape, 5, 5, 2)) < 0.5
+    graph = gat.Graph.from_mask(mask)
+    assert graph.batch_dims == shape
+    x = rng.normal(size=(*shape, 5, 5, 4)).astype(np.float32)
+    query, key, attn, projection = (
+        rng.normal(size=size).astype(np.float32)
+        for size in ((*shape, 5, 2, 3), (5, 2, 3), (2, 3), (2, 3, 4))
+    )
+    options: Any = {"edge_projection": projection, "backend": backend, "return_attention": True}
+    expected = gatv2.gatv2_attention(
+        *map(torch.from_numpy, (query, np.broadcast_to(key, query.shape).copy(), attn, mask)),
+        **options | {"edge_projection": torch.from_numpy(projection)},
+        edge_features=torch.from_numpy(x),
+        kernel="torch",
+    )
+    for form, features in ((mask, x), (graph, x[mask.any(-1)])):
+        results = gat.gatv2_attention(
+            *(query, np.broadcast_to(key, query.shape), attn, form),
+            edge_features=features,
+            kernel=kernel,
+            **options,
+        )
+        for a, e in zip(map(gat.as_torch, results), expected, strict=True):
+            assert a.shape == e.shape
+            assert_agrees(a, e.double(), e)
+    layer = gatv2.GraphAttentionV2Layer(4, 6, 2, backend=backend).eval()
+    config, params = gat.Config.from_torch(layer, kernel=kernel), gat.from_torch(layer)
+    h = rng.normal(size=(5, 4)).astype(np.float32)
+    out = gat.as_torch(gat.apply(config, params, h, graph, deterministic=True))
+    exact = layer(torch.from_numpy(h), torch.from_numpy(mask)).detach()
+    assert out.shape == (*shape, 5, 6)
+    assert_agrees(out, exact.double(), exact)
+    with pytest.raises(ValueError, match=r"the graph is a batch of .* graphs, but the features"):
+        gat.apply(config, params, np.ones((7, 5, 4), np.float32), graph, deterministic=True)

@@ -4,17 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from attention import attention_over, by
+from attention import BIAS, attention_over, by, tensors_of, with_or_without_bias
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer, gatv2_attention
+from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.dispatch import Kernel
 from gatv2.testing import (
     AttentionInputs,
     assert_agrees,
-    attention_inputs,
     edges_to_dense,
     masks,
     value_and_gradients,
@@ -22,14 +21,13 @@ from gatv2.testing import (
 
 
 def attend(inputs: AttentionInputs, **options: Any) -> list[Tensor]:
-    """Value and gradients to query, key and attn."""
-    features = (inputs.query, inputs.key, inputs.attn)
-    function = attention_over(inputs.mask, seed=inputs.seed, **options)
-    return value_and_gradients(function, features, inputs.cotangent)
+    """Value and gradients to query, key, attn and a bias."""
+    function = attention_over(inputs.mask, BIAS, seed=inputs.seed, **options)
+    return value_and_gradients(function, tensors_of(inputs), inputs.cotangent)
 
 
 @given(
-    inputs=attention_inputs(),
+    inputs=with_or_without_bias(),
     dropout=st.sampled_from((0.0, 0.3, 0.9)),
     slope=st.sampled_from((0.2, 0.0, 1.0, -0.5)),
 )
@@ -46,7 +44,7 @@ def test_values_and_gradients(
         assert_agrees(a, e, r)
 
 
-@given(inputs=attention_inputs(mask_has_batch=False))
+@given(inputs=with_or_without_bias(mask_has_batch=False))
 def test_returned_attention_and_its_gradients(
     kernel: Kernel, dtype: torch.dtype, inputs: AttentionInputs
 ) -> None:
@@ -56,28 +54,29 @@ def test_returned_attention_and_its_gradients(
         data = inputs.to(dtype).to(precision)
         generator = torch.Generator().manual_seed(1)
 
-        def function(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
-            out, alpha = gatv2_attention(
-                query,
-                key,
-                attn,
-                data.mask,
-                dropout=0.4,
-                seed=data.seed,
-                backend=backend,
-                kernel=kernel,
-                return_attention=True,
-            )
+        attend = attention_over(
+            data.mask,
+            BIAS,
+            dropout=0.4,
+            seed=data.seed,
+            backend=backend,
+            kernel=kernel,
+            return_attention=True,
+        )
+
+        def function(*tensors: Tensor) -> Tensor:
+            out, alpha = attend(*tensors)
             if backend == "sparse":
+                n_queries, n_keys = data.mask.shape[-3:-1]
                 edge_index = data.mask.any(-1).nonzero().T
-                alpha = edges_to_dense(alpha, edge_index, (query.shape[-3], key.shape[-3]))
+                alpha = edges_to_dense(alpha, edge_index, (n_queries, n_keys))
             weights = torch.randn(alpha.shape, generator=generator, dtype=torch.float64)
             parts = ((out * data.cotangent).flatten(), (alpha * weights.to(precision)).flatten())
             return torch.cat(parts)
 
         size = data.cotangent.numel() + data.query[..., 0].numel() * data.key.shape[-3]
         ones = torch.ones(size, dtype=precision)
-        return value_and_gradients(function, (data.query, data.key, data.attn), ones)
+        return value_and_gradients(function, tensors_of(data), ones)
 
     exact = outcome(torch.float64, "dense", "torch")
     reference = outcome(dtype, "dense", "torch")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attention import attention_over, by
+from attention import BIAS, attention_over, by, tensors_of, with_or_without_bias
 from hypothesis import given
 from torch import Tensor
 
@@ -11,23 +11,27 @@ from gatv2.dispatch import Kernel
 from gatv2.testing import AttentionInputs, assert_agrees, attention_inputs, value_and_gradients
 
 
-@given(inputs=attention_inputs())
+@given(inputs=with_or_without_bias())
 def test_one_by_one(kernel: Kernel, dtype: torch.dtype, inputs: AttentionInputs) -> None:
     data = inputs.to(dtype)
     batch_shape = data.query.shape[:-3]
-    mask = data.mask.expand(*batch_shape, *data.mask.shape[-3:])
-    masks = mask.reshape(-1, *mask.shape[-3:])
 
-    def apart(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
-        queries, keys = (x.reshape(-1, *x.shape[-3:]) for x in (query, key))
+    def one_by_one(pairs: Tensor) -> Tensor:
+        return pairs.expand(*batch_shape, *pairs.shape[-3:]).reshape(-1, *pairs.shape[-3:])
+
+    def apart(query: Tensor, key: Tensor, attn: Tensor, *bias: Tensor) -> Tensor:
+        elements = zip(*map(one_by_one, (query, key, data.mask, *bias)), strict=True)
         outs = [
-            gatv2_attention(*element, backend="dense", kernel="torch")
-            for element in zip(queries, keys, [attn] * len(masks), masks, strict=True)
+            gatv2_attention(
+                q, k, attn, mask, score_bias=b[0] if b else None, backend="dense", kernel="torch"
+            )
+            for q, k, mask, *b in elements
         ]
         return torch.stack(outs).reshape(query.shape)
 
-    features = (data.query, data.key, data.attn)
-    actual = value_and_gradients(attention_over(data.mask, **by(kernel)), features, data.cotangent)
+    features = tensors_of(data)
+    fused = attention_over(data.mask, BIAS, **by(kernel))
+    actual = value_and_gradients(fused, features, data.cotangent)
     reference = value_and_gradients(apart, features, data.cotangent)
     exact = value_and_gradients(apart, [x.double() for x in features], data.cotangent.double())
     for a, e, r in zip(actual, exact, reference, strict=True):

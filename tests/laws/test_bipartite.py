@@ -1,5 +1,6 @@
 """Queries and keys may be different nodes: features are a pair, and a block's queries its first keys."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -44,18 +45,32 @@ def on_one_set_of_nodes(layer: Any) -> Any:
     return square.eval()
 
 
-@given(mask=bipartite_masks(), is_concat=st.booleans())
-def test_is_the_corner_of_a_square(kernel: Kernel, mask: Tensor, is_concat: bool) -> None:
+def only(values: Sequence[Tensor]) -> Tensor | None:
+    return values[0] if values else None
+
+
+@given(mask=bipartite_masks(), is_concat=st.booleans(), has_bias=st.booleans())
+def test_is_the_corner_of_a_square(
+    kernel: Kernel, mask: Tensor, is_concat: bool, has_bias: bool
+) -> None:
     n, m = mask.shape[:2]
     layer = GraphAttentionV2Layer((3, 5), 8, 2, is_concat, **options_of(kernel)).eval()
     square = on_one_set_of_nodes(layer)
     corner = torch.nn.functional.pad(mask, (0, 0, n, 0, 0, m))
     cotangent = torch.randn(n, 8).double()
     features = [torch.randn(n, 3).double(), torch.randn(m, 5).double()]
-    actual = value_and_gradients(lambda *h: layer(h, mask), features, cotangent)
-    expected = value_and_gradients(
-        lambda *h: square(torch.block_diag(*h), corner)[:n], features, cotangent
+    if has_bias:
+        features.append(torch.randn(n, m, 2).double())
+
+    def in_corner(h_query: Tensor, h_key: Tensor, *bias: Tensor) -> Tensor:
+        padded = [torch.nn.functional.pad(b, (0, 0, n, 0, 0, m)) for b in bias]
+        out = square(torch.block_diag(h_query, h_key), corner, score_bias=only(padded))
+        return out[:n]  # type: ignore[no-any-return]
+
+    actual = value_and_gradients(
+        lambda q, k, *bias: layer((q, k), mask, score_bias=only(bias)), features, cotangent
     )
+    expected = value_and_gradients(in_corner, features, cotangent)
     for a, e in zip(actual, expected, strict=True):
         assert_agrees(a, e)
 

@@ -13,7 +13,7 @@ from gatv2.testing import SIZES, assert_agrees, edge_indices, edges_to_dense, va
 
 
 def by_counting(query: Tensor, key: Tensor, attn: Tensor, count: Tensor) -> Tensor:
-    """An edge that occurs c times weighs c times as much in the softmax."""
+    """An edge that occurs c times, or whose weights add up to c, weighs c times as much."""
     pair = query[:, None] + key[None]
     scores = (torch.nn.functional.leaky_relu(pair, 0.2) * attn).sum(-1)
     weight = scores.exp() * count
@@ -32,8 +32,9 @@ def test_a_repeated_edge_weighs_more(
     edge_index = data.draw(edge_indices(n_queries, n_keys))
     edge_index = torch.cat((edge_index, edge_index[:, ::2]), dim=1)
     graph = Graph.from_edge_index(edge_index, (n_queries, n_keys))
-    ones = torch.ones(edge_index.shape[1], 1, dtype=torch.float64)
-    count = edges_to_dense(ones, edge_index, (n_queries, n_keys))
+    has_bias, heads = data.draw(st.booleans()), data.draw(st.sampled_from((1, 2)))
+    bias = torch.randn(edge_index.shape[1], heads, dtype=dtype) * has_bias
+    count = edges_to_dense(bias.double().exp(), edge_index, (n_queries, n_keys))
     inputs = [torch.randn(n, 2, 3, dtype=dtype) for n in (n_queries, n_keys)]
     inputs.append(torch.randn(2, 3, dtype=dtype))
     cotangent = torch.randn(n_queries, 2, 3, dtype=dtype)
@@ -46,7 +47,7 @@ def test_a_repeated_edge_weighs_more(
         )
 
     actual = value_and_gradients(
-        attention_over(graph, kernel=kernel.name),
+        attention_over(graph, score_bias=bias if has_bias else None, kernel=kernel.name),
         inputs,
         cotangent,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention import by
+from attention import BIAS, attention_over, by, is_used, tensors_of, with_or_without_bias
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +16,6 @@ from gatv2.functional import gatv2_scores
 from gatv2.testing import (
     AttentionInputs,
     assert_agrees,
-    attention_inputs,
     edge_indices,
     value_and_gradients,
 )
@@ -31,7 +30,7 @@ def joined(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 @given(
-    inputs=attention_inputs(mask_has_batch=False),
+    inputs=with_or_without_bias(mask_has_batch=False),
     share=st.sampled_from((0.0, 0.3, 0.5, 1.0)),
     dropout=st.sampled_from((0.0, 0.4)),
 )
@@ -44,26 +43,13 @@ def test_the_parts_join_to_the_whole(
     def outcome(precision: torch.dtype, backend: Any, name: str, masks: list[Tensor]) -> Any:
         data = inputs.to(dtype).to(precision)
 
-        def function(query: Tensor, key: Tensor, attn: Tensor) -> Tensor:
-            return joined(
-                [
-                    gatv2_attention(
-                        query,
-                        key,
-                        attn,
-                        mask,
-                        dropout=dropout,
-                        seed=data.seed,
-                        backend=backend,
-                        kernel=name,
-                        return_lse=True,
-                    )
-                    for mask in masks
-                ]
-            )
+        options: dict[str, Any] = {"dropout": dropout, "seed": data.seed, "return_lse": True}
+        parts = [attention_over(x, BIAS, backend=backend, kernel=name, **options) for x in masks]
 
-        features = (data.query, data.key, data.attn)
-        return value_and_gradients(function, features, data.cotangent)
+        def function(*tensors: Tensor) -> Tensor:
+            return joined([part(*tensors) for part in parts])
+
+        return value_and_gradients(function, tensors_of(data), data.cotangent)
 
     parts = [inputs.mask & is_first, inputs.mask & ~is_first]
     exact = outcome(torch.float64, "dense", "torch", [inputs.mask])
@@ -73,17 +59,17 @@ def test_the_parts_join_to_the_whole(
         assert_agrees(a, e, r)
 
 
-@given(inputs=attention_inputs(mask_has_batch=False))
+@given(inputs=with_or_without_bias(mask_has_batch=False))
 def test_it_is_the_log_sum_exp_of_the_scores(kernel: Kernel, inputs: AttentionInputs) -> None:
     data = inputs.to(torch.float64)
     features = (data.query, data.key, data.attn, data.mask)
-    options: dict[str, Any] = {**by(kernel), "return_lse": True}
+    options: dict[str, Any] = {**by(kernel), "return_lse": True, "score_bias": data.score_bias}
     out, alpha, lse = gatv2_attention(*features, return_attention=True, **options)
     assert torch.equal(out, gatv2_attention(*features, **options)[0])
     assert alpha.dtype == out.dtype
-    expected = gatv2_scores(*features, backend="dense").logsumexp(-2)
-    torch.testing.assert_close(lse, expected, rtol=1e-12, atol=1e-12)
-    assert torch.equal(lse.isinf(), ~data.mask.any(-2).expand_as(lse))
+    scores = gatv2_scores(*features, backend="dense", score_bias=data.score_bias)
+    torch.testing.assert_close(lse, scores.logsumexp(-2), rtol=1e-12, atol=1e-12)
+    assert torch.equal(lse.isinf(), ~is_used(data).any(-2).expand_as(lse))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from attention import by
+from attention import by, is_used, with_or_without_bias
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,13 +13,12 @@ from gatv2.testing import (
     SIZES,
     AttentionInputs,
     assert_rows_sum_to_one,
-    attention_inputs,
     edge_indices,
     edges_to_dense,
 )
 
 
-@given(inputs=attention_inputs(mask_has_batch=False))
+@given(inputs=with_or_without_bias(mask_has_batch=False))
 def test_rows_sum_to_one(kernel: Kernel, dtype: torch.dtype, inputs: AttentionInputs) -> None:
     data = inputs.to(dtype)
     _, alpha = gatv2_attention(
@@ -27,6 +26,7 @@ def test_rows_sum_to_one(kernel: Kernel, dtype: torch.dtype, inputs: AttentionIn
         data.key,
         data.attn,
         data.mask,
+        score_bias=data.score_bias,
         dropout=0.5,  # what comes back is from before dropout
         **by(kernel),
         return_attention=True,
@@ -34,7 +34,7 @@ def test_rows_sum_to_one(kernel: Kernel, dtype: torch.dtype, inputs: AttentionIn
     if kernel.backend == "sparse":
         shape = (data.query.shape[-3], data.key.shape[-3])
         alpha = edges_to_dense(alpha, data.mask.any(-1).nonzero().T, shape)
-    assert_rows_sum_to_one(alpha, data.mask)
+    assert_rows_sum_to_one(alpha, is_used(data))
 
 
 @given(data=st.data())

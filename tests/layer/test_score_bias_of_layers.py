@@ -1,5 +1,7 @@
 """A bias of the scores goes through layers, self-loops, models and inference; misfits are told."""
 
+import itertools
+import math
 import re
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,6 +15,7 @@ from gatv2.base import GraphAttention
 from gatv2.functional import gat_attention, gatv2_scores
 from gatv2.graph import add_self_loops
 from gatv2.inference import apply_in_blocks
+from gatv2.options import REDUCTIONS
 from gatv2.testing import assert_agrees
 
 EDGE_INDEX = torch.tensor([[0, 3, 0, 1, 1, 3, 3, 0], [3, 0, 0, 2, 2, 1, 2, 1]])  # 2 has no keys
@@ -72,12 +75,55 @@ def test_self_loops_that_are_added_have_none(form: str, flow: Any) -> None:
     assert_agrees(actual, expected)
 
 
+REDUCED: dict[str, Callable[[list[float]], float]] = {
+    "mean": lambda values: sum(values) / max(len(values), 1),
+    "sum": sum,
+    "add": sum,
+    "min": lambda values: min(values, default=0.0),
+    "max": lambda values: max(values, default=0.0),
+    "mul": math.prod,
+}
+
+
+@pytest.mark.parametrize("loop_bias", [-0.7, torch.tensor([0.5, -1.0]), *REDUCTIONS], ids=str)
+@pytest.mark.parametrize("form", ["list", "mask"])
+def test_or_what_is_asked_for(form: str, loop_bias: Any) -> None:
+    """By loops over nodes and heads; what a bias removes is not reduced."""
+    h, (adj_mat, bias) = torch.randn(5, 3, dtype=torch.float64), given(form)
+    query, key = EDGE_INDEX if form == "list" else MASK.squeeze(-1).nonzero().T
+    at = (torch.arange(8),) if form == "list" else (query, key)
+    bias[at[0][(query == 0) & (key == 3)], *(() if form == "list" else (3,)), 0] = -torch.inf
+    is_other, of_edges = query != key, bias[at]
+    filled = torch.zeros(5, 2, dtype=torch.float64)
+    for i, head in itertools.product(range(5), range(2)):
+        others = of_edges[is_other & (query == i), head]
+        filled[i, head] = (
+            REDUCED[loop_bias](others[others > -torch.inf].tolist())
+            if isinstance(loop_bias, str)
+            else torch.as_tensor(loop_bias).expand(2)[head]
+        )
+    node = torch.arange(5)
+    edge_index = torch.cat((torch.stack((query, key))[:, is_other], node.expand(2, 5)), dim=1)
+    with_loops = layer_of(add_self_loops=True, loop_bias=loop_bias)
+    plain = layer_of()
+    plain.load_state_dict(with_loops.state_dict())
+    bias.requires_grad_()
+    actual = with_loops(h, adj_mat, score_bias=bias)
+    expected = plain(h, edge_index, score_bias=torch.cat((of_edges[is_other], filled)))
+    assert_agrees(actual, expected)
+    (d_bias,) = torch.autograd.grad(actual, bias, torch.randn_like(actual))
+    assert bool(d_bias.isfinite().all())
+    assert bool((d_bias[bias == -torch.inf] == 0).all())
+
+
 @pytest.mark.parametrize("form", ["list", "mask", "none"])
 @pytest.mark.parametrize("loops", [False, True])
 def test_inference_in_blocks(form: str, loops: bool) -> None:
     h, (adj_mat, bias) = torch.randn(5, 3, dtype=torch.float64), given(form, 1)
     options: dict[str, Any] = {"score_bias": bias}
-    model = GATv2(3, 4, 2, n_heads=2, add_self_loops=loops, dtype=torch.float64).eval()
+    model = GATv2(
+        3, 4, 2, n_heads=2, add_self_loops=loops, loop_bias="mean", dtype=torch.float64
+    ).eval()
     expected = model(h, adj_mat, **options)
     assert_agrees(model.inference(h, adj_mat, block_size=2, **options), expected)
     first, last = (cast(GraphAttention, layer) for layer in model.layers)
@@ -113,6 +159,18 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: LAYER(H, EDGE_INDEX, score_bias=cast(Tensor, BIAS.tolist())),
         TypeError,
         "`score_bias` must be a torch.Tensor; got list",
+    ),
+    "loops of other heads": (
+        lambda: GraphAttentionV2Layer(3, 4, 2, add_self_loops=True, loop_bias=torch.zeros(3))(
+            H, EDGE_INDEX, score_bias=BIAS.expand(8, 2)
+        ),
+        ValueError,
+        "`loop_bias` must be a number or have shape (2,), as `score_bias` has 2; got (3,)",
+    ),
+    "loops of no kind": (
+        lambda: GraphAttentionLayer(3, 4, 2, add_self_loops=True, loop_bias=cast(Any, "median")),
+        ValueError,
+        "`loop_bias` must be a number, a tensor or one of",
     ),
     "too few edges": (
         lambda: LAYER(H, EDGE_INDEX, score_bias=BIAS[1:]),

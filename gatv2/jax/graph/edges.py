@@ -1,6 +1,6 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete, on_device
 from gatv2.jax.graph.sort import Array, KeyOrder, Sorted
+from gatv2.options import Flow
 
 Traced = TypeVar("Traced", bound="SortedEdges[jax.Array]")
 
@@ -31,6 +32,9 @@ class SortedEdges(Generic[Array]):
     query_id: Array | None = None
     key_id: Array | None = None
     query_mask: Array | None = None
+    flow: Flow = field(default="target_to_source", metadata={"static": True})
+    is_bipartite: bool = field(default=False, metadata={"static": True})
+    batch_shape: tuple[int, ...] | None = field(default=None, metadata={"static": True})
 
     @property
     def n_queries(self) -> int:
@@ -49,6 +53,13 @@ class SortedEdges(Generic[Array]):
         """Number of queries and of keys in one block; the whole graph's if there is one block."""
         n_blocks = max(self.n_blocks, 1)
         return self.n_queries // n_blocks, self.n_keys // n_blocks
+
+    @property
+    def batch_dims(self) -> tuple[int, ...]:
+        """Batch dimensions of a batch of graphs, also of one or of none; () for a graph alone."""
+        if self.batch_shape is not None:
+            return self.batch_shape
+        return () if self.n_blocks == 1 else (self.n_blocks,)
 
     @property
     def edge_index(self) -> jax.Array:
@@ -77,7 +88,11 @@ class SortedEdges(Generic[Array]):
         return jnp.take(values, position, axis=axis)
 
     def __repr__(self) -> str:
-        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks > 1 else ""
+        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks != 1 else ""
+        if self.batch_shape not in (None, (self.n_blocks,)) or self.batch_shape == (1,):
+            blocks += f", batch_shape={self.batch_shape}"
+        blocks += ", is_bipartite=True" if self.is_bipartite else ""
+        blocks += f", flow={self.flow!r}" if self.flow != "target_to_source" else ""
         return (
             f"Graph(n_queries={self.n_queries}, n_keys={self.n_keys}, n_edges={self.n_edges}{blocks}, "
             f"dtype={self.key_index.dtype})"
@@ -94,6 +109,9 @@ def of_sorted(
     query_id: ArrayLike | None = None,
     key_id: ArrayLike | None = None,
     query_mask: ArrayLike | None = None,
+    flow: Flow = "target_to_source",
+    is_bipartite: bool = False,
+    batch_shape: tuple[int, ...] | None = None,
 ) -> Traced:
     """A graph of arrays of NumPy, or of traced ones."""
     placed: Sorted[jax.Array] = jax.tree.map(on_device, sorted_edges)
@@ -107,7 +125,16 @@ def of_sorted(
         query_id=_placed(query_id),
         key_id=_placed(key_id),
         query_mask=_placed(query_mask),
+        flow=flow,
+        is_bipartite=is_bipartite,
+        batch_shape=batch_shape,
     )
+
+
+def with_nodes_of(graph: SortedEdges[jax.Array], other: Traced) -> Traced:
+    """`other`, with what `graph` has beside its edges."""
+    names = ("n_blocks", "query_id", "key_id", "query_mask", "flow", "is_bipartite", "batch_shape")
+    return replace(other, **{name: getattr(graph, name) for name in names})
 
 
 def _placed(array: ArrayLike | None) -> jax.Array | None:

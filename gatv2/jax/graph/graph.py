@@ -1,6 +1,7 @@
 """Graph: how it is made, what is made of it, and how JAX carries and exports it."""
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from gatv2.jax.graph.edges import (
     of_sorted,
     require_concrete,
     require_unpadded,
+    with_nodes_of,
 )
 from gatv2.jax.graph.sort import KeyOrder, sort_edges
 from gatv2.jax.interop import as_jax
@@ -84,6 +86,12 @@ class Graph(SortedEdges[jax.Array]):
             that this one is a part of, so that both drop the same. None: their positions.
         key_id: `[n_keys]`, the same of the keys.
         query_mask: `[n_queries]` bool, False for queries that are padding; None if none is.
+        flow: how rows of the edge index were read that the graph was made of; a layer of
+            flow="source_to_target" takes no graph that was made otherwise; static.
+        is_bipartite: whether queries and keys are other nodes even if there are as many of them: those
+            of a batch of graphs that are bipartite; static.
+        batch_shape: the batch dimensions of the masks that the graph was made of; None if it was not, or
+            of one mask; static.
 
     Example:
         Query 0 attends to keys 2 and 1, and query 2 to key 0; query 1 has no keys.
@@ -116,20 +124,23 @@ class Graph(SortedEdges[jax.Array]):
         check_flow(flow)
         check_edge_index(edge_index)
         n_queries, n_keys = read_sizes(n_nodes)
-        return of_sorted(cls, sort_edge_index(edge_index, n_queries, n_keys, flow), n_keys)
+        sorted_edges = sort_edge_index(edge_index, n_queries, n_keys, flow)
+        return of_sorted(cls, sorted_edges, n_keys, flow=flow)
 
     @classmethod
-    def from_mask(cls, mask: ArrayLike) -> "Graph":
+    def from_mask(cls, mask: ArrayLike, *, flow: Flow = "target_to_source") -> "Graph":
         """Prepare a mask; edges are numbered as in `np.argwhere(mask.any(-1))`.
 
         Args:
-            mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool. Batches become one
-                block-diagonal graph.
+            mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool. A batch becomes one
+                block-diagonal graph, which remembers its dimensions.
+            flow: with "source_to_target", `mask` is `[*batch, n_keys, n_queries, 1 or n_heads]`.
 
         Raises:
             TypeError: `mask` is traced: the number of its edges has to be known.
-            ValueError: `mask` is not bool or has fewer than three dimensions.
+            ValueError: `mask` is not bool or has fewer than three dimensions, or `flow` is unknown.
         """
+        check_flow(flow)
         if not is_concrete(mask):
             raise TypeError(
                 "a mask becomes a Graph only outside of `jit` and `vmap`, where the number of its "
@@ -141,16 +152,25 @@ class Graph(SortedEdges[jax.Array]):
                 "`mask` must be bool with shape (*batch, n_queries, n_keys, 1 or n_heads); "
                 f"got {values.dtype} with shape {values.shape}"
             )
-        n_queries, n_keys, n_heads = values.shape[-3:]
-        n_blocks = int(np.prod(values.shape[:-3]))
-        blocks = values.reshape(n_blocks, n_queries, n_keys, n_heads)
-        block, query, key = np.nonzero(blocks.any(-1))
-        size = n_blocks * n_keys
-        sorted_edges = sort_edges(
-            query + block * n_queries, key + block * n_keys, n_blocks * n_queries, size
+        batch_shape, (n_rows, n_columns, n_heads) = values.shape[:-3], values.shape[-3:]
+        n_blocks = math.prod(batch_shape)
+        blocks = values.reshape(n_blocks, n_rows, n_columns, n_heads)
+        block, row, column = np.nonzero(blocks.any(-1))
+        edge_index = np.stack((row + block * n_rows, column + block * n_columns))
+        sizes = n_blocks * n_rows, n_blocks * n_columns
+        n_queries, n_keys = sizes if flow == "target_to_source" else sizes[::-1]
+        sorted_edges = sort_edge_index(edge_index, n_queries, n_keys, flow)
+        order = np.asarray(sorted_edges[0].edge_id)
+        head_mask = blocks[block, row, column][order] if n_heads > 1 else None
+        return of_sorted(
+            cls,
+            sorted_edges,
+            n_keys,
+            head_mask=head_mask,
+            n_blocks=n_blocks,
+            flow=flow,
+            batch_shape=batch_shape or None,
         )
-        head_mask = blocks[block, query, key] if n_heads > 1 else None
-        return of_sorted(cls, sorted_edges, size, head_mask=head_mask, n_blocks=n_blocks)
 
     @classmethod
     def from_torch(cls, graph: "TorchGraph") -> "Graph":
@@ -174,13 +194,17 @@ class Graph(SortedEdges[jax.Array]):
             n_blocks=graph.n_blocks,
             query_id=ids[0],
             key_id=ids[1],
+            flow=graph.flow,
+            is_bipartite=graph.is_bipartite,
+            batch_shape=graph.batch_shape,
         )
 
     @classmethod
     def from_graphs_tuple(cls, graphs: GraphsTuple) -> "Graph":
         """Prepare jraph's `GraphsTuple`, padded or not; inside `jit` too.
 
-        Its receivers are our queries, and its senders our keys: a node attends to those that send to it.
+        Its receivers are our queries, and its senders our keys: a node attends to those that send to it,
+        so the flow is "source_to_target".
         Nodes and edges keep their numbers, so `graphs.nodes` are features, and `graphs.edges` features
         of edges, as they are.
 
@@ -201,7 +225,8 @@ class Graph(SortedEdges[jax.Array]):
         n_nodes = nodes[0].shape[0] if nodes else int(np.sum(np.asarray(graphs.n_node)))
         is_known = is_concrete(graphs.senders) and is_concrete(graphs.receivers)
         xp: ModuleType = np if is_known else jnp
-        return cls.from_edge_index(xp.stack((graphs.receivers, graphs.senders)), n_nodes)
+        edge_index = xp.stack((graphs.senders, graphs.receivers))
+        return cls.from_edge_index(edge_index, n_nodes, flow="source_to_target")
 
     @classmethod
     def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
@@ -212,8 +237,8 @@ class Graph(SortedEdges[jax.Array]):
 
         Raises:
             TypeError: a graph is traced.
-            ValueError: there are no graphs, one is padded, or their masks are for different numbers of
-                heads.
+            ValueError: there are no graphs, one is padded, their masks are for different numbers of
+                heads, or they were made with different flows.
 
         Example:
             >>> one = Graph.from_edge_index(np.array([[0, 1], [1, 0]]), n_nodes=2)
@@ -286,6 +311,9 @@ class Graph(SortedEdges[jax.Array]):
             n_blocks=self.n_blocks,
             query_id=query_id,
             key_id=key_id,
+            flow=self.flow,
+            is_bipartite=self.is_bipartite,
+            batch_shape=self.batch_shape,
         )
 
     def padded(self, n_edges: int, n_nodes: NumberOfNodes | None = None) -> "Graph":
@@ -348,16 +376,7 @@ class Graph(SortedEdges[jax.Array]):
         edges = sort_edges(
             host.query_index[is_first], host.key_index[is_first], self.n_queries, self.n_keys
         )
-        return of_sorted(
-            Graph,
-            edges,
-            self.n_keys,
-            head_mask=head_mask,
-            n_blocks=self.n_blocks,
-            query_id=self.query_id,
-            key_id=self.key_id,
-            query_mask=self.query_mask,
-        )
+        return with_nodes_of(self, of_sorted(Graph, edges, self.n_keys, head_mask=head_mask))
 
     def add_self_loops(self) -> "Graph":
         """The graph with one self-loop at each node; those that there are give way to it.
@@ -382,7 +401,7 @@ class Graph(SortedEdges[jax.Array]):
         return SelfLoops(*loops.with_self_loops(self))
 
     def to_mask(self) -> jax.Array:
-        """The graph as a mask: `[n_queries, n_keys, 1 or n_heads]`, bool; blocks as a batch in front.
+        """The graph as a mask: `[*batch, n_queries, n_keys, 1 or n_heads]`, bool.
 
         Raises:
             TypeError: the graph is traced: parallel edges are not seen there.
@@ -412,7 +431,7 @@ class Graph(SortedEdges[jax.Array]):
             self.key_index % max(block_keys, 1),
         ]
         mask = cell.set(True if self.head_mask is None else self.head_mask, mode="drop")
-        return mask if self.n_blocks > 1 else mask[0]
+        return mask.reshape(*self.batch_dims, *mask.shape[1:])
 
 
 with suppress(ValueError):  # the names are taken if this module is loaded again
@@ -421,5 +440,7 @@ with suppress(ValueError):  # the names are taken if this module is loaded again
         Graph,
         serialized_name="gatv2.jax.Graph",
         serialize_auxdata=lambda static: json.dumps(static).encode(),
-        deserialize_auxdata=lambda text: tuple(json.loads(text)),
+        deserialize_auxdata=lambda text: tuple(
+            tuple(static) if isinstance(static, list) else static for static in json.loads(text)
+        ),
     )

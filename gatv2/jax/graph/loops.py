@@ -9,12 +9,17 @@ import numpy as np
 
 from gatv2.jax.arrays import is_concrete, on_device
 from gatv2.jax.graph.edge_index import sort_edge_index
-from gatv2.jax.graph.edges import Traced, of_sorted
+from gatv2.jax.graph.edges import Traced, of_sorted, with_nodes_of
 
 
 def with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
     """What :class:`gatv2.jax.graph.SelfLoops` holds."""
     check_has_self_loops(*graph.block_shape)
+    if graph.is_bipartite:
+        raise ValueError(
+            "a batch of bipartite graphs has no self-loops to add, though it has as many queries as "
+            f"keys, {graph.n_queries}: with add_self_loops=False pass the edges that you want"
+        )
     n_nodes = graph.n_queries
     xp: ModuleType = np if is_concrete(graph.query_ptr) else jnp
     query, key = xp.asarray(graph.edge_index)
@@ -31,15 +36,7 @@ def with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.Ar
         node = node[is_node] if xp is np else xp.where(is_node, node, -1)
     edge_index = xp.stack((xp.concatenate((query, node)), xp.concatenate((key, node))))
     sorted_edges = sort_edge_index(edge_index, n_nodes, n_nodes)
-    result = of_sorted(
-        type(graph),
-        sorted_edges,
-        n_nodes,
-        n_blocks=graph.n_blocks,
-        query_id=graph.query_id,
-        key_id=graph.key_id,
-        query_mask=graph.query_mask,
-    )
+    result = with_nodes_of(graph, of_sorted(type(graph), sorted_edges, n_nodes))
     head_mask = graph.head_mask
     if head_mask is not None:
         of_kept = graph.in_callers_order(head_mask, axis=0)[kept]

@@ -18,6 +18,7 @@ from gatv2.jax.graph.edges import (
 )
 from gatv2.jax.graph.padding import padded
 from gatv2.jax.graph.sort import Edges, KeyOrder, sort_edges
+from gatv2.options import Flow
 
 
 def batch(kind: type[Traced], graphs: Sequence[Traced]) -> Traced:
@@ -60,13 +61,17 @@ def batch(kind: type[Traced], graphs: Sequence[Traced]) -> Traced:
         head_mask=_join_head_masks(hosts),
         query_id=_join_ids([host.query_id for host in hosts], offsets[:, 0]),
         key_id=_join_ids([host.key_id for host in hosts], offsets[:, 1]),
+        flow=_common_flow(graphs),
+        is_bipartite=any(
+            graph.is_bipartite or graph.block_shape[0] != graph.block_shape[1] for graph in graphs
+        ),
     )
 
 
 def split(graph: Traced, n_parts: int) -> Traced:
     """The queries split evenly, parts stacked; see :meth:`gatv2.jax.Graph.split`."""
     require_concrete(graph, "split")
-    if graph.n_blocks != 1 or graph.n_queries % n_parts:
+    if graph.batch_dims or graph.n_queries % n_parts:
         raise ValueError(
             f"only one graph whose queries divide by {n_parts} can be split so; got {graph}"
         )
@@ -90,6 +95,7 @@ def split(graph: Traced, n_parts: int) -> Traced:
             query_id=narrow(query_id[queries]),
             key_id=host.key_id,
             query_mask=None if host.query_mask is None else host.query_mask[queries],
+            flow=graph.flow,
         )
         parts.append(padded(own, largest))
     stacked: Traced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
@@ -100,6 +106,16 @@ def narrow(ids: NumPyArray) -> NumPyArray:
     """Numbers of nodes as int32, if they fit."""
     fits = ids.size == 0 or (ids.min() >= -(2**31) and ids.max() < 2**31)
     return ids.astype(np.int32) if fits else ids
+
+
+def _common_flow(graphs: Sequence[SortedEdges[jax.Array]]) -> Flow:
+    flows = {graph.flow for graph in graphs}
+    if len(flows) > 1:
+        raise ValueError(
+            f"graphs of a batch must be made with one flow; got {sorted(flows)}: make all of them with "
+            "the `flow` of the layer"
+        )
+    return flows.pop()
 
 
 def _join_head_masks(graphs: Sequence[SortedEdges[NumPyArray]]) -> NumPyArray | None:
