@@ -3,7 +3,8 @@
 "jax" is plain JAX, which serves every transformation, platform and dtype. "numba" is fused, for the CPU,
 under every transformation too. "auto" is both: one primitive of JAX, which is lowered to the fused
 kernel for the CPU and to plain JAX for anything else, when it is known for what a program is compiled.
-Where arrays are cut up over a mesh of devices, "auto" is "jax".
+In `jax.shard_map` each device has the kernel that it would have alone; what XLA cuts up over a mesh of
+devices by itself is plain JAX.
 """
 
 from collections.abc import Callable

@@ -14,6 +14,7 @@ import numpy as np
 
 from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.graph import Graph
+from gatv2.jax.mesh import vary_alike
 from gatv2.jax.numba.targets import given, target
 from gatv2.jax.precision import computed_in
 from gatv2.jax.sparse.tangent import Features
@@ -37,8 +38,6 @@ def unsupported(
     reasons = []
     if query.dtype not in ("float16", "bfloat16", "float32", "float64"):
         reasons.append(f"it does not compute in {query.dtype}")
-    if _is_cut_up(query, key, attn, *jax.tree.leaves(adjacency)):
-        reasons.append("it does not know how arrays are cut up over a mesh of devices")
     if not _is_numba_there():
         reasons.append("Numba is not installed")  # not imported yet: that takes a while
     return reasons
@@ -50,12 +49,6 @@ def _is_numba_there() -> bool:
         return find_spec("numba") is not None
     except ValueError:  # what stands in for it in `sys.modules` has no specification
         return False
-
-
-def _is_cut_up(*arrays: jax.Array) -> bool:
-    """Whether types say how arrays lie on devices: in `shard_map`, and on an Explicit mesh."""
-    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
-    return any(not mesh.empty for mesh in (*meshes, jax.sharding.get_abstract_mesh()))
 
 
 def forward(features: Features, seed: jax.Array, adjacency: Adjacency, options: Options) -> Arrays:
@@ -76,9 +69,7 @@ def forward(features: Features, seed: jax.Array, adjacency: Adjacency, options: 
         vmap_method="expand_dims",
     )
     out, lse, alpha = call(
-        *features[:3],
-        seed,
-        *arrays.values(),
+        *vary_alike(*features[:3], seed, *arrays.values()),
         **_attributes(backend, arrays, n_blocks, options),
     )
     if options.with_alpha and isinstance(adjacency, Graph):
@@ -111,10 +102,7 @@ def backward(
         vmap_method="expand_dims",
     )
     gradients = call(
-        *features[:3],
-        seed,
-        *cotangents,
-        *arrays.values(),
+        *vary_alike(*features[:3], seed, *cotangents, *arrays.values()),
         **_attributes(backend, arrays, n_blocks, options),
     )
     results = list(gradients)

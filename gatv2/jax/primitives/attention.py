@@ -16,6 +16,7 @@ from gatv2.jax.arrays import DType
 from gatv2.jax.blocks import lead
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
+from gatv2.jax.mesh import aval_like, vary_alike
 from gatv2.jax.precision import computed_in
 from gatv2.jax.primitives.call import (
     Arrays,
@@ -58,7 +59,8 @@ def attend(
     leaves, structure = jax.tree.flatten(adjacency)
     call = Call(structure, len(features), negative_slope, dropout, return_attention, must_fuse)
     words = jnp.zeros(2, jnp.uint32) if seed is None else seed
-    out, lse, alpha = attend_p.bind(*features, words, *leaves, call=call, mapped=())
+    arrays = vary_alike(*features, words, *leaves)
+    out, lse, alpha = attend_p.bind(*arrays, call=call, mapped=())
     return out, lse, alpha if return_attention else None
 
 
@@ -97,7 +99,7 @@ def _avals_of_results(
     lead = mapped_sizes(mapped, avals)
     wide = computed_in(dtype)
     shapes = ((query, dtype), (query[:-1], wide), (alpha, dtype))
-    return [ShapedArray((*lead, *shape), dtype) for shape, dtype in shapes]
+    return [aval_like(avals[first], (*lead, *shape), dtype) for shape, dtype in shapes]
 
 
 def _attend_avals(*avals: ShapedArray, call: Call, mapped: Mapped) -> list[ShapedArray]:
@@ -113,7 +115,7 @@ def _cotangent_avals(
 ) -> list[ShapedArray]:
     lead = mapped_sizes(mapped, avals)
     return [
-        ShapedArray((*lead, *shape_of(mapped, avals, 2 + i)), avals[2 + i].dtype)
+        aval_like(avals[2 + i], (*lead, *shape_of(mapped, avals, 2 + i)), avals[2 + i].dtype)
         for i in range(call.n_features)
     ]
 
@@ -195,8 +197,7 @@ def _tangent_transpose(
     is_zero = [False, isinstance(d_lse, ad.Zero), isinstance(d_alpha, ad.Zero)]
     of_cotangents = tuple((*level[:n_fixed], *(not zero for zero in is_zero)) for level in mapped)
     gradients = cotangent_p.bind(
-        *fixed,
-        *given,
+        *vary_alike(*fixed, *given),
         call=call,
         mapped=of_cotangents,
         wanted=tuple(is_wanted),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
+from gatv2.jax.mesh import is_all_manual
 from gatv2.jax.primitives.call import Arrays, Call
 from gatv2.jax.primitives.mapped import Mapped, vmapped
 
@@ -115,11 +116,16 @@ def _lower_on_cpu(
     *values: object,
     **params: Unpack[Lowered],
 ) -> "Values":
-    """The fused kernel, but for a program that is exported, or cut up for several devices."""
+    """The fused kernel, but for a program that is exported, or that XLA cuts up for several devices."""
     module = context.module_context
-    n_devices = getattr(module.axis_context, "num_devices", 1) or 1
+    is_of_one_device = is_all_manual(module.axis_context)
+    if params["call"].must_fuse and not is_of_one_device:
+        raise ValueError(
+            "kernel='numba' is of one device, and XLA can't cut it up over the several devices of the "
+            "program: call it in `jax.shard_map`, or use kernel='auto', which is plain JAX here"
+        )
     is_fused = params["call"].must_fuse or (
-        n_devices == 1 and not module.lowering_parameters.for_export
+        is_of_one_device and not module.lowering_parameters.for_export
     )
     return _lower(fused if is_fused else plainly, context, *values, **params)
 
