@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FillValue = float | tuple[float, ...] | Reduction
 """Features of a self-loop: a number, D of them, or how those of the node's other edges are reduced."""
 
-KERNEL_NAMES = ("auto", "jax", "numba")
+KERNEL_NAMES = ("auto", "jax", "numba", "pallas")
 
 
 T = TypeVar("T")

@@ -158,9 +158,9 @@ def gatv2_attention(
             every element of the batch has the mask of batch element 0, unless it has its own seed.
         flow: "source_to_target", PyTorch Geometric's default, turns `graph` round.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
-        kernel: "jax" (plain JAX, for any platform), "numba" (fused, for the CPU), or "auto": the fused
-            one where a program is compiled for the CPU, plain JAX elsewhere; see
-            :mod:`gatv2.jax.dispatch`.
+        kernel: "jax" (plain JAX, for any platform), "numba" (fused, for the CPU), "pallas" (fused, for
+            GPUs; edges without features or a bias), or "auto": the fused one where a program is compiled
+            for the CPU, plain JAX elsewhere; see :mod:`gatv2.jax.dispatch`.
         return_attention: whether to return :math:`\alpha` too, before dropout.
         return_lse: whether to return :math:`\log \sum_{j \in N_i} \exp e_{ij}` too, which joins
             attention over parts of the keys; see :func:`gatv2.functional.gatv2_attention`.
@@ -198,7 +198,16 @@ def gatv2_attention(
     _check_options(negative_slope, dropout)
     of_edges = (edge_features, edge_projection, score_bias)
     call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
-    selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel)
+    selected = select_kernel(
+        call.query,
+        call.key,
+        attn,
+        call.adjacency,
+        edges=call.edges,
+        score_bias=call.score_bias,
+        return_attention=return_attention,
+        kernel=kernel,
+    )
 
     def attend(
         call: Prepared, attn: jax.Array, seed: jax.Array | None

@@ -3,7 +3,6 @@
 Nothing of `[E, H, F]` is made, forward or backward.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Literal
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatv2.jax.adjacency import Adjacency
+from gatv2.jax.fused import Options
 from gatv2.jax.graph import Graph
 from gatv2.jax.mesh import vary_alike
 from gatv2.jax.numba.targets import given, target
@@ -22,22 +22,11 @@ from gatv2.jax.sparse.tangent import Features
 Arrays = tuple[jax.Array, ...]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is static in a call."""
-
-    negative_slope: float
-    dropout: float
-    with_alpha: bool
-
-
-def unsupported(
-    query: jax.Array, key: jax.Array, attn: jax.Array, adjacency: Adjacency
-) -> list[str]:
-    """The reasons why a fused CPU kernel can't serve these inputs; the platform is seen later."""
+def unsupported(features: Features, adjacency: Adjacency, *, with_alpha: bool) -> list[str]:
+    """The reasons why a fused CPU kernel can't serve a call; the platform is seen later."""
     reasons = []
-    if query.dtype not in ("float16", "bfloat16", "float32", "float64"):
-        reasons.append(f"it does not compute in {query.dtype}")
+    if features.query.dtype not in ("float16", "bfloat16", "float32", "float64"):
+        reasons.append(f"it does not compute in {features.query.dtype}")
     if not _is_numba_there():
         reasons.append("Numba is not installed")  # not imported yet: that takes a while
     return reasons

@@ -21,9 +21,11 @@ from gatv2.jax.precision import computed_in
 from gatv2.jax.primitives.call import (
     Arrays,
     Call,
-    attend_fused,
+    attend_by_numba,
+    attend_by_pallas,
     attend_plainly,
-    cotangent_fused,
+    cotangent_by_numba,
+    cotangent_by_pallas,
     cotangent_plainly,
     tangent_plainly,
 )
@@ -48,7 +50,7 @@ def attend(
     dropout: float,
     seed: jax.Array | None,
     return_attention: bool,
-    must_fuse: bool,
+    kernel: str,
     score_bias: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """GATv2 attention over a graph or a mask; see the `reference` of `gatv2.jax`'s backends."""
@@ -57,7 +59,7 @@ def attend(
         score_bias, adjacency = _without_head_mask(score_bias, adjacency)
         features = (*features, score_bias)
     leaves, structure = jax.tree.flatten(adjacency)
-    call = Call(structure, len(features), negative_slope, dropout, return_attention, must_fuse)
+    call = Call(structure, len(features), negative_slope, dropout, return_attention, kernel)
     words = jnp.zeros(2, jnp.uint32) if seed is None else seed
     arrays = vary_alike(*features, words, *leaves)
     out, lse, alpha = attend_p.bind(*arrays, call=call, mapped=())
@@ -239,7 +241,13 @@ def _dtype_of(zero: ad.Zero) -> DType:
     return dtype
 
 
-attend_p = define("attend", _attend_avals, _attend_jvp, attend_plainly, attend_fused)
+attend_p = define(
+    "attend",
+    _attend_avals,
+    _attend_jvp,
+    attend_plainly,
+    {"numba": attend_by_numba, "pallas": attend_by_pallas},
+)
 tangent_p = define(
     "tangent", _tangent_avals, _tangent_jvp, tangent_plainly, transpose=_tangent_transpose
 )
@@ -248,6 +256,6 @@ cotangent_p = define(
     _cotangent_avals,
     _cotangent_jvp,
     cotangent_plainly,
-    cotangent_fused,
+    {"numba": cotangent_by_numba, "pallas": cotangent_by_pallas},
     _cotangent_transpose,
 )
