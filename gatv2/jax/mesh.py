@@ -21,9 +21,17 @@ def vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     axes = [_axes_of(jax.typeof(array)) for array in arrays]
     union = frozenset[str]().union(*axes)
     return tuple(
-        jax.lax.pcast(array, tuple(sorted(union - own)), to="varying") if union - own else array
+        _vary(array, tuple(sorted(union - own))) if union - own else array
         for array, own in zip(arrays, axes, strict=True)
     )
+
+
+def _vary(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    if hasattr(jax.lax, "pcast"):
+        varying: jax.Array = jax.lax.pcast(array, axes, to="varying")
+    else:  # in 0.8
+        varying = getattr(jax.lax, "pvary")(array, axes)  # noqa: B009
+    return varying
 
 
 def _axes_of(aval: Any) -> frozenset[str]:

@@ -249,7 +249,7 @@ def batch_and_heads() -> None:
 
 def results_on_explicit_axes() -> None:
     """Coefficients, log-sum-exp, scores and the static control, of types that say how they lie."""
-    mesh = jax.make_mesh((2, 2), ("b", "h"))
+    mesh = jax.make_mesh((2, 2), ("b", "h"), axis_types=(AxisType.Explicit,) * 2)
     inputs, _, mask = draw(B)
     query, key, attn = inputs[:3]
     nodes, heads = P("b", None, "h"), P("h")
