@@ -181,13 +181,15 @@ def _jax_results(
     from gatv2.jax.adjacency import Adjacency
     from gatv2.jax.dispatch import KERNELS, Kernel
     from gatv2.jax.random import as_seed
+    from gatv2.jax.sparse.tangent import Features
 
     query, key, attn = (as_jax(x) for x in inputs)
     for kernel in KERNELS:
         is_sparse = kernel.backend == "sparse"
         adjacency = JaxGraph.from_torch(graph) if is_sparse else as_jax(graph.to_mask())
         name = f"{kernel.backend} {kernel.name} (JAX)"
-        if reasons := kernel.unsupported(query, key, attn, adjacency):
+        features = Features(query, key, attn, None, None)
+        if reasons := kernel.unsupported(features, adjacency, with_alpha=False):
             yield name, "; ".join(reasons)
             continue
 
@@ -210,7 +212,11 @@ def _jax_results(
                 return_attention=False,
             )[0]
 
-        out, pullback = jax.vjp(attend, query, key, attn)
+        try:  # the platform is seen when a program is lowered
+            out, pullback = jax.vjp(attend, query, key, attn)
+        except ValueError as error:
+            yield name, str(error)
+            continue
         yield name, [as_torch(x) for x in (out, *pullback(as_jax(cotangent.float())))]
 
 

@@ -26,6 +26,7 @@ from gatv2.jax.dispatch import select_kernel
 from gatv2.jax.functional import gat_attention, gat_scores, gatv2_attention, gatv2_scores
 from gatv2.jax.graph import Graph
 from gatv2.jax.interop import Params, as_jax, as_torch, from_torch, to_torch
+from gatv2.jax.join import join_parts
 from gatv2.jax.layer import Config, StaticConfig, apply, attention_scores, init
 from gatv2.jax.model import GATv2
 from gatv2.jax.random import seed_from_key
@@ -48,6 +49,7 @@ __all__ = [
     "gatv2_attention",
     "gatv2_scores",
     "init",
+    "join_parts",
     "seed_from_key",
     "select_kernel",
     "to_torch",

@@ -32,7 +32,7 @@ FillValue = float | tuple[float, ...] | Reduction
 """Features of a self-loop: a number, D of them, or how those of the node's other edges are reduced."""
 _MANY = {"fill_value": "D", "loop_bias": "n_heads"}
 
-KERNEL_NAMES = ("auto", "jax", "numba")
+KERNEL_NAMES = ("auto", "jax", "numba", "pallas")
 
 
 T = TypeVar("T")

@@ -1,12 +1,13 @@
 """Which kernel does the work: a tuple of kernels, each of which says why it can't.
 
 "jax" is plain JAX, which serves every transformation, platform and dtype. "numba" is fused, for the CPU,
-under every transformation too. "auto" is both: one primitive of JAX, which is lowered to the fused
-kernel for the CPU and to plain JAX for anything else, when it is known for what a program is compiled.
-Where arrays are cut up over a mesh of devices, "auto" is "jax".
+under every transformation too, and so is "pallas", for GPUs. "auto" is one primitive of JAX, which is
+lowered to the fused kernel for the CPU and to plain JAX for anything else, when it is known for what a
+program is compiled: Pallas's kernels are taken by name only, until they have run on a GPU.
+In `jax.shard_map` each device has the kernel that it would have alone; what XLA cuts up over a mesh of
+devices by itself is plain JAX.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -17,9 +18,11 @@ from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
-from gatv2.jax.numba.kernel import unsupported
+from gatv2.jax.numba import kernel as numba_kernel
 from gatv2.jax.primitives.attention import attend
+from gatv2.jax.sparse import pallas_kernel
 from gatv2.jax.sparse import reference as sparse
+from gatv2.jax.sparse.tangent import Features
 
 
 class Attention(Protocol):
@@ -54,36 +57,55 @@ class Kernel:
         name: what a user passes as `kernel`.
         backend: "dense" if it reads a mask, "sparse" if it reads a `Graph`.
         attention: the function that does it.
-        unsupported: given query, key, attn and adjacency, the reasons why it can't; empty if it can.
+        unsupported: given what attention is differentiated by, an adjacency and whether coefficients are
+            wanted, the reasons why it can't; empty if it can.
     """
 
     name: str
     backend: Literal["dense", "sparse"]
     attention: Attention
-    unsupported: Callable[[jax.Array, jax.Array, jax.Array, Adjacency], list[str]]
+    unsupported: "Unsupported"
 
 
-def serves_every_call(*_inputs: object) -> list[str]:
+class Unsupported(Protocol):
+    """Tells the reasons against a call."""
+
+    def __call__(  # noqa: D102
+        self, features: Features, adjacency: Adjacency, /, *, with_alpha: bool
+    ) -> list[str]: ...
+
+
+def serves_every_call(*_inputs: object, with_alpha: bool) -> list[str]:
     """No reason against any call."""
     return []
 
 
-by_platform = partial(attend, must_fuse=False)
-fused = partial(attend, must_fuse=True)
+by_platform, by_numba, by_pallas = (
+    partial(attend, kernel=name) for name in ("auto", "numba", "pallas")
+)
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("auto", "sparse", by_platform, unsupported),
-    Kernel("auto", "dense", by_platform, unsupported),
+    Kernel("auto", "sparse", by_platform, numba_kernel.unsupported),
+    Kernel("auto", "dense", by_platform, numba_kernel.unsupported),
     Kernel("jax", "sparse", sparse.gatv2_attention, serves_every_call),
     Kernel("jax", "dense", dense.gatv2_attention, serves_every_call),
-    Kernel("numba", "sparse", fused, unsupported),
-    Kernel("numba", "dense", fused, unsupported),
+    Kernel("numba", "sparse", by_numba, numba_kernel.unsupported),
+    Kernel("numba", "dense", by_numba, numba_kernel.unsupported),
+    Kernel("pallas", "sparse", by_pallas, pallas_kernel.unsupported),
 )
 """For one that is not asked for by its name, the first that has no reason against a call is taken."""
 
 
 def select_kernel(
-    query: jax.Array, key: jax.Array, attn: jax.Array, adjacency: Adjacency, *, kernel: str = "auto"
+    query: jax.Array,
+    key: jax.Array,
+    attn: jax.Array,
+    adjacency: Adjacency,
+    *,
+    edges: EdgeInputs | None = None,
+    score_bias: jax.Array | None = None,
+    return_attention: bool = False,
+    kernel: str = "auto",
 ) -> Kernel:
     """Tell which kernel serves these inputs.
 
@@ -92,6 +114,9 @@ def select_kernel(
         key: `[*B, M, H, F]`.
         attn: `[H, F]`.
         adjacency: a `Graph` for the sparse backend, a bool mask for the dense one.
+        edges: features of edges and their projection, or None.
+        score_bias: what is added to the scores, or None.
+        return_attention: whether coefficients are wanted.
         kernel: the name of a kernel, which is then taken or an error; "auto" for the first that can.
 
     Raises:
@@ -114,7 +139,8 @@ def select_kernel(
             f"`kernel` must, for the {backend} backend, be one of {tuple(candidates)}; got {kernel!r}"
         )
     selected = candidates[kernel]
-    if reasons := selected.unsupported(query, key, attn, adjacency):
+    features = Features(query, key, attn, edges, score_bias)
+    if reasons := selected.unsupported(features, adjacency, with_alpha=return_attention):
         if kernel == "auto":
             return candidates["jax"]
         raise ValueError(

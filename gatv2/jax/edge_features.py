@@ -138,7 +138,7 @@ def as_backend_reads(
 
     Returns:
         `[*batch, n_edges, D]` (`[n_edges, D]` for a batch of graphs) in the order of `edge_id`, or
-        `[*batch, n_queries, n_keys, D]`.
+        `[*batch, n_queries, n_keys, D]`, with the batch that the values have.
 
     Raises:
         ValueError: the layout is another one.
@@ -158,8 +158,6 @@ def _of_list(
             "the order of the edges, then padding, as the graph is a list of edges (with a mask, the "
             f"shape is (*batch, n_queries, n_keys, {_LAST[name]})); got {values.shape}"
         )
-    if not graph.batch_dims:
-        values = jnp.broadcast_to(values, (*sizes.batch_shape, *values.shape[-2:]))
     if isinstance(adjacency, Graph):
         return values
     block_queries, block_keys = max(sizes.n_queries, 1), max(sizes.n_keys, 1)
@@ -174,7 +172,7 @@ def _of_list(
         :,
     ]
     pairs: jax.Array = cell.set(sorted_values, mode="drop")
-    return pairs.reshape(*sizes.batch_shape, *shape[1:])
+    return pairs.reshape(*(batch if not graph.batch_dims else sizes.batch_shape), *shape[1:])
 
 
 def _of_mask(
@@ -190,12 +188,12 @@ def _of_mask(
         )
     if flow == "source_to_target":
         values = jnp.swapaxes(values, -3, -2)
-    values = jnp.broadcast_to(values, (*sizes.batch_shape, *values.shape[-3:]))
     if not isinstance(adjacency, Graph):
         return values
     query, key = adjacency.query_index, adjacency.key_index
     if not adjacency.batch_dims:
         return values[..., query, key, :]  # a mask's edges are numbered as they are sorted
+    values = jnp.broadcast_to(values, (*sizes.batch_shape, *values.shape[-3:]))
     blocks = values.reshape(adjacency.n_blocks, *values.shape[-3:])
     return blocks[query // pair[0], query % pair[0], key % pair[1]]
 

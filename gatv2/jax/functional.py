@@ -160,9 +160,9 @@ def gatv2_attention(
             every element of the batch has the mask of batch element 0, unless it has its own seed.
         flow: "source_to_target", PyTorch Geometric's default, turns `graph` round.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
-        kernel: "jax" (plain JAX, for any platform), "numba" (fused, for the CPU), or "auto": the fused
-            one where a program is compiled for the CPU, plain JAX elsewhere; see
-            :mod:`gatv2.jax.dispatch`.
+        kernel: "jax" (plain JAX, for any platform), "numba" (fused, for the CPU), "pallas" (fused, for
+            GPUs; edges without features or a bias), or "auto": the fused one where a program is compiled
+            for the CPU, plain JAX elsewhere; see :mod:`gatv2.jax.dispatch`.
         return_attention: whether to return :math:`\alpha` too, before dropout.
         return_lse: whether to return :math:`\log \sum_{j \in N_i} \exp e_{ij}` too, which joins
             attention over parts of the keys; see :func:`gatv2.functional.gatv2_attention`.
@@ -200,20 +200,38 @@ def gatv2_attention(
     _check_options(negative_slope, dropout)
     of_edges = (edge_features, edge_projection, score_bias)
     call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
-    selected = select_kernel(call.query, call.key, attn, call.adjacency, kernel=kernel)
-    out, lse, alpha = selected.attention(
+    selected = select_kernel(
         call.query,
         call.key,
         attn,
         call.adjacency,
-        call.edges,
-        negative_slope=negative_slope,
-        dropout=dropout,
-        seed=_seed_of(dropout, seed),
-        return_attention=return_attention,
+        edges=call.edges,
         score_bias=call.score_bias,
+        return_attention=return_attention,
+        kernel=kernel,
     )
-    return call.results(out, lse if return_lse else None, alpha)
+
+    def attend(
+        call: Prepared, attn: jax.Array, seed: jax.Array | None
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        call = call.batched()
+        out, lse, alpha = selected.attention(
+            call.query,
+            call.key,
+            attn,
+            call.adjacency,
+            call.edges,
+            negative_slope=negative_slope,
+            dropout=dropout,
+            seed=seed,
+            return_attention=return_attention,
+            score_bias=call.score_bias,
+        )
+        return call.results(out, lse if return_lse else None, alpha)
+
+    is_wanted = {"out": True, "alpha": return_attention, "lse": return_lse}
+    wanted = tuple(name for name, is_one in is_wanted.items() if is_one)
+    return call.on_auto_axes(attend, wanted)(call, attn, _seed_of(dropout, seed))
 
 
 def gatv2_scores(
@@ -247,16 +265,19 @@ def gatv2_scores(
     _check_options(negative_slope)
     of_edges = (edge_features, edge_projection, score_bias)
     call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
-    call = call.without_removed()
-    if isinstance(call.adjacency, Graph):
-        scores = sparse.gatv2_scores(
-            call.query, call.key, attn, call.adjacency, call.edges, negative_slope=negative_slope
-        )
-    else:
-        scores = dense.gatv2_scores(
-            call.query, call.key, attn, call.edges, negative_slope=negative_slope
-        )
-    return call.scores(scores)
+
+    def score(call: Prepared, attn: jax.Array) -> jax.Array:
+        call = call.batched().without_removed()
+        features = (call.query, call.key, attn)
+        if isinstance(call.adjacency, Graph):
+            scores = sparse.gatv2_scores(
+                *features, call.adjacency, call.edges, negative_slope=negative_slope
+            )
+        else:
+            scores = dense.gatv2_scores(*features, call.edges, negative_slope=negative_slope)
+        return call.scores(scores)
+
+    return call.on_auto_axes(score, ("alpha",))(call, attn)
 
 
 @overload
@@ -325,26 +346,25 @@ def gat_attention(
     Source: Velickovic et al., "Graph Attention Networks", ICLR 2018, equations 1 to 6.
     """
     _check_options(negative_slope, dropout)
-    call, scores = _gat_scores(
-        query,
-        key,
-        attn_query,
-        attn_key,
-        graph,
-        score_bias,
-        negative_slope,
-        flow=flow,
-        backend=backend,
+    call, *vectors = _prepare_static(
+        query, key, attn_query, attn_key, graph, score_bias, flow=flow, backend=backend
     )
-    seed = _seed_of(dropout, seed)
-    scores, adjacency = call.add_bias(scores), call.adjacency
-    if isinstance(adjacency, Graph):
-        out, _, alpha = sparse.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
-    else:
-        _, value, _ = dense.without_padding(call.query, call.key, None, adjacency)
-        out, _, alpha = dense.attend(scores, value, adjacency, dropout=dropout, seed=seed)
-    coefficients = alpha.astype(out.dtype) if return_attention else None
-    return call.results(out, None, coefficients)
+
+    def attend(
+        call: Prepared, attn_query: jax.Array, attn_key: jax.Array, seed: jax.Array | None
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        call = call.batched().without_removed()
+        scores = call.add_bias(_score_statically(call, attn_query, attn_key, negative_slope))
+        adjacency = call.adjacency
+        if isinstance(adjacency, Graph):
+            out, _, alpha = sparse.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
+        else:
+            _, value, _ = dense.without_padding(call.query, call.key, None, adjacency)
+            out, _, alpha = dense.attend(scores, value, adjacency, dropout=dropout, seed=seed)
+        return call.results(out, None, alpha.astype(out.dtype) if return_attention else None)
+
+    wanted = ("out", "alpha") if return_attention else ("out",)
+    return call.on_auto_axes(attend, wanted)(call, *vectors, _seed_of(dropout, seed))
 
 
 def gat_scores(
@@ -369,44 +389,44 @@ def gat_scores(
         Array([ 3. , -0.2,  0. ], dtype=float32)
     """
     _check_options(negative_slope)
-    call, scores = _gat_scores(
-        query,
-        key,
-        attn_query,
-        attn_key,
-        graph,
-        score_bias,
-        negative_slope,
-        flow=flow,
-        backend=backend,
+    call, *vectors = _prepare_static(
+        query, key, attn_query, attn_key, graph, score_bias, flow=flow, backend=backend
     )
-    return call.scores(scores)
+
+    def score(call: Prepared, attn_query: jax.Array, attn_key: jax.Array) -> jax.Array:
+        call = call.batched().without_removed()
+        return call.scores(_score_statically(call, attn_query, attn_key, negative_slope))
+
+    return call.on_auto_axes(score, ("alpha",))(call, *vectors)
 
 
-def _gat_scores(
+def _prepare_static(
     query: ArrayLike,
     key: ArrayLike,
     attn_query: ArrayLike,
     attn_key: ArrayLike,
     graph: object,
     score_bias: ArrayLike | None,
-    negative_slope: float,
     *,
     flow: Flow,
     backend: Backend,
-) -> tuple[Prepared, jax.Array]:
+) -> tuple[Prepared, jax.Array, jax.Array]:
     query, key, attn_query, attn_key = as_features(
         query=query, key=key, attn_query=attn_query, attn_key=attn_key
     )
     check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
     call = Prepared.of(query, key, graph, score_bias=score_bias, flow=flow, backend=backend)
-    call = call.without_removed()
+    return call, attn_query, attn_key
+
+
+def _score_statically(
+    call: Prepared, attn_query: jax.Array, attn_key: jax.Array, negative_slope: float
+) -> jax.Array:
+    """Scores of the static control, of what kernels read."""
     features = (call.query, call.key, attn_query, attn_key)
     if isinstance(call.adjacency, Graph):
-        scores = sparse.gat_scores(*features, call.adjacency, negative_slope=negative_slope)
-    else:
-        scores = dense.gat_scores(*features, negative_slope=negative_slope)
-    return call, scores
+        return sparse.gat_scores(*features, call.adjacency, negative_slope=negative_slope)
+    return dense.gat_scores(*features, negative_slope=negative_slope)
 
 
 def _check_options(negative_slope: float, dropout: float = 0.0) -> None:

@@ -1,10 +1,13 @@
 """Prepared: features and a graph in the form that kernels read, and results as the caller sees them."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from gatv2.jax.adjacency import (
     Adjacency,
@@ -24,19 +27,24 @@ from gatv2.jax.edge_features import (
     broadcast_batch,
 )
 from gatv2.jax.graph import Graph
+from gatv2.jax.mesh import on_auto_axes
 from gatv2.jax.sparse import reference as sparse
 from gatv2.options import Backend, Flow, check_backend
 
+Results = TypeVar("Results")
 
-class Prepared(NamedTuple):
-    """Features and a graph, in the form that kernels read."""
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prepared:
+    """Features and a graph, in the form that kernels read, but for the batch; see `batched`."""
 
     query: jax.Array
     key: jax.Array
     adjacency: Adjacency
     edges: EdgeInputs | None
     score_bias: jax.Array | None
-    out_shape: tuple[int, ...]
+    out_shape: tuple[int, ...] = field(metadata={"static": True})
 
     @classmethod
     def of(
@@ -61,8 +69,7 @@ class Prepared(NamedTuple):
             batch_shape = broadcast_batch(edges.features, graph, batch_shape)
         if bias is not None:
             batch_shape = broadcast_batch(bias, graph, batch_shape, "score_bias")
-        n_queries, n_heads, n_hidden = query.shape[-3:]
-        sizes = Sizes(n_queries, key.shape[-3], n_heads, batch_shape)
+        sizes = Sizes(query.shape[-3], key.shape[-3], query.shape[-2], batch_shape)
         check_backend(backend)
         read = read_adjacency(graph, sizes, flow=flow)
         listed = read if isinstance(read, Graph) else graph
@@ -72,14 +79,55 @@ class Prepared(NamedTuple):
             edges = EdgeInputs(rows, edges.projection)
         if bias is not None:
             bias = as_backend_reads(bias, listed, adjacency, sizes, flow, "score_bias")
-        query = jnp.broadcast_to(query, (*batch_shape, *query.shape[-3:]))
-        key = jnp.broadcast_to(key, (*batch_shape, *key.shape[-3:]))
-        out_shape = query.shape
+        return cls(query, key, adjacency, edges, bias, (*batch_shape, *query.shape[-3:]))
+
+    def batched(self) -> "Prepared":
+        """The same with the batch of the result in each array, and graphs of a batch as one."""
+        *batch_shape, _, n_heads, n_hidden = self.out_shape
+        adjacency = self.adjacency
+
+        def batched(values: jax.Array, n_own: int) -> jax.Array:
+            return jnp.broadcast_to(values, (*batch_shape, *values.shape[-n_own:]))
+
+        query, key = batched(self.query, 3), batched(self.key, 3)
+        edges, bias = self.edges, self.score_bias
         if isinstance(adjacency, Graph) and adjacency.batch_dims:
             query, key = (
                 x.reshape(math.prod(x.shape[:-2]), n_heads, n_hidden) for x in (query, key)
             )
-        return cls(query, key, adjacency, edges, bias, out_shape)
+        else:
+            n_own = 2 if isinstance(adjacency, Graph) else 3
+            if edges is not None:
+                edges = edges._replace(features=batched(edges.features, n_own))
+            bias = None if bias is None else batched(bias, n_own)
+        return replace(self, query=query, key=key, edges=edges, score_bias=bias)
+
+    def on_auto_axes(
+        self, function: Callable[..., Results], wanted: tuple[str, ...]
+    ) -> Callable[..., Results]:
+        """A function of this and other arrays, computed as `gatv2.jax.mesh.on_auto_axes` does.
+
+        Args:
+            function: returns what `wanted` names, a tuple unless that is one.
+            wanted: of "out", "alpha" and "lse", as the caller sees them; alpha stands for scores too.
+        """
+
+        def specs(of_query: PartitionSpec) -> object:
+            n_new, n_behind = len(self.out_shape) - self.query.ndim, self.query.ndim - len(of_query)
+            axes: list[Any] = [*[None] * n_new, *of_query, *[None] * n_behind]
+            *batch, node, head, feature = axes
+            pairs = [*batch, node, None]
+            if isinstance(self.adjacency, Graph):
+                pairs = [None] if self.adjacency.batch_dims else [*batch, None]
+            by_name = {
+                "out": PartitionSpec(*batch, node, head, feature),
+                "alpha": PartitionSpec(*pairs, head),
+                "lse": PartitionSpec(*batch, node, head),
+            }
+            of_results = tuple(by_name[name] for name in wanted)
+            return of_results[0] if len(wanted) == 1 else of_results
+
+        return on_auto_axes(function, self.query, specs)
 
     def results(
         self, out: jax.Array, lse: jax.Array | None, alpha: jax.Array | None
@@ -108,8 +156,8 @@ class Prepared(NamedTuple):
         """The same without the edges that a bias of -inf takes from a head; for the references."""
         adjacency = self.adjacency
         if isinstance(adjacency, Graph):
-            return self._replace(adjacency=sparse.without_removed(adjacency, self.score_bias))
-        return self._replace(adjacency=dense.without_removed(adjacency, self.score_bias))
+            return replace(self, adjacency=sparse.without_removed(adjacency, self.score_bias))
+        return replace(self, adjacency=dense.without_removed(adjacency, self.score_bias))
 
     def add_bias(self, scores: jax.Array) -> jax.Array:
         """Scores and their bias; what that removes is taken out before, by `without_removed`."""

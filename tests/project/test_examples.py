@@ -27,6 +27,7 @@ def test_demo(tmp_path: Path) -> None:
         "planetoid.py",
         "neighbor_sampling.py",
         "learned_graph.py",
+        "jax_graphs.py",
         "distributed_full_graph.py",
     ],
 )

@@ -155,5 +155,5 @@ def require_concrete(graph: SortedEdges[jax.Array], verb: str) -> None:
 
 def require_unpadded(graph: SortedEdges[jax.Array], what: str, remedy: str) -> None:
     """Raise a ValueError if edges or nodes of a graph are padding."""
-    if graph.query_mask is not None or int(graph.query_ptr[-1]) != graph.n_edges:
+    if graph.query_mask is not None or np.asarray(graph.query_ptr)[-1] != graph.n_edges:
         raise ValueError(f"{what} has no padding, and this graph has: {remedy}")

@@ -339,17 +339,19 @@ class Graph(SortedEdges[jax.Array]):
         """
         return padding.padded(self, n_edges, n_nodes)
 
-    def split(self, n_parts: int) -> "Graph":
-        """Split the queries evenly, for as many devices: parts stacked on the first axis of each array.
+    def split(self, n_parts: int, side: parts.Side = "queries") -> "Graph":
+        """Split the queries evenly, or the keys, for as many devices: parts stacked in each array.
 
-        A part has the edges of its queries, sorted by (query, key), which is also the order of its
-        attention weights, and as much padding as makes the parts equally large; each part attends to
-        all keys. Under `jax.shard_map`, `jax.vmap` or `jax.tree.map(lambda x: x[part], ...)` a part is a
-        `Graph` like any other.
+        A part has the edges of its queries (or keys), sorted by (query, key), which is also the order of
+        its attention weights, and as much padding as makes the parts equally large. Parts of the queries
+        attend to all keys. Parts of the keys have all queries, which attend to some of their keys in
+        each: :func:`gatv2.jax.join_parts` joins the results. Under `jax.shard_map`, `jax.vmap` or
+        `jax.tree.map(lambda x: x[part], ...)` a part is a `Graph` like any other.
 
         Raises:
             TypeError: the graph is traced.
-            ValueError: the queries do not divide evenly, or the graph is a batch of graphs.
+            ValueError: the nodes do not divide evenly, the graph is a batch of graphs, or `side` is
+                neither.
 
         Example:
             >>> graph = Graph.from_edge_index(np.array([[0, 2, 0], [2, 0, 1]]), n_nodes=(4, 3))
@@ -361,7 +363,32 @@ class Graph(SortedEdges[jax.Array]):
             Array([[0, 1],
                    [2, 3]], dtype=int32)
         """
-        return parts.split(self, n_parts)
+        return parts.split(self, n_parts, side)
+
+    def split_edges(
+        self, values: ArrayLike, n_parts: int, side: parts.Side = "queries"
+    ) -> jax.Array:
+        """What edges have, such as their features, split as :meth:`split` splits the graph.
+
+        Args:
+            values: `[*batch, n_edges, D]`, in the caller's order of the edges.
+            n_parts: number of parts.
+            side: whose nodes are split.
+
+        Returns:
+            `[n_parts, *batch, n_edges of a part, D]`, zero for padding.
+
+        Raises:
+            TypeError: the graph is traced; `values` may be.
+            ValueError: as :meth:`split`.
+
+        Example:
+            >>> graph = Graph.from_edge_index(np.array([[0, 2, 0], [2, 0, 1]]), n_nodes=(4, 3))
+            >>> graph.split_edges(jnp.array([[1.0], [2.0], [3.0]]), 2).squeeze(-1)
+            Array([[3., 1.],
+                   [2., 0.]], dtype=float32)
+        """
+        return parts.split_edges(self, jnp.asarray(values), n_parts, side)
 
     def coalesce(self) -> "Graph":
         """The graph with each set of parallel edges replaced by one edge, numbered by (query, key).

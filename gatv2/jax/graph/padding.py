@@ -1,12 +1,13 @@
 """A graph with padding behind its edges and nodes: graphs of several sizes, one compilation."""
 
 from dataclasses import replace
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.arrays import NumPyArray, is_concrete
+from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete, on_device
 from gatv2.jax.graph.edge_index import NumberOfNodes, read_sizes
 from gatv2.jax.graph.edges import Traced
 from gatv2.jax.graph.sort import KeyOrder
@@ -45,23 +46,24 @@ def _with_nodes(graph: Traced, n_queries: int, n_keys: int) -> Traced:
             f"{graph} can't be padded to {n_queries} queries and {n_keys} keys: it has more, or is a "
             "batch of graphs of one size"
         )
-    query_mask = np.ones(graph.n_queries, bool) if graph.query_mask is None else graph.query_mask
-    is_padding = graph.query_index == graph.n_queries
-    by_key, n_edges = graph.by_key, graph.query_ptr[-1:]
+    query_mask = graph.query_mask
+    if query_mask is None:
+        query_mask = on_device(np.ones(graph.n_queries, bool))
+    by_key = graph.by_key
     return replace(
         graph,
-        query_ptr=jnp.concatenate((graph.query_ptr, jnp.repeat(n_edges, more_queries))),
-        key_index=jnp.where(is_padding, n_keys, graph.key_index),
-        query_index=jnp.where(is_padding, n_queries, graph.query_index),
+        query_ptr=_repeated(graph.query_ptr, more_queries),
+        key_index=_moved(graph.key_index, graph.n_keys, n_keys),
+        query_index=_moved(graph.query_index, graph.n_queries, n_queries),
         by_key=KeyOrder(
-            jnp.concatenate((by_key.ptr, jnp.repeat(n_edges, more_keys))),
+            _repeated(by_key.ptr, more_keys),
             by_key.edge,
-            jnp.where(by_key.query == graph.n_queries, n_queries, by_key.query),
+            _moved(by_key.query, graph.n_queries, n_queries),
         ),
         n_keys=n_keys,
         query_id=_extended_ids(graph.query_id, n_queries),
         key_id=_extended_ids(graph.key_id, n_keys),
-        query_mask=_extended(jnp.asarray(query_mask), np.zeros(more_queries)),
+        query_mask=_extended(query_mask, np.zeros(more_queries)),
     )
 
 
@@ -70,7 +72,23 @@ def _extended_ids(ids: jax.Array | None, n_nodes: int) -> jax.Array | None:
 
 
 def _extended(array: jax.Array, tail: NumPyArray) -> jax.Array:
-    tail = tail.astype(array.dtype)
-    if is_concrete(array):  # with NumPy: nothing is compiled for the size of each graph
-        return jnp.asarray(np.concatenate((array, tail)))
-    return jnp.concatenate((array, tail))
+    """An array with more behind it."""
+    xp, values = _with_what_knows(array)
+    return on_device(xp.concatenate((values, tail.astype(array.dtype))))
+
+
+def _repeated(pointers: jax.Array, times: int) -> jax.Array:
+    """Pointers with the last repeated: of nodes without edges."""
+    xp, values = _with_what_knows(pointers)
+    return on_device(xp.concatenate((values, xp.repeat(values[-1:], times))))
+
+
+def _moved(index: jax.Array, end: int, new_end: int) -> jax.Array:
+    """Indices of nodes, of which those of padding point past the end."""
+    xp, values = _with_what_knows(index)
+    return on_device(xp.where(values == end, xp.asarray(new_end, index.dtype), values))
+
+
+def _with_what_knows(array: jax.Array) -> tuple[ModuleType, ArrayLike]:
+    """NumPy for an array whose values are known: nothing is compiled for the size of each graph."""
+    return (np, np.asarray(array)) if is_concrete(array) else (jnp, array)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from gatv2.jax.graph.edges import (
 from gatv2.jax.graph.padding import padded
 from gatv2.jax.graph.sort import Edges, KeyOrder, sort_edges
 from gatv2.options import Flow
+
+Side = Literal["queries", "keys"]
 
 
 def batch(kind: type[Traced], graphs: Sequence[Traced]) -> Traced:
@@ -68,38 +71,63 @@ def batch(kind: type[Traced], graphs: Sequence[Traced]) -> Traced:
     )
 
 
-def split(graph: Traced, n_parts: int) -> Traced:
-    """The queries split evenly, parts stacked; see :meth:`gatv2.jax.Graph.split`."""
-    require_concrete(graph, "split")
-    if graph.batch_dims or graph.n_queries % n_parts:
-        raise ValueError(
-            f"only one graph whose queries divide by {n_parts} can be split so; got {graph}"
-        )
-    size, host = graph.n_queries // n_parts, as_numpy(graph)
-    bounds = host.query_ptr[:: max(size, 1)] if size else np.zeros(n_parts + 1, int)
-    largest = int(np.diff(bounds).max())
-    query_id = np.arange(graph.n_queries) if host.query_id is None else host.query_id
+def split(graph: Traced, n_parts: int, side: Side) -> Traced:
+    """The queries or the keys split evenly, parts stacked; see :meth:`gatv2.jax.Graph.split`."""
+    host, size, positions = _edges_of_parts(graph, n_parts, side)
+    is_of_queries = side == "queries"
+    n_nodes = host.n_queries if is_of_queries else host.n_keys
+    own_ids = host.query_id if is_of_queries else host.key_id
+    ids = np.arange(n_nodes) if own_ids is None else own_ids
     parts = []
-    for part, (begin, end) in enumerate(pairwise(bounds)):
-        queries = slice(part * size, (part + 1) * size)
+    for part, edges in enumerate(positions):
+        first, nodes = part * size, slice(part * size, (part + 1) * size)
+        query, key = host.query_index[edges], host.key_index[edges]
+        pair = (query - first, key) if is_of_queries else (query, key - first)
+        n_queries, n_keys = (size, host.n_keys) if is_of_queries else (host.n_queries, size)
+        of_nodes = narrow(ids[nodes])
+        query_mask = host.query_mask
+        if query_mask is not None and is_of_queries:
+            query_mask = query_mask[nodes]
         own = of_sorted(
             type(graph),
-            sort_edges(
-                host.query_index[begin:end] - part * size,
-                host.key_index[begin:end],
-                size,
-                graph.n_keys,
-            ),
-            graph.n_keys,
-            head_mask=None if host.head_mask is None else host.head_mask[begin:end],
-            query_id=narrow(query_id[queries]),
-            key_id=host.key_id,
-            query_mask=None if host.query_mask is None else host.query_mask[queries],
+            sort_edges(*pair, n_queries, n_keys),
+            n_keys,
+            head_mask=None if host.head_mask is None else host.head_mask[edges],
+            query_id=of_nodes if is_of_queries else host.query_id,
+            key_id=host.key_id if is_of_queries else of_nodes,
+            query_mask=query_mask,
             flow=graph.flow,
         )
-        parts.append(padded(own, largest))
+        parts.append(padded(own, max(map(len, positions))))
     stacked: Traced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
     return stacked
+
+
+def split_edges(graph: Traced, values: jax.Array, n_parts: int, side: Side) -> jax.Array:
+    """What edges have, split as the graph is; see :meth:`gatv2.jax.Graph.split_edges`."""
+    host, _, positions = _edges_of_parts(graph, n_parts, side)
+    edges = np.full((n_parts, max(map(len, positions))), graph.n_edges)
+    for own, part in zip(edges, positions, strict=True):
+        own[: len(part)] = host.edge_id[part]
+    split_values = jnp.take(values, edges, axis=-2, mode="fill", fill_value=0)
+    return jnp.moveaxis(split_values, -3, 0)
+
+
+def _edges_of_parts(
+    graph: Traced, n_parts: int, side: Side
+) -> tuple[SortedEdges[NumPyArray], int, list[NumPyArray]]:
+    """The graph on the host, the nodes of a part, and where each part's edges stand, ascending."""
+    if side not in ("queries", "keys"):
+        raise ValueError(f"`side` must be 'queries' or 'keys'; got {side!r}")
+    require_concrete(graph, "split")
+    n_nodes = graph.n_queries if side == "queries" else graph.n_keys
+    if graph.batch_dims or n_nodes % n_parts:
+        raise ValueError(
+            f"only one graph whose {side} divide by {n_parts} can be split so; got {graph}"
+        )
+    size, host = n_nodes // n_parts, as_numpy(graph)
+    part = (host.query_index if side == "queries" else host.key_index) // max(size, 1)
+    return host, size, [np.flatnonzero(host.is_edge & (part == i)) for i in range(n_parts)]
 
 
 def narrow(ids: NumPyArray) -> NumPyArray:

@@ -3,7 +3,6 @@
 Nothing of `[E, H, F]` is made, forward or backward.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Literal
@@ -13,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatv2.jax.adjacency import Adjacency
+from gatv2.jax.fused import Options
 from gatv2.jax.graph import Graph
+from gatv2.jax.mesh import vary_alike
 from gatv2.jax.numba.targets import given, target
 from gatv2.jax.precision import computed_in
 from gatv2.jax.sparse.tangent import Features
@@ -21,24 +22,11 @@ from gatv2.jax.sparse.tangent import Features
 Arrays = tuple[jax.Array, ...]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is static in a call."""
-
-    negative_slope: float
-    dropout: float
-    with_alpha: bool
-
-
-def unsupported(
-    query: jax.Array, key: jax.Array, attn: jax.Array, adjacency: Adjacency
-) -> list[str]:
-    """The reasons why a fused CPU kernel can't serve these inputs; the platform is seen later."""
+def unsupported(features: Features, adjacency: Adjacency, *, with_alpha: bool) -> list[str]:
+    """The reasons why a fused CPU kernel can't serve a call; the platform is seen later."""
     reasons = []
-    if query.dtype not in ("float16", "bfloat16", "float32", "float64"):
-        reasons.append(f"it does not compute in {query.dtype}")
-    if _is_cut_up(query, key, attn, *jax.tree.leaves(adjacency)):
-        reasons.append("it does not know how arrays are cut up over a mesh of devices")
+    if features.query.dtype not in ("float16", "bfloat16", "float32", "float64"):
+        reasons.append(f"it does not compute in {features.query.dtype}")
     if not _is_numba_there():
         reasons.append("Numba is not installed")  # not imported yet: that takes a while
     return reasons
@@ -50,12 +38,6 @@ def _is_numba_there() -> bool:
         return find_spec("numba") is not None
     except ValueError:  # what stands in for it in `sys.modules` has no specification
         return False
-
-
-def _is_cut_up(*arrays: jax.Array) -> bool:
-    """Whether types say how arrays lie on devices: in `shard_map`, and on an Explicit mesh."""
-    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
-    return any(not mesh.empty for mesh in (*meshes, jax.sharding.get_abstract_mesh()))
 
 
 def forward(features: Features, seed: jax.Array, adjacency: Adjacency, options: Options) -> Arrays:
@@ -76,9 +58,7 @@ def forward(features: Features, seed: jax.Array, adjacency: Adjacency, options: 
         vmap_method="expand_dims",
     )
     out, lse, alpha = call(
-        *features[:3],
-        seed,
-        *arrays.values(),
+        *vary_alike(*features[:3], seed, *arrays.values()),
         **_attributes(backend, arrays, n_blocks, options),
     )
     if options.with_alpha and isinstance(adjacency, Graph):
@@ -111,10 +91,7 @@ def backward(
         vmap_method="expand_dims",
     )
     gradients = call(
-        *features[:3],
-        seed,
-        *cotangents,
-        *arrays.values(),
+        *vary_alike(*features[:3], seed, *cotangents, *arrays.values()),
         **_attributes(backend, arrays, n_blocks, options),
     )
     results = list(gradients)

@@ -16,13 +16,16 @@ from gatv2.jax.arrays import DType
 from gatv2.jax.blocks import lead
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
+from gatv2.jax.mesh import aval_like, vary_alike
 from gatv2.jax.precision import computed_in
 from gatv2.jax.primitives.call import (
     Arrays,
     Call,
-    attend_fused,
+    attend_by_numba,
+    attend_by_pallas,
     attend_plainly,
-    cotangent_fused,
+    cotangent_by_numba,
+    cotangent_by_pallas,
     cotangent_plainly,
     tangent_plainly,
 )
@@ -47,7 +50,7 @@ def attend(
     dropout: float,
     seed: jax.Array | None,
     return_attention: bool,
-    must_fuse: bool,
+    kernel: str,
     score_bias: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """GATv2 attention over a graph or a mask; see the `reference` of `gatv2.jax`'s backends."""
@@ -56,9 +59,10 @@ def attend(
         score_bias, adjacency = _without_head_mask(score_bias, adjacency)
         features = (*features, score_bias)
     leaves, structure = jax.tree.flatten(adjacency)
-    call = Call(structure, len(features), negative_slope, dropout, return_attention, must_fuse)
+    call = Call(structure, len(features), negative_slope, dropout, return_attention, kernel)
     words = jnp.zeros(2, jnp.uint32) if seed is None else seed
-    out, lse, alpha = attend_p.bind(*features, words, *leaves, call=call, mapped=())
+    arrays = vary_alike(*features, words, *leaves)
+    out, lse, alpha = attend_p.bind(*arrays, call=call, mapped=())
     return out, lse, alpha if return_attention else None
 
 
@@ -97,7 +101,7 @@ def _avals_of_results(
     lead = mapped_sizes(mapped, avals)
     wide = computed_in(dtype)
     shapes = ((query, dtype), (query[:-1], wide), (alpha, dtype))
-    return [ShapedArray((*lead, *shape), dtype) for shape, dtype in shapes]
+    return [aval_like(avals[first], (*lead, *shape), dtype) for shape, dtype in shapes]
 
 
 def _attend_avals(*avals: ShapedArray, call: Call, mapped: Mapped) -> list[ShapedArray]:
@@ -113,7 +117,7 @@ def _cotangent_avals(
 ) -> list[ShapedArray]:
     lead = mapped_sizes(mapped, avals)
     return [
-        ShapedArray((*lead, *shape_of(mapped, avals, 2 + i)), avals[2 + i].dtype)
+        aval_like(avals[2 + i], (*lead, *shape_of(mapped, avals, 2 + i)), avals[2 + i].dtype)
         for i in range(call.n_features)
     ]
 
@@ -195,8 +199,7 @@ def _tangent_transpose(
     is_zero = [False, isinstance(d_lse, ad.Zero), isinstance(d_alpha, ad.Zero)]
     of_cotangents = tuple((*level[:n_fixed], *(not zero for zero in is_zero)) for level in mapped)
     gradients = cotangent_p.bind(
-        *fixed,
-        *given,
+        *vary_alike(*fixed, *given),
         call=call,
         mapped=of_cotangents,
         wanted=tuple(is_wanted),
@@ -238,7 +241,13 @@ def _dtype_of(zero: ad.Zero) -> DType:
     return dtype
 
 
-attend_p = define("attend", _attend_avals, _attend_jvp, attend_plainly, attend_fused)
+attend_p = define(
+    "attend",
+    _attend_avals,
+    _attend_jvp,
+    attend_plainly,
+    {"numba": attend_by_numba, "pallas": attend_by_pallas},
+)
 tangent_p = define(
     "tangent", _tangent_avals, _tangent_jvp, tangent_plainly, transpose=_tangent_transpose
 )
@@ -247,6 +256,6 @@ cotangent_p = define(
     _cotangent_avals,
     _cotangent_jvp,
     cotangent_plainly,
-    cotangent_fused,
+    {"numba": cotangent_by_numba, "pallas": cotangent_by_pallas},
     _cotangent_transpose,
 )

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.edge_features import EdgeInputs
+from gatv2.jax.fused import Options
 from gatv2.jax.graph import Graph
 from gatv2.jax.numba import kernel as numba_kernel
+from gatv2.jax.sparse import pallas_kernel
 from gatv2.jax.sparse import reference as sparse
 from gatv2.jax.sparse.tangent import Features, tangent
 
@@ -29,7 +31,7 @@ class Call:
         negative_slope: slope of LeakyReLU below zero.
         dropout: probability that a coefficient is dropped.
         with_alpha: whether the coefficients are wanted; else they are empty.
-        must_fuse: whether anything but a fused kernel is an error.
+        kernel: "auto", or the name of a fused kernel, without which the call is an error.
     """
 
     adjacency: jax.tree_util.PyTreeDef
@@ -37,12 +39,12 @@ class Call:
     negative_slope: float
     dropout: float
     with_alpha: bool
-    must_fuse: bool
+    kernel: str
 
     @property
-    def options(self) -> numba_kernel.Options:
+    def options(self) -> Options:
         """What the fused kernels read."""
-        return numba_kernel.Options(self.negative_slope, self.dropout, self.with_alpha)
+        return Options(self.negative_slope, self.dropout, self.with_alpha)
 
     def features(self, arrays: Sequence[jax.Array]) -> Features:
         """The first arrays, by name."""
@@ -126,16 +128,32 @@ def cotangent_plainly(*arrays: jax.Array, call: Call, wanted: tuple[bool, ...]) 
     return gradients
 
 
-def attend_fused(*arrays: jax.Array, call: Call) -> Arrays:
-    """`attend_p` by the fused kernels."""
+def attend_by_numba(*arrays: jax.Array, call: Call) -> Arrays:
+    """`attend_p` by the fused kernels for the CPU."""
     features, seed, adjacency = call.read(arrays)
     return numba_kernel.forward(features, seed, adjacency, call.options)
 
 
-def cotangent_fused(*arrays: jax.Array, call: Call, wanted: tuple[bool, ...]) -> Arrays:
-    """`cotangent_p` by the fused kernels."""
+def cotangent_by_numba(*arrays: jax.Array, call: Call, wanted: tuple[bool, ...]) -> Arrays:
+    """`cotangent_p` by the fused kernels for the CPU."""
     lse, cotangents = arrays[0], arrays[-3:]
     features, seed, adjacency = call.read(arrays[2:-3])
     return numba_kernel.backward(
         (*cotangents, lse), features, seed, adjacency, call.options, wanted
     )
+
+
+def attend_by_pallas(*arrays: jax.Array, call: Call) -> Arrays:
+    """`attend_p` by the fused kernels for GPUs, which return no coefficients."""
+    features, seed, adjacency = call.read(arrays)
+    assert isinstance(adjacency, Graph)
+    out, lse = pallas_kernel.forward(features, seed, adjacency, call.options)
+    return out, lse, jnp.zeros(0, out.dtype)
+
+
+def cotangent_by_pallas(*arrays: jax.Array, call: Call, wanted: tuple[bool, ...]) -> Arrays:
+    """`cotangent_p` by the fused kernels for GPUs."""
+    lse, (d_out, d_lse, _) = arrays[0], arrays[-3:]
+    features, seed, adjacency = call.read(arrays[2:-3])
+    assert isinstance(adjacency, Graph)
+    return pallas_kernel.backward((d_out, d_lse, lse), features, seed, adjacency, call.options)

@@ -1,6 +1,6 @@
 """How a primitive is made of functions: batched, lowered to plain JAX or to a fused kernel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict, Unpack
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
+from gatv2.jax.mesh import is_all_manual
 from gatv2.jax.primitives.call import Arrays, Call
 from gatv2.jax.primitives.mapped import Mapped, vmapped
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from jax.extend.mlir import ir
 
     Values = Sequence[ir.Value[ir.Type]]
+
+
+KERNEL_OF = {"cpu": "numba", "cuda": "pallas", "rocm": "pallas"}
+"""The fused kernel of each platform."""
+RUNS_ON = {"numba": "the CPU", "pallas": "GPUs"}
 
 
 class Static(TypedDict):
@@ -45,10 +51,13 @@ def define(
     avals: Callable[..., object],
     jvp: Callable[..., object],
     plainly: Callable[..., Arrays],
-    fused: Callable[..., Arrays] | None = None,
+    fused: Mapping[str, Callable[..., Arrays]] | None = None,
     transpose: Callable[..., object] | None = None,
 ) -> Bound:
-    """A primitive of JAX with all its rules; without `fused` plain JAX is what it is everywhere."""
+    """A primitive of JAX with all its rules.
+
+    `fused` are its kernels, by their names; without them plain JAX is what it is everywhere.
+    """
     primitive = Primitive(f"gatv2_{name}")
     primitive.multiple_results = True
     primitive.def_impl(partial(xla.apply_primitive, primitive))
@@ -60,9 +69,10 @@ def define(
     if fused is None:
         mlir.register_lowering(primitive, partial(_lower, plainly))
     else:
-        mlir.register_lowering(primitive, partial(_lower_anywhere, plainly))
-        on_cpu = partial(_lower_on_cpu, plainly, fused)
-        mlir.register_lowering(primitive, on_cpu, platform="cpu")
+        mlir.register_lowering(primitive, partial(_lower_for, None, plainly, plainly))
+        for platform, name in KERNEL_OF.items():
+            rule = partial(_lower_for, name, plainly, fused[name])
+            mlir.register_lowering(primitive, rule, platform=platform)
     return primitive
 
 
@@ -93,34 +103,34 @@ def _batch(
     return results, (0,) * len(results)
 
 
-def _lower_anywhere(
-    plainly: Callable[..., Arrays],
-    context: mlir.LoweringRuleContext,
-    *values: object,
-    **params: Unpack[Lowered],
-) -> "Values":
-    if params["call"].must_fuse:
-        (*platforms,) = context.module_context.platforms
-        raise ValueError(
-            f"kernel='numba' runs on the CPU only, and the program is for {', '.join(platforms)}: "
-            "kernel='auto' runs there, with plain operations, and kernel='jax' everywhere"
-        )
-    return _lower(plainly, context, *values, **params)
-
-
-def _lower_on_cpu(
+def _lower_for(
+    own: str | None,
     plainly: Callable[..., Arrays],
     fused: Callable[..., Arrays],
     context: mlir.LoweringRuleContext,
     *values: object,
     **params: Unpack[Lowered],
 ) -> "Values":
-    """The fused kernel, but for a program that is exported, or cut up for several devices."""
-    module = context.module_context
-    n_devices = getattr(module.axis_context, "num_devices", 1) or 1
-    is_fused = params["call"].must_fuse or (
-        n_devices == 1 and not module.lowering_parameters.for_export
-    )
+    """The fused kernel of a platform, `own`, or plain JAX.
+
+    "auto" is plain JAX in a program that is exported, or that XLA cuts up for several devices; and on
+    GPUs, where Pallas's kernels are taken by their name only until they have run on one.
+    """
+    module, kernel = context.module_context, params["call"].kernel
+    is_of_one_device = is_all_manual(module.axis_context)
+    if kernel not in ("auto", own):
+        (*platforms,) = module.platforms
+        raise ValueError(
+            f"kernel={kernel!r} runs on {RUNS_ON[kernel]} only, and the program is for "
+            f"{', '.join(platforms)}: kernel='auto' and kernel='jax' run everywhere"
+        )
+    if kernel != "auto" and not is_of_one_device:
+        raise ValueError(
+            f"kernel={kernel!r} is of one device, and XLA can't cut it up over the several devices of "
+            "the program: call it in `jax.shard_map`, or use kernel='auto', which is plain JAX here"
+        )
+    is_exported = module.lowering_parameters.for_export
+    is_fused = kernel != "auto" or (own == "numba" and is_of_one_device and not is_exported)
     return _lower(fused if is_fused else plainly, context, *values, **params)
 
 
