@@ -128,8 +128,8 @@ def gatv2_attention(
         \alpha_{ij} = \mathrm{softmax}_{j \in N_i}(e_{ij}), \qquad
         \mathrm{out}_i = \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
 
-    A query without keys gives zeros, with zero gradients. With features of edges :math:`x_{ij}` and a
-    bias :math:`b_{ij}` the score is
+    A query without keys gives zeros, with zero gradients. Where a score is -inf, also by overflow, there
+    is no edge. With features of edges :math:`x_{ij}` and a bias :math:`b_{ij}` the score is
     :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij}) + b_{ij}`. So edges of
     weights :math:`w_{ij} \geq 0` have coefficients proportional to :math:`w_{ij} \exp e_{ij}` with
     `score_bias=jnp.log(weight)`. For bfloat16 and float16, scores and sums are computed in float32.
@@ -339,8 +339,7 @@ def gat_attention(
     if isinstance(adjacency, Graph):
         out, _, alpha = sparse.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
     else:
-        _, value, _ = dense.without_padding(call.query, call.key, None, adjacency)
-        out, _, alpha = dense.attend(scores, value, adjacency, dropout=dropout, seed=seed)
+        out, _, alpha = dense.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
     coefficients = alpha.astype(out.dtype) if return_attention else None
     return call.results(out, None, coefficients)
 
@@ -399,11 +398,15 @@ def _gat_scores(
     check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
     call = Prepared.of(query, key, graph, score_bias=score_bias, flow=flow, backend=backend)
     call = call.without_removed()
-    features = (call.query, call.key, attn_query, attn_key)
+    vectors = (attn_query, attn_key)
     if isinstance(call.adjacency, Graph):
-        scores = sparse.gat_scores(*features, call.adjacency, negative_slope=negative_slope)
+        scores = sparse.gat_scores(
+            call.query, call.key, *vectors, call.adjacency, negative_slope=negative_slope
+        )
     else:
-        scores = dense.gat_scores(*features, negative_slope=negative_slope)
+        query, key, _ = dense.without_padding(call.query, call.key, None, call.adjacency)
+        call = call._replace(query=query, key=key)
+        scores = dense.gat_scores(query, key, *vectors, negative_slope=negative_slope)
     return call, scores
 
 
