@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention import attention_over
+from attention import attention_over, by
 from rounding import assert_rounded_once
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def test_of_a_hub(
 @pytest.mark.parametrize("given", HALF, ids=str)
 def test_under_autocast(kernel: Kernel, given: torch.dtype) -> None:
     """What autocast lowers is not what attention sums."""
-    graph, options = star(3_000, to_hub=True), {"backend": kernel.backend, "kernel": kernel.name}
+    graph, options = star(3_000, to_hub=True), by(kernel)
     expected = results(graph, (1, 3_000), given, given, **options)
     with torch.autocast("cpu", given):
         actual = results(graph, (1, 3_000), given, given, **options)

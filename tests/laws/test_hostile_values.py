@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from attention import by
+from attention import attention_over, by
 from torch import Tensor
 
 from gatv2 import Graph, gatv2_attention
@@ -241,7 +241,8 @@ def test_an_infinite_feature_whose_score_is_minus_infinity_has_no_edge(
 
     def results(query: Tensor, key: Tensor, mask: Tensor) -> list[Tensor]:
         leaves = [x.clone().requires_grad_() for x in (query, key, attn)]
-        outcome = gatv2_attention(*leaves, mask, return_attention=True, return_lse=True, **options)
+        attend = attention_over(mask, return_attention=True, return_lse=True, **options)
+        outcome = attend(*leaves)
         out, alpha, lse = outcome
         cotangents = torch.Generator().manual_seed(1)
         weights = [torch.randn(x.shape, generator=cotangents).to(x) for x in outcome]
