@@ -143,8 +143,8 @@ def gatv2_attention(
         \mathrm{out}_i &= \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
         \end{aligned}
 
-    A query without keys gives zeros, with zero gradients. With edge features :math:`x_{ij}` and a
-    bias :math:`b_{ij}` the score is
+    A query without keys gives zeros, with zero gradients. Where a score is -inf, also by overflow, there
+    is no edge. With edge features :math:`x_{ij}` and a bias :math:`b_{ij}` the score is
     :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij}) + b_{ij}`. So edges of
     weights :math:`w_{ij} \geq 0` have coefficients proportional to :math:`w_{ij} \exp e_{ij}` with
     `score_bias=weight.log()`.

@@ -38,6 +38,8 @@ _OUR_NAMES = {
     "edge_index": "adj_mat",
     "graph": "adj_mat",
     "edge_attr": "edge_features",
+    "edge_weight": "score_bias, of edge_weight.log().unsqueeze(-1)",
+    "attn_mask": "score_bias, laid out as a mask, with a last dimension of heads or of 1",
     "return_attention_weights": "return_attention",
     "get_attention": "return_attention",
 }

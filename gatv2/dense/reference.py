@@ -21,6 +21,7 @@ from torch.nn.functional import leaky_relu, pad
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.precision import computed_in, without_autocast
 from gatv2.random import keep_mask
+from gatv2.scores import score
 
 
 def gatv2_attention(
@@ -92,7 +93,7 @@ def gatv2_scores(
         features = _where_used(edges.features.to(dtype).unsqueeze(-2), mask)
         with without_autocast(features.device):
             pair = pair + torch.einsum("...hd,hfd->...hf", features, edges.projection.to(dtype))
-    return (leaky_relu(pair, negative_slope) * attn).sum(-1)
+    return score(pair, attn, negative_slope)
 
 
 def gat_scores(
@@ -124,7 +125,8 @@ def attend(
     weight = alpha
     if seed is not None:
         weight = alpha * _keep(seed, dropout, scores) / (1 - dropout)
-    values = _where_used(value.to(scores.dtype).unsqueeze(-4), mask)  # [*B, N, M, H, F]
+    is_edge = mask & (scores != -math.inf)
+    values = _where_used(value.to(scores.dtype).unsqueeze(-4), is_edge)  # [*B, N, M, H, F]
     out = (weight.unsqueeze(-1) * values).sum(-3)
     return out.to(value.dtype), lse, alpha.to(value.dtype)
 

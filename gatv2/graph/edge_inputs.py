@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -79,6 +80,11 @@ def check_score_bias(
 def _check_fits(tensor: Tensor, name: str, nodes: Tensor, of: str = "query") -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"`{name}` must be a dense tensor; got one of layout {tensor.layout}: pass the values of "
+            "its entries, in the order of the edges"
+        )
     if tensor.dtype != nodes.dtype:
         raise TypeError(
             f"`{name}` must have the dtype of `{of}`, {nodes.dtype}; got {tensor.dtype}: "

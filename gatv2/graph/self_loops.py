@@ -4,6 +4,8 @@ As in PyTorch Geometric: those that there are give way, with their features, and
 ones are given or come from those of the node's other edges. So does a bias of their scores.
 """
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def check_fill_value(fill_value: object, name: str = "fill_value") -> None:
     """Raise a ValueError for an unknown reduction, a TypeError for what is no fill value."""
     if isinstance(fill_value, str):
         check_reduction(fill_value, name)
-    elif not isinstance(fill_value, (int, float, Tensor)):
+    elif not isinstance(fill_value, (Real, Tensor)):  # NumPy's numbers too
         raise TypeError(
             f"`{name}` must be a number, a tensor or the name of a reduction; "
             f"got {type(fill_value).__name__}"

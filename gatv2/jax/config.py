@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, TypeVar, Unpack
 
 import jax
@@ -270,9 +271,9 @@ def _read_fill_value(fill_value: object, name: str) -> FillValue:
         fill_value = np.asarray(fill_value).tolist()
     if isinstance(fill_value, list | tuple):
         return tuple(map(float, fill_value))
-    if not isinstance(fill_value, int | float):
+    if not isinstance(fill_value, Real):  # NumPy's numbers too
         raise TypeError(
             f"`{name}` must be a number, {_MANY[name]} of them or the name of a reduction; "
             f"got {type(fill_value).__name__}"
         )
-    return fill_value
+    return float(fill_value)

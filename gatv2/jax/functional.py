@@ -1,5 +1,6 @@
 """Attention as pure functions: check the inputs, bring the graph to a backend's form, call a kernel."""
 
+from dataclasses import replace
 from typing import Literal, TypedDict, Unpack, overload
 
 import jax
@@ -130,8 +131,8 @@ def gatv2_attention(
         \mathrm{out}_i &= \sum_{j \in N_i} \mathrm{dropout}(\alpha_{ij}) \, g^r_j
         \end{aligned}
 
-    A query without keys gives zeros, with zero gradients. With edge features :math:`x_{ij}` and a
-    bias :math:`b_{ij}` the score is
+    A query without keys gives zeros, with zero gradients. Where a score is -inf, also by overflow, there
+    is no edge. With edge features :math:`x_{ij}` and a bias :math:`b_{ij}` the score is
     :math:`e_{ij} = a_h \cdot \mathrm{LeakyReLU}(g^l_i + g^r_j + W_e x_{ij}) + b_{ij}`. So edges of
     weights :math:`w_{ij} \geq 0` have coefficients proportional to :math:`w_{ij} \exp e_{ij}` with
     `score_bias=jnp.log(weight)`. For bfloat16 and float16, scores and sums are computed in float32.
@@ -353,14 +354,13 @@ def gat_attention(
     def attend(
         call: Prepared, attn_query: jax.Array, attn_key: jax.Array, seed: jax.Array | None
     ) -> jax.Array | tuple[jax.Array, ...]:
-        call = call.batched().without_removed()
+        call = _readable(call)
         scores = call.add_bias(_score_statically(call, attn_query, attn_key, negative_slope))
         adjacency = call.adjacency
         if isinstance(adjacency, Graph):
             out, _, alpha = sparse.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
         else:
-            _, value, _ = dense.without_padding(call.query, call.key, None, adjacency)
-            out, _, alpha = dense.attend(scores, value, adjacency, dropout=dropout, seed=seed)
+            out, _, alpha = dense.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
         return call.results(out, None, alpha.astype(out.dtype) if return_attention else None)
 
     wanted = ("out", "alpha") if return_attention else ("out",)
@@ -394,7 +394,7 @@ def gat_scores(
     )
 
     def score(call: Prepared, attn_query: jax.Array, attn_key: jax.Array) -> jax.Array:
-        call = call.batched().without_removed()
+        call = _readable(call)
         return call.scores(_score_statically(call, attn_query, attn_key, negative_slope))
 
     return call.on_auto_axes(score, ("alpha",))(call, *vectors)
@@ -417,6 +417,15 @@ def _prepare_static(
     check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
     call = Prepared.of(query, key, graph, score_bias=score_bias, flow=flow, backend=backend)
     return call, attn_query, attn_key
+
+
+def _readable(call: Prepared) -> Prepared:
+    """What the static control computes with: nothing of nodes that no edge uses."""
+    call = call.batched().without_removed()
+    if isinstance(call.adjacency, Graph):
+        return call
+    query, key, _ = dense.without_padding(call.query, call.key, None, call.adjacency)
+    return replace(call, query=query, key=key)
 
 
 def _score_statically(

@@ -132,7 +132,7 @@ def backward_query_row(
                 scale = select(sum_p > zero, splat(heads, 1.0) / sum_p, sum_p)
                 delta = sum_p_dp * scale
                 delta = _minus_d_lse(vectors, problem, place, group, incoming.d_lse, delta)
-        _finish_query(vectors, problem, place, head_mask, group, sum_de, gradients)
+        _finish_query(vectors, problem, place, group, sum_de, gradients)
 
 
 @inline
@@ -300,7 +300,6 @@ def _finish_query(
     vectors: VectorClasses,
     problem: Problem,
     place: Place,
-    head_mask: HeadMask | None,
     group: Index,
     sum_de: Vector,
     gradients: QueryGradients,
@@ -318,7 +317,7 @@ def _finish_query(
             store(gradients.d_query, at_query, total * a)
             q = load(tile, problem.query, at_query)
             at = column_of(vectors, problem.layout, gradients.chunk, group, part)
-            _add_share(tile, head_mask, total, q, gradients.d_attn, at)
+            _add_share(tile, total, q, gradients.d_attn, at)
 
 
 @inline
@@ -349,7 +348,7 @@ def backward_key_row(
             if place.start < place.stop:
                 k = load(tile, problem.key, at_key)
                 at = column_of(vectors, problem.layout, gradients.chunk, group, part)
-                _add_share(tile, head_mask, total, k, gradients.d_attn, at)
+                _add_share(tile, total, k, gradients.d_attn, at)
 
 
 @inline
@@ -432,15 +431,12 @@ def _slopes(tile: VectorClass, problem: Problem, positive: Vector, sum_de: Vecto
 @inline
 def _add_share(
     tile: VectorClass,
-    head_mask: HeadMask | None,
     total: Vector,
     features: Vector,
     d_attn: Floats,
     at: Index,
 ) -> None:
-    """Add a row's share to d_attn."""
-    share = total * features
-    if head_mask is not None:  # a head without edges may hold NaN
-        nothing = splat(tile, 0.0)
-        share = select(total == nothing, nothing, share)
+    """Add a row's share to d_attn; of what has no weight, which may be NaN or infinite, none."""
+    nothing = splat(tile, 0.0)
+    share = select(total == nothing, nothing, total * features)
     store(d_attn, at, load(tile, d_attn, at) + share)

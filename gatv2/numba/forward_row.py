@@ -27,7 +27,7 @@ from gatv2.numba.exp import exp
 from gatv2.numba.head_mask import has_unused
 from gatv2.numba.rows import column_of, heads_at
 from gatv2.numba.scores import BLOCK, apply_dropout, score_block
-from gatv2.numba.simd import expand, fma, fold, load, repeat, select, splat, store
+from gatv2.numba.simd import expand, fma, fold, has_nan, load, repeat, select, splat, store
 
 
 @inline
@@ -143,14 +143,15 @@ def _add_values(
 ) -> None:
     """Rescale the query's row of `out`, add the keys of a block, weighted, and scale the sum."""
     tile, layout, is_guarded = vectors.tile, problem.layout, has_unused(head_mask)
+    nothing = splat(tile, 0.0)
     for part in range(layout.span):
         at_out = column_of(vectors, layout, place.row, block.group, part)
-        # the question is asked once a block: a loop that asked it would be slower, whatever the answer
-        if is_guarded:
-            nothing = splat(tile, 0.0)
-            total = _weigh(vectors, problem, place, edge_list, block, part, weights, nothing)
-        else:
+        # asked once a block: a loop that asked it would be slower, whatever the answer
+        total = nothing
+        if not is_guarded:
             total = _weigh(vectors, problem, place, edge_list, block, part, weights, None)
+        if is_guarded or has_nan(total):  # of a key without weight that is infinite
+            total = _weigh(vectors, problem, place, edge_list, block, part, weights, nothing)
         if (
             block.begin > place.start
         ):  # a block is summed by itself: a long row is rounded less often

@@ -245,6 +245,18 @@ def is_any(_typing: Typing, mask: Mask) -> Truth:
 
 
 @intrinsic
+def has_nan(_typing: Typing, value: Vector) -> Truth:
+    """Whether any lane of a vector is NaN."""
+    bits = ir.IntType(value.lanes)
+
+    def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
+        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
+        return builder.icmp_unsigned("!=", builder.bitcast(is_nan, bits), ir.Constant(bits, 0))
+
+    return types.boolean(value), lower
+
+
+@intrinsic
 def lowest_bit(_typing: Typing, bits: Bits) -> Index:
     """Position of the lowest bit that is set, in an integer that is not zero."""
 

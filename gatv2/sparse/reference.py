@@ -23,6 +23,7 @@ from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.edges import changed
 from gatv2.precision import computed_in, summed_in, without_autocast
 from gatv2.random import keep_mask
+from gatv2.scores import score
 
 
 def gatv2_attention(
@@ -101,7 +102,7 @@ def gatv2_scores(
     pair = pair + _gather_used(key, graph.key_index, graph)
     if edges is not None:
         pair = pair + _projected(edges, graph)
-    return (leaky_relu(pair, negative_slope) * attn).sum(-1)  # pair: [*B, E, H, F]
+    return score(pair, attn, negative_slope)  # pair: [*B, E, H, F]
 
 
 def gat_scores(
@@ -134,7 +135,11 @@ def attend(
     weight = alpha
     if seed is not None:
         weight = alpha * _keep(seed, dropout, scores, graph) / (1 - dropout)
-    message = weight.unsqueeze(-1) * _gather_used(value, graph.key_index, graph)  # [*B, E, H, F]
+    is_edge = scores != -math.inf
+    if graph.head_mask is not None:
+        is_edge = is_edge & graph.head_mask
+    values = _gather(value, graph.key_index).masked_fill(~is_edge.unsqueeze(-1), 0.0)
+    message = weight.unsqueeze(-1) * values  # [*B, E, H, F]
     out = _scatter_sum(message, graph, dim=-3)
     return out.to(value.dtype), lse, alpha.to(value.dtype)
 

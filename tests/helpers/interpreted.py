@@ -1,12 +1,16 @@
 """A plugin of pytest (`-p interpreted`) for a process with TRITON_INTERPRET=1: small parts, large tiles.
 
-What an interpreted kernel computes does not depend on its tile, but how long it takes does.
+What an interpreted kernel computes does not depend on its tile, but how long it takes does. It rounds
+as a compiled one.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import triton.language as tl
 
 from gatv2.triton import launch
 from gatv2.triton.shape import Tile
@@ -25,6 +29,21 @@ def _silent_infinities() -> Iterator[None]:
         yield
 
 
+def _round_to_bfloat16() -> None:
+    """Have a number that becomes bfloat16 rounded, as GPUs do; the interpreter cuts it off."""
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def converted(values: Any, given: Any, wanted: Any, rounding: Any) -> Any:
+        if (given, wanted) != (tl.float32, tl.bfloat16):
+            return convert(values, given, wanted, rounding)
+        rounded = torch.from_numpy(values.copy()).bfloat16()
+        return rounded.view(torch.int16).numpy().view(np.uint16)
+
+    interpreter._convert_float = converted
+
+
 def _patch_once() -> None:
     """Have `triton.language` prepared once a launch, and not for each of our helpers that it calls."""
     from triton.runtime.interpreter import InterpretedFunction
@@ -39,4 +58,5 @@ def _patch_once() -> None:
     InterpretedFunction.__call__ = call
 
 
+_round_to_bfloat16()
 _patch_once()

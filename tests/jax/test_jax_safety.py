@@ -166,3 +166,77 @@ def test_nan_in_padding_reaches_no_gradient(form: str, kernel: str) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def results_over(
+    mask: Any, query: Any, key: Any, attn: Any, backend: Any, kernel: str
+) -> list[Any]:
+    """Out, coefficients by pairs, log-sum-exp and gradients of random cotangents."""
+
+    def attend(*features: Any) -> Any:
+        out, alpha, lse = gat.gatv2_attention(
+            *features,
+            mask,
+            backend=backend,
+            kernel=kernel,
+            return_attention=True,
+            return_lse=True,
+        )
+        if backend == "sparse":
+            alpha = jnp.zeros((N, M, H), alpha.dtype).at[np.nonzero(mask.any(-1))].set(alpha)
+        return out, alpha, lse
+
+    outcome, pullback = jax.vjp(attend, *map(jnp.asarray, (query, key, attn)))
+    rng = np.random.default_rng(1)
+    cotangents = [jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in outcome]
+    cotangents[2] = jnp.where(jnp.isfinite(outcome[2]), cotangents[2], 0)
+    return [*map(np.asarray, (*outcome, *pullback(tuple(cotangents))))]
+
+
+def hostile_inputs() -> tuple[Any, Any, Any, Any]:
+    """Query, key, attn, and a mask of a query without keys, one of which one query alone has."""
+    rng = np.random.default_rng(0)
+    query, key, attn = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((N, H, F), (M, H, F), (H, F))
+    )
+    mask = np.ones((N, M, 1), bool)
+    mask[3], mask[1:, 0] = False, False
+    return query, key, attn, mask
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+@pytest.mark.parametrize("side", ["query", "key"])
+def test_an_infinite_feature_whose_score_is_minus_infinity_has_no_edge(
+    backend: Any, kernel: str, side: str
+) -> None:
+    query, key, attn, mask = hostile_inputs()
+    attn[0, 0] = -1
+    others = np.repeat(mask, H, axis=2)
+    others[(1, slice(None), 0) if side == "query" else (slice(None), 1, 0)] = False
+    expected = results_over(others, query, key, attn, backend, kernel)
+    (query if side == "query" else key)[1, 0, 0] = np.inf
+    actual = results_over(mask, query, key, attn, backend, kernel)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_an_edge_uses_reaches_its_query_and_head_only(
+    backend: Any, kernel: str, value: float
+) -> None:
+    query, key, attn, mask = hostile_inputs()
+    attn[0, 0] = 1
+    clean = results_over(mask, query, key, attn, backend, kernel)
+    key[0, 0, 0] = value  # of which query 0 makes use
+    out, alpha, lse, d_query, d_key, d_attn = results_over(mask, query, key, attn, backend, kernel)
+    assert np.isnan(out[0, 0, 0])
+    for actual, expected in ((out, clean[0]), (alpha, clean[1]), (lse, clean[2])):
+        np.testing.assert_array_equal(actual[1:], expected[1:])
+    np.testing.assert_array_equal(out[:, 1], clean[0][:, 1])
+    np.testing.assert_array_equal(d_query[1:], clean[3][1:])
+    for actual, expected in ((d_query, clean[3]), (d_key, clean[4])):
+        np.testing.assert_array_equal(actual[:, 1], expected[:, 1])
+    np.testing.assert_array_equal(d_attn[1], clean[5][1])

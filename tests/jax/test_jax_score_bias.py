@@ -10,11 +10,14 @@ import torch
 
 import gatv2
 from gatv2.functional import gat_attention, gat_scores, gatv2_scores
+from gatv2.graph import add_self_loops as of_torch_loops
+from gatv2.options import REDUCTIONS
 from gatv2.testing import assert_agrees
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 gat = pytest.importorskip("gatv2.jax")
+of_jax_loops = pytest.importorskip("gatv2.jax.self_loops").add_self_loops
 
 N, M, H, F, D = 6, 5, 3, 4, 2
 KERNELS = [("dense", "auto"), ("dense", "jax"), ("sparse", "auto"), ("sparse", "jax")]
@@ -274,6 +277,36 @@ def test_what_is_removed_may_be_nan(backend: str, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["dense", "sparse"])
+@pytest.mark.parametrize("by_bias", [True, False])
+def test_so_it_may_in_the_control(backend: Any, by_bias: bool) -> None:
+    """Also where a mask, of heads or of nodes, takes the edges away."""
+    rng = np.random.default_rng(5)
+    query, key, attn = draw_features(rng)
+    attn_key = attn[::-1].copy()
+    bias, mask = rng.normal(size=(N, M, H)), np.ones((N, M, H), bool)
+    used = np.ones((N, M, H), bool)
+    used[:, 3], used[1], used[:, 2, 0] = False, False, False
+    if by_bias:
+        bias[~used] = -math.inf
+    else:
+        mask = used
+    d_out = jnp.asarray(rng.normal(size=(N, H, F)))
+
+    def step(query: Any, key: Any) -> Any:
+        def attend(*leaves: Any) -> Any:
+            *features, last = leaves
+            return gat.gat_attention(*features, mask, score_bias=last, backend=backend)
+
+        leaves = map(jnp.asarray, (query, key, attn, attn_key, bias))
+        out, pullback = jax.vjp(attend, *leaves)
+        return [gat.as_torch(x) for x in (out, *pullback(d_out))]
+
+    clean = step(query, key)
+    query[1], key[3], key[2, 0] = math.nan, math.nan, math.inf
+    assert_same(step(query, key), clean)
+
+
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
 def test_scores_and_the_control(backend: Any) -> None:
     rng = np.random.default_rng(6)
     edge_index = np.unique(rng.integers(0, (N, M), (14, 2)), axis=0)[::-1].T.copy()
@@ -313,6 +346,7 @@ def test_of_layers(form: str) -> None:
     }[form]
     bias = draw_bias(rng, *((9, 1) if form == "list" else (n, n, 1)))
     options: Any = {"flow": "source_to_target", "add_self_loops": True, "dropout": 0.0}
+    options["loop_bias"] = {"list": "mean", "mask": "max", "all": -0.5}[form]
     layer = gatv2.GraphAttentionV2Layer(4, 4, 2, **options).double()
     in_torch = (torch.from_numpy(h), None if graph is None else torch.from_numpy(graph))
     with torch.no_grad():
@@ -369,6 +403,32 @@ def modules(params: Any, **options: Any) -> Any:
         4, 4, 2, key=jax.random.key(0), dtype=jnp.float64, **options
     )
     yield layer.with_params(params)
+
+
+@pytest.mark.parametrize("how", REDUCTIONS)
+def test_the_bias_of_added_self_loops(how: Any) -> None:
+    """Reduced as in PyTorch, of a list and of a mask, in float64 and, rounded once, in bfloat16."""
+    rng = np.random.default_rng(7)
+    n = 301
+    edge_index = np.stack((np.zeros(n - 1, int), np.arange(1, n)))
+    bias = torch.from_numpy(draw_bias(rng, n - 1, 2) / 100)
+    bias[5] = -math.inf
+    pairs = bias.new_zeros(n, n, 2)
+    pairs[0, 1:] = bias
+    in_torch = gatv2.Graph.from_edge_index(torch.from_numpy(edge_index), n)
+    in_jax = gat.Graph.from_edge_index(edge_index, n)
+    for dtype in (torch.float64, torch.bfloat16):
+        forms: list[Any] = [
+            (in_torch, in_jax, bias),
+            (in_torch.to_mask(), in_jax.to_mask(), pairs),
+        ]
+        for of_torch, of_jax, values in forms:
+            given = values.to(dtype)
+            expected: Any = of_torch_loops(of_torch, given, how, is_bias=True)[1]
+            actual = gat.as_torch(of_jax_loops(of_jax, gat.as_jax(given), how, is_bias=True)[1])
+            removed = expected == -math.inf
+            assert torch.equal(actual == -math.inf, removed)
+            assert_agrees(actual[~removed], expected[~removed].double(), expected[~removed])
 
 
 def test_all_pairs_are_no_constant() -> None:

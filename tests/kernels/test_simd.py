@@ -22,6 +22,7 @@ from gatv2.numba.simd import (  # noqa: E402
     fma,
     fold,
     group_sum,
+    has_nan,
     load,
     load_bits,
     load_mask,
@@ -105,6 +106,23 @@ def _mask(vectors: Any, flags: Any, out: Any) -> None:
         out[n] = lowest_bit(bits)
         bits &= bits - np.uint64(1)
         n += 1
+
+
+@kernel
+def _has_nan(vectors: Any, x: Any, out: Any) -> None:
+    out[0] = has_nan(load(vectors.wide, x, 0))
+
+
+def test_nan_in_any_lane(scalar: Any) -> None:
+    vectors, out = Vectors(wide=(scalar, 16)), np.zeros(1, bool)
+    x = np.array([np.inf, -np.inf, 0.0, -0.0] * 4, scalar)
+    _has_nan(vectors, x, out)
+    assert not out[0]
+    for lane in range(16):
+        one = x.copy()
+        one[lane] = np.nan
+        _has_nan(vectors, one, out)
+        assert out[0]
 
 
 def test_mask_as_integer() -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from attention import attention_over, by
 from torch import Tensor
 
 from gatv2 import Graph, gatv2_attention
@@ -212,6 +213,46 @@ def test_an_edge_whose_score_overflows_to_minus_infinity_has_no_weight(
         gradients, torch.autograd.grad(without[0], leaves, cotangent), strict=True
     ):
         assert_same(gradient, expected)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("side", ["query", "key"])
+@pytest.mark.parametrize("n_mask_heads", [1, 2])
+def test_an_infinite_feature_whose_score_is_minus_infinity_has_no_edge(
+    kernel: Kernel, dtype: torch.dtype, value: float, side: str, n_mask_heads: int
+) -> None:
+    """Of values, log-sum-exp, coefficients and all gradients, as a mask would have it."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, attn = (
+        torch.randn(shape, generator=generator).to(dtype)
+        for shape in ((3, 2, 3), (4, 2, 3), (2, 3))
+    )
+    attn[0, 0] = -math.copysign(1.0, value)  # so that a . LeakyReLU is -inf
+    mask = torch.ones(3, 4, n_mask_heads, dtype=torch.bool)
+    mask[2, 3] = False
+    others = mask.expand(3, 4, 2).clone()
+    hostile = {"query": query.clone(), "key": key.clone()}
+    hostile[side][1, 0, 0] = value
+    if side == "query":
+        others[1, :, 0] = False
+    else:
+        others[:, 1, 0] = False
+    options: Any = {**by(kernel), "dropout": 0.3, "seed": 1}
+
+    def results(query: Tensor, key: Tensor, mask: Tensor) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (query, key, attn)]
+        attend = attention_over(mask, return_attention=True, return_lse=True, **options)
+        outcome = attend(*leaves)
+        out, alpha, lse = outcome
+        cotangents = torch.Generator().manual_seed(1)
+        weights = [torch.randn(x.shape, generator=cotangents).to(x) for x in outcome]
+        weights[2] = weights[2].masked_fill(lse == -math.inf, 0.0)
+        gradients = torch.autograd.grad(outcome, leaves, weights)
+        return [x.detach() for x in (out, alpha, lse, *gradients)]
+
+    actual = results(hostile["query"], hostile["key"], mask)
+    for a, e in zip(actual, results(query, key, others), strict=True):
+        torch.testing.assert_close(a, e)
 
 
 @pytest.mark.parametrize("backend", ["sparse", "dense"])

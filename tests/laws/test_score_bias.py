@@ -9,6 +9,7 @@ import torch
 from attention import attention_over, by, normal, with_few_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import assert_rounded_once
 from runnable import RUNNABLE
 from torch import Tensor
 from torch.nn.functional import leaky_relu
@@ -272,7 +273,7 @@ def test_flow_turns_it_round_with_the_graph(kernel: Kernel, flow: Any) -> None:
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_rounded_once(kernel: Kernel, half: torch.dtype) -> None:
-    """Computed in float32: what comes out is what float32 gives, rounded."""
+    """Computed in float32, and within twice the rounding error of what is exact."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((12, 2, 4), (15, 2, 4), (2, 4), (12, 15, 1))
     tensors = [normal(generator, *shape).to(half) for shape in shapes]
@@ -282,5 +283,4 @@ def test_half_precision_is_rounded_once(kernel: Kernel, half: torch.dtype) -> No
     exact = value_and_gradients(function, [x.double() for x in tensors], cotangent.double())
     for actual, e in zip(value_and_gradients(function, tensors, cotangent), exact, strict=True):
         assert actual.dtype == half
-        error = (actual.double() - e).abs().max()
-        assert error <= torch.finfo(half).eps * e.abs().max() + 1e-4  # one unit in the last place
+        assert_rounded_once(actual, e)

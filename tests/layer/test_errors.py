@@ -302,6 +302,11 @@ CALLS: dict[str, Case] = {
         TypeError,
         "GATv2 has no argument 'edge_attr': here it is edge_features",
     ),
+    "weights as graph convolutions name them": (
+        lambda: GraphAttentionV2Layer(3, 8, 2)(H, EDGE_INDEX, edge_weight=H),  # type: ignore[call-overload]
+        TypeError,
+        "has no argument 'edge_weight': here it is score_bias, of edge_weight.log().unsqueeze(-1)",
+    ),
     "size of PyTorch Geometric in a model": (
         lambda: GATv2(3, hidden_channels=8, out_features=2),  # type: ignore[call-arg]
         TypeError,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -85,7 +86,9 @@ REDUCED: dict[str, Callable[[list[float]], float]] = {
 }
 
 
-@pytest.mark.parametrize("loop_bias", [-0.7, torch.tensor([0.5, -1.0]), *REDUCTIONS], ids=str)
+@pytest.mark.parametrize(
+    "loop_bias", [-0.7, np.float32(-0.7), torch.tensor([0.5, -1.0]), *REDUCTIONS], ids=str
+)
 @pytest.mark.parametrize("form", ["list", "mask"])
 def test_or_what_is_asked_for(form: str, loop_bias: Any) -> None:
     """By loops over nodes and heads; what a bias removes is not reduced."""
@@ -171,6 +174,11 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: GraphAttentionLayer(3, 4, 2, add_self_loops=True, loop_bias=cast(Any, "median")),
         ValueError,
         "`loop_bias` must be a number, a tensor or one of",
+    ),
+    "a sparse matrix": (
+        lambda: LAYER(H, MASK, score_bias=torch.zeros(5, 5, 1).to_sparse()),
+        TypeError,
+        "`score_bias` must be a dense tensor; got one of layout torch.sparse_coo: pass the values",
     ),
     "too few edges": (
         lambda: LAYER(H, EDGE_INDEX, score_bias=BIAS[1:]),

@@ -26,7 +26,16 @@ ORDER = (
     ("operator", "sparse_features"),
     ("graph",),
     ("numba", "random", "tensor_file", "testing", "triton"),
-    ("checks", "optional", "options", "philox", "precision", "projection", "torch_internals"),
+    (
+        "checks",
+        "optional",
+        "options",
+        "philox",
+        "precision",
+        "projection",
+        "scores",
+        "torch_internals",
+    ),
 )
 LINE = {room: line for line, rooms in enumerate(ORDER) for room in rooms}
 MOST_FLOORS = 11

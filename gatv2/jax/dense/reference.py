@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.blocks import count_blocks, from_blocks, into_blocks, lead, map_blocks
+from gatv2.jax.blocks import (
+    count_blocks,
+    from_blocks,
+    into_blocks,
+    lead,
+    map_blocks,
+    sum_blocks,
+)
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.random import keep_mask
 from gatv2.jax.sparse.reference import leaky_relu, score, vector_dot
@@ -127,8 +134,23 @@ def attend(
     weight = alpha
     if seed is not None:
         weight = jnp.where(_keep(seed, dropout, scores), alpha, 0) / (1 - dropout)
-    out = jnp.einsum("...ijh,...jhf->...ihf", weight, value.astype(weight.dtype))
-    return out.astype(value.dtype), lse, alpha
+    return _weighted_sum(weight, value).astype(value.dtype), lse, alpha
+
+
+def _weighted_sum(weight: jax.Array, value: jax.Array) -> jax.Array:
+    """The sum of each query's values, in the weights' dtype: what has no weight may be NaN."""
+
+    def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        weight, value = block
+        values = jnp.where((weight != 0)[..., None], value[..., None, :, :, :], 0)
+        return total + (weight[..., None] * values).sum(-3)
+
+    shape = (*weight.shape[:-2], *value.shape[-2:])
+    n_blocks = count_blocks(value.shape[-3], math.prod(shape))
+    values = into_blocks(value.astype(weight.dtype), -3, n_blocks)
+    blocks = (into_blocks(weight, -2, n_blocks), values)
+    total: jax.Array = sum_blocks(add, jnp.zeros(shape, weight.dtype), blocks)
+    return total
 
 
 def _keep(seed: jax.Array, dropout: float, scores: jax.Array) -> jax.Array:

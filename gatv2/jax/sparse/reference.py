@@ -132,11 +132,22 @@ def gat_scores(
     negative_slope: float,
 ) -> jax.Array:
     """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, E, H]`."""
-    query_term, key_term = vector_dot(query, attn_query), vector_dot(key, attn_key)
+    query_term = vector_dot(_used_rows(query, graph.query_index, graph), attn_query)
+    key_term = vector_dot(_used_rows(key, graph.key_index, graph), attn_key)
     pair = gather(query_term, graph.query_index, axis=-2) + gather(
         key_term, graph.key_index, axis=-2
     )
     return leaky_relu(pair, negative_slope)
+
+
+def _used_rows(rows: jax.Array, index: jax.Array, graph: Graph) -> jax.Array:
+    """Rows of nodes, zero where no edge uses them: they may be NaN."""
+    is_used = graph.is_edge[:, None]
+    if graph.head_mask is not None:
+        is_used = is_used & graph.head_mask
+    n_uses = jnp.zeros((*is_used.shape[:-2], rows.shape[-3], is_used.shape[-1]), jnp.int32)
+    n_uses = n_uses.at[..., index, :].add(is_used.astype(jnp.int32), mode="drop")
+    return jnp.where(lead((n_uses > 0)[..., None], rows.ndim), rows, 0)
 
 
 def attend(
@@ -176,8 +187,9 @@ def _weighted_sum(
         at, weights = block
         if seed is not None:  # of a block too: coefficients that are dropped are not held twice
             weights = jnp.where(keep_of(graph, at, seed, dropout, weights), weights, 0)
-        values = only_used(gather(value, at.key, axis=-3), at)
-        message = weights[..., None] * values.astype(weights.dtype)
+        values = gather(value, at.key, axis=-3).astype(weights.dtype)
+        # without weight there may be NaN, or infinity
+        message = weights[..., None] * jnp.where((weights != 0)[..., None], values, 0)
         return add_to_queries(total, at.query, message, axis=-3)
 
     blocks = edge_blocks(graph, value)
@@ -220,8 +232,14 @@ def features_of(edges: EdgeInputs, block: Block) -> jax.Array:
 
 
 def score(pair: jax.Array, attn: jax.Array, negative_slope: float) -> jax.Array:
-    """a_h . LeakyReLU(pair), in float32 or the wider dtype."""
-    return vector_dot(leaky_relu(pair, negative_slope), attn)
+    """a_h . LeakyReLU(pair), in float32 or the wider dtype.
+
+    Where it is -inf there is no edge, and no gradient: 0 times an infinite feature would be NaN.
+    """
+    activated = leaky_relu(pair, negative_slope)
+    is_edge = vector_dot(*jax.lax.stop_gradient((activated, attn))) != -math.inf
+    scores = vector_dot(jnp.where(is_edge[..., None], activated, 0), attn)
+    return jnp.where(is_edge, scores, -math.inf)
 
 
 def vector_dot(values: jax.Array, vector: jax.Array) -> jax.Array:
