@@ -51,9 +51,8 @@ myst_heading_anchors = 3
 default_role = "code"
 autosummary_generate = False  # its tables only
 autodoc_member_order = "bysource"
-autodoc_typehints = (
-    "none"  # the text tells shapes and dtypes; six overloads of a signature tell nothing
-)
+# the text tells shapes and dtypes; six overloads of a signature tell nothing
+autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

@@ -1,10 +1,11 @@
-"""Train on batches of graphs of many sizes, with features of edges, in Equinox or Flax NNX.
+"""Batches of graphs of many sizes, in Equinox or Flax
+===================================================
+
+Each node has to name the class of one of its neighbours: the one to which its heaviest edge leads.
+The weights are edge features, so attention has to look at them. Batches are padded to one number of
+nodes and one of edges, so the step of training is compiled once::
 
     python examples/jax_graphs.py --library equinox --seed 0
-
-Each node has to name the class of one of its neighbours: the one to which its heaviest edge leads. The
-weights are features of edges, so attention has to look at them. Batches are padded to one number of
-nodes and one of edges: the step of training is compiled once.
 """
 
 import argparse
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
     h: jax.Array
     """`[n_nodes, N_CLASSES]`, the class of each node."""
     weight: jax.Array
-    """`[n_edges, 1]`, the features of edges."""
+    """`[n_edges, 1]`, the edge features."""
     target: jax.Array
     """`[n_nodes]`, the class that a node has to name."""
 

@@ -114,7 +114,7 @@ def select_kernel(
         key: `[*B, M, H, F]`.
         attn: `[H, F]`.
         adjacency: a `Graph` for the sparse backend, a bool mask for the dense one.
-        edges: features of edges and their projection, or None.
+        edges: edge features and their projection, or None.
         score_bias: what is added to the scores, or None.
         return_attention: whether coefficients are wanted.
         kernel: the name of a kernel, which is then taken or an error; "auto" for the first that can.

@@ -187,7 +187,7 @@ def test_what_it_can_not_do_names_what_can() -> None:
     with pytest.raises(ValueError, match=r"it does not read a bias of the scores"):
         attend(graph, score_bias=jnp.ones((graph.n_edges, 1)))
     edges = {"edge_features": jnp.ones((graph.n_edges, 2)), "edge_projection": jnp.ones((3, 5, 2))}
-    with pytest.raises(ValueError, match=r"it does not read features of edges"):
+    with pytest.raises(ValueError, match=r"it does not read edge features"):
         attend(graph, **edges)
     with pytest.raises(ValueError, match=r"it does not read which heads use an edge"):
         attend(gat.Graph.from_mask(np.ones((N, M, 3), bool)))

@@ -12,6 +12,7 @@ from sybil.example import SybilFailure
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser
 
 import gatv2
+import gatv2.jax
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -144,6 +145,10 @@ def test_public_names_are_in_the_reference() -> None:
     reference = "".join(page.read_text() for page in ROOT.glob("docs/api/*.md"))
     documented = {name for _, name, _ in DIRECTIVE.findall(reference)}
     assert {f"gatv2.{name}" for name in gatv2.__all__} <= documented
+    in_tables = set(re.findall(r"^   ([\w.]+)$", reference, re.MULTILINE))
+    assert {*gatv2.__all__, *gatv2.jax.__all__} - {"Params"} <= {
+        name.removeprefix("gatv2.") for name in in_tables
+    }
 
 
 def test_documented_names_are_importable() -> None:

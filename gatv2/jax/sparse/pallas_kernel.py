@@ -35,7 +35,7 @@ def unsupported(features: Features, adjacency: Adjacency, *, with_alpha: bool) -
     elif adjacency.head_mask is not None:
         reasons.append("it does not read which heads use an edge")
     if features.edges is not None:
-        reasons.append("it does not read features of edges")
+        reasons.append("it does not read edge features")
     if features.score_bias is not None:
         reasons.append("it does not read a bias of the scores")
     if with_alpha:
