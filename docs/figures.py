@@ -6,7 +6,7 @@ from typing import Any
 
 import run_log
 
-from benchmarks import large, masks, report
+from benchmarks import everyday, large, masks, report
 
 DATA = Path(__file__).parent / "data"
 FIGURES = Path(__file__).parent / "_figures"
@@ -39,6 +39,7 @@ def draw_all() -> None:
     for name in ("lookup", "noise"):
         shutil.copy(DATA / f"{name}.csv", FIGURES)  # which an example may write to
     (FIGURES / "benchmarks.md").write_text(tables(run_log.read(DATA / "benchmarks.csv")))
+    (FIGURES / "everyday.md").write_text(everyday_table(run_log.read(DATA / "everyday.csv")))
     (FIGURES / "locality.md").write_text(locality_table(run_log.read(DATA / "locality.csv")))
 
 
@@ -50,6 +51,17 @@ def tables(rows: list[run_log.Row]) -> str:
         lines = (report.cells(row)[1:] for row in rows if row["case"] == case)
         text += f"## {case[0].upper()}{case[1:]}\n\n{header}"
         text += "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+    return text
+
+
+def everyday_table(rows: list[run_log.Row]) -> str:
+    """A row for each piece of work: times, and how many times as fast as PyTorch Geometric's layer."""
+    text = "| a training step | PyG | prepared | | fresh | |\n|---|---|---|---|---|---|\n"
+    for row in rows:
+        cells = report.cells(row, everyday.COLUMNS)
+        case, pyg, prepared, prepared_x, fresh, fresh_x = cells
+        ratios = f"{prepared} ms | {prepared_x}x | {fresh} ms | {fresh_x}x"
+        text += f"| {case} | {pyg} ms | {ratios} |\n"
     return text
 
 

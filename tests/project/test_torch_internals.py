@@ -309,8 +309,23 @@ def test_plain_operations_need_no_private_name() -> None:
         assert outcome_without(name) == expected, name
 
 
-@pytest.mark.parametrize("name", ["_SingleLevelFunction", "enable_single_level_autograd_function"])
-def test_without_it_the_fused_kernels_go_by_public_names(name: str) -> None:
+SINGLE_LEVEL = (
+    "_SingleLevelFunction",
+    "enable_single_level_autograd_function",
+    "_AutoDispatchBelowAutograd",
+    "_set_fwd_grad_enabled",
+)
+
+
+@pytest.mark.parametrize("name", SINGLE_LEVEL)
+def test_one_name_less_is_as_good_as_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch_internals.single_level_autograd() is not None
+    monkeypatch.delattr(f"{NAMES[name]}.{name}")
+    assert torch_internals.single_level_autograd() is None
+
+
+def test_without_one_the_fused_kernels_go_by_public_names() -> None:
+    name, *_ = SINGLE_LEVEL
     operators = "tests/kernels/test_numba_operators.py"
     files = (operators, "tests/laws/test_transforms.py", "tests/laws/test_recompilation.py")
     # an operator called by itself, which nothing of ours does, drops tangents by the public names
