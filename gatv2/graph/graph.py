@@ -1,6 +1,6 @@
 """Graph: the prepared form of a graph, sorted once and used by every layer and every epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import NamedTuple, SupportsIndex
@@ -242,15 +242,25 @@ class Graph(SortedEdges):
             mask[query // block_queries, query % block_queries, key % block_keys] = heads
         return mask.reshape(*self.batch_dims, *mask.shape[1:])
 
-    def to(self, device: torch.device | str) -> "Graph":
-        """The graph on another device."""
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Graph":
+        """The graph on another device.
+
+        Args:
+            device: where it goes.
+            non_blocking: return before the copy has ended, which needs pinned memory on the CPU's side.
+        """
         device = torch.device(device)  # and not a dtype
-        tensors: dict[str, Tensor] = {
-            field.name: value.to(device)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return changed(self, **tensors)
+        return _with_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Graph":
+        """The graph in pinned memory, from which a GPU copies while the CPU goes on.
+
+        A `torch.utils.data.DataLoader` with `pin_memory=True` calls it for each graph of a batch.
+
+        Raises:
+            RuntimeError: there is no accelerator to pin memory for.
+        """
+        return _with_tensors(self, Tensor.pin_memory)
 
     def check(self) -> None:
         """Raise a ValueError unless this is a graph that kernels can run on.
@@ -328,6 +338,16 @@ class SelfLoops(NamedTuple):
     """The caller's numbers of the edges that are no self-loops, ascending."""
     query: Tensor
     """Queries of those edges."""
+
+
+def _with_tensors(graph: Graph, change: Callable[[Tensor], Tensor]) -> Graph:
+    """The graph with each of its tensors replaced by the same one elsewhere."""
+    tensors = {
+        field.name: change(value)
+        for field in fields(graph)
+        if isinstance(value := getattr(graph, field.name), Tensor)
+    }
+    return changed(graph, **tensors)
 
 
 def _common_flow(graphs: Sequence[Graph]) -> Flow:

@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -113,3 +113,31 @@ def test_large_graphs_are_sorted_alike(n_edges: int) -> None:
     graph = Graph.from_edge_index(edge_index, 300)
     order = (edge_index[0] * 300 + edge_index[1]).argsort(stable=True)
     assert torch.equal(graph.edge_id.long(), order)
+
+
+@pytest.mark.parametrize("non_blocking", [False, True])
+def test_all_of_a_graph_goes_to_another_device(non_blocking: bool) -> None:
+    mask = torch.ones(2, 3, 3, 2, dtype=torch.bool)
+    graph = replace(
+        Graph.from_mask(mask), query_id=torch.arange(6), key_id=torch.arange(6), is_bipartite=True
+    )
+    moved = graph.to("meta", non_blocking=non_blocking)
+    for field in fields(graph):
+        value, there = getattr(graph, field.name), getattr(moved, field.name)
+        if isinstance(value, Tensor):
+            assert (there.device.type, there.shape, there.dtype) == (
+                "meta",
+                value.shape,
+                value.dtype,
+            )
+        else:
+            assert there == value
+
+
+def test_a_graph_is_pinned() -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), n_nodes=2)
+    if not torch.accelerator.is_available():
+        with pytest.raises(RuntimeError, match="accelerator"):
+            graph.pin_memory()
+        return
+    assert graph.pin_memory().key_index.is_pinned()
