@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 RESULTS ?= results
 
+JAX_LAWS = agreement batches bipartite dispatch dropout edge_features edge_features_transforms empty gradcheck \
+    head_masks order parallel_edges parts rows saved_tensors
 WORKFLOWS = $(wildcard .github/workflows/*.yml)
 SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 
-.PHONY: demo test test-triton test-boundscheck test-oldest test-newest check check-style check-types check-workflows docs check-docs benchmarks distributions clean
+.PHONY: demo test test-jax test-triton test-boundscheck test-oldest test-newest check check-style check-types check-workflows docs check-docs benchmarks distributions clean
 
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
@@ -14,6 +16,11 @@ demo: $(VENV)/examples
 # a file is one process's work: what its fixtures make is made once, and fewer kernels are compiled at once
 test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+
+# laws that kernels obey, of those of JAX; not what asks PyTorch's compiler, maps over a graph, or asks for equal
+# bits of two programs
+test-jax: $(VENV)/dev
+	HYPOTHESIS_PROFILE=few $(VENV)/bin/python -m pytest -n auto -p jax_kernels $(JAX_LAWS:%=tests/laws/test_%.py) -k jax
 
 # the kernels for GPUs, interpreted on the CPU, in a process of their own: Triton asks once
 test-triton: $(VENV)/dev
