@@ -6,7 +6,7 @@ does the gradient of that matrix. What comes out is dense, as all that follows.
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -117,7 +117,7 @@ def _check_ndim(ndim: int, shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def _matrix(crow: Tensor, column: Tensor, value: Tensor, shape: Any) -> Tensor:
+def _matrix(crow: Tensor, column: Tensor, value: Tensor, shape: Sequence[int]) -> Tensor:
     with _quietly():
         return torch.sparse_csr_tensor(crow, column, value, tuple(shape), check_invariants=False)
 
@@ -135,6 +135,17 @@ def _product(crow: Tensor, column: Tensor, value: Tensor, weight: Tensor) -> Ten
     return product
 
 
+class _Context(Protocol):
+    """What the other methods get of `forward`."""
+
+    n_columns: int
+    saved_tensors: tuple[Tensor, Tensor, Tensor]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+    def save_for_forward(self, *tensors: Tensor) -> None: ...
+
+
 class _Product(torch.autograd.Function):
     """`h @ weight.T` of `h` in CSR, whose parts are given: transforms of `torch.func` wrap no matrix.
 
@@ -150,27 +161,27 @@ class _Product(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         *parts, weight = inputs
         ctx.save_for_backward(*parts)
         ctx.save_for_forward(*parts)
         ctx.n_columns = weight.shape[1]
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[None, None, None, Tensor]:
+    def backward(ctx: _Context, d_out: Tensor) -> tuple[None, None, None, Tensor]:
         crow, column, value = ctx.saved_tensors
         row = torch.arange(crow.shape[0] - 1, device=crow.device).repeat_interleave(crow.diff())
         ptr, stored, row = sort_by_key(crow, column, row.to(column.dtype), ctx.n_columns)
         return None, None, None, _product(ptr, row, value[stored], d_out.t()).t()
 
     @staticmethod
-    def jvp(ctx: Any, _crow: None, _column: None, _value: None, d_weight: Tensor) -> Tensor:
+    def jvp(ctx: _Context, _crow: None, _column: None, _value: None, d_weight: Tensor) -> Tensor:
         crow, column, value = ctx.saved_tensors
         return _product(crow, column, value, d_weight)
 
     @staticmethod
     def vmap(
-        info: Any,
+        info: object,
         in_dims: tuple[int | None, ...],
         crow: Tensor,
         column: Tensor,

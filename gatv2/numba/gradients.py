@@ -13,7 +13,6 @@ from gatv2.numba.arguments import (
     HeadMask,
     Incoming,
     Index,
-    Integers,
     KeyGradients,
     KeyOrder,
     KeyPlace,
@@ -100,8 +99,7 @@ class Gradients:
                 launch.problem,
                 launch.plain_edges,
                 node_ids,
-                self.first_query,
-                query_ptr,
+                (self.first_query, query_ptr),
                 edge_list,
                 mask_or_bias,
                 (self.d_out, self.d_lse, d_alpha, self.lse),
@@ -210,8 +208,7 @@ def _backward_queries(
     problem: Plain,
     edges: Plain | None,
     node_ids: Plain | None,
-    first_query: Index,
-    query_ptr: Integers,
+    queries: Plain,
     edge_list: Plain,
     head_mask: HeadMask | None,
     incoming: Plain,
@@ -219,7 +216,8 @@ def _backward_queries(
     gradients: Plain,
 ) -> None:
     problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
-    edge_list, head_mask = EdgeList(*edge_list), as_head_mask(head_mask)
+    (first_query, query_ptr), edge_list = queries, EdgeList(*edge_list)
+    head_mask = as_head_mask(head_mask)
     buffers, incoming, per_edge = Buffers(*buffers), Incoming(*incoming), PerEdge(*per_edge)
     key_id = key_ids(node_ids)
     n_edges = edge_list.key.size
