@@ -353,9 +353,10 @@ def test_a_batch_of_bipartite_graphs_has_no_self_loops() -> None:
     assert gat.Graph.batch([gat.Graph.from_edge_index(EDGES, 5)] * 2).add_self_loops().n_edges == 18
 
 
-@pytest.mark.parametrize("kernel", ["jax", "numba"])
 @pytest.mark.parametrize("backend", ["dense", "sparse"])
-@pytest.mark.parametrize("shape", [(1,), (0,), (2, 3)])
+@pytest.mark.parametrize(
+    ("shape", "kernel"), [((1,), "jax"), ((1,), "numba"), ((0,), "numba"), ((2, 3), "jax")]
+)
 def test_a_graph_of_masks_attends_as_they_do(
     shape: tuple[int, ...], backend: Any, kernel: str
 ) -> None:
