@@ -105,7 +105,7 @@ def slopes_of(
     pair = pair_of(query, key, tile, problem, shape)
     scores = score(pair, is_used, bias, problem.attn, problem.slope)
     d = tl.sum(d_out * key, axis=3, keep_dims=True)
-    _, de = weights_of(scores, d, statistics, tile, rows, problem, shape)
+    _, de = weights_of(scores, d, statistics, tile, is_used, rows, problem, shape)
     g = problem.attn * tl.where(pair > 0, de, de * problem.slope)
     uses = tl.broadcast_to(tl.where(is_used, 1.0, 0.0), g.shape)
     row: tl.constexpr = shape.heads * shape.hidden

@@ -89,7 +89,8 @@ def attend(
         total = total * rescale + tl.sum(p, axis=0, keep_dims=True)
         if graph.dropout.seed is not None:
             p *= keep_of(tile, rows, problem, shape)
-        key = tl.where(scores != float("-inf"), key, 0.0)  # without weight: NaN or infinite, maybe
+        if shape.has_unused:  # what a head does not use may hold NaN
+            key = tl.where(is_used, key, 0.0)
         values = values * rescale + tl.sum(p * key, axis=0, keep_dims=True)
     return values, largest, total
 

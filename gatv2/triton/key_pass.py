@@ -128,10 +128,11 @@ def add_edges(
         query = load_rows(features.query, at, tile.is_used, shape)
         d_out = load_rows(cotangents.d_out, at, tile.is_used, shape)
         pair = pair_of(query, key, tile, problem, shape)
+        if shape.has_unused:  # what a head does not use may hold NaN
+            pair = tl.where(is_used, pair, 0.0)
         d = tl.sum(d_out * key, axis=3, keep_dims=True)
         scores = score(pair, is_used, bias, problem.attn, problem.slope)
-        pair = tl.where(scores != float("-inf"), pair, 0.0)
-        kept, de = weights_of(scores, d, statistics, tile, rows, problem, shape)
+        kept, de = weights_of(scores, d, statistics, tile, is_used, rows, problem, shape)
         if results.d_bias is not None:
             store_d_bias(results.d_bias, tile, de, problem, shape)
         values += tl.sum(kept * d_out, axis=0, keep_dims=True)
@@ -164,15 +165,12 @@ def weights_of(
     d: tl.tensor,
     statistics: Statistics,
     tile: Tile,
+    is_used: tl.tensor,
     rows: Rows,
     problem: Problem,
     shape: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Keep * p and de of a tile's edges, of their scores and d_out . key.
-
-    What has no weight may be NaN or infinite, and so may the rest of its row: it has neither.
-    """
-    has_weight = scores != float("-inf")
+    """Keep * p and de of a tile's edges, of their scores and d_out . key."""
     p = tl.exp(scores - statistics.lse) * statistics.inverse
     kept = p
     if problem.graph.dropout.seed is not None:
@@ -180,5 +178,9 @@ def weights_of(
         kept, d = p * keep, d * keep
     if statistics.d_alpha is not None:
         d += statistics.d_alpha
-    de = p * (tl.where(has_weight, d, 0.0) - statistics.delta)
-    return tl.where(has_weight, kept, 0.0), tl.where(has_weight, de, 0.0)
+    if shape.has_unused:  # what a head does not use may hold NaN
+        d = tl.where(is_used, d, 0.0)
+    de = p * (d - statistics.delta)
+    if shape.has_unused:  # NaN of the row is not that of an edge that a head does not use
+        kept, de = tl.where(is_used, kept, 0.0), tl.where(is_used, de, 0.0)
+    return kept, de

@@ -107,14 +107,14 @@ def sum_edges(
             d_alpha = load_heads(cotangents.d_alpha, edge, tile.is_used, 0.0, shape)
         key = load_rows(features.key, at, tile.is_used, shape)
         pair = pair_of(query, key, tile, problem, shape)
-        scores = score(pair, is_used, bias, problem.attn, problem.slope)
-        p = tl.exp(scores - lse)
+        p = tl.exp(score(pair, is_used, bias, problem.attn, problem.slope) - lse)
         d = tl.sum(d_out * key, axis=3, keep_dims=True)
         if graph.dropout.seed is not None:
             d *= keep_of(tile, rows, problem, shape)
         if cotangents.d_alpha is not None:
             d += d_alpha
-        d = tl.where(scores != float("-inf"), d, 0.0)  # without weight: NaN or infinite, maybe
+        if shape.has_unused:  # what a head does not use may hold NaN
+            d = tl.where(is_used, d, 0.0)
         total += tl.sum(p, axis=0, keep_dims=True)
         total_d += tl.sum(p * d, axis=0, keep_dims=True)
         weight = tl.where(pair > 0, p, p * problem.slope)
