@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
+import pytest
 import torch
 from torch import Tensor
 
@@ -194,7 +195,12 @@ def unsupported(*_features: Tensor) -> list[str]:
     return ["it is called from Python"] if torch.compiler.is_compiling() else []
 
 
-def _add_kernels() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Put kernels of JAX beside the others, before anybody asks for them.
+
+    Not on import: whoever looks for doctests imports this.
+    """
     jax.config.update("jax_enable_x64", True)
     dispatch.KERNELS += tuple(
         dispatch.Kernel(NAMES[kernel.name], kernel.backend, attention, unsupported)
@@ -202,6 +208,3 @@ def _add_kernels() -> None:
         if kernel.name in NAMES
         for attention in (attention_of(kernel.name, kernel.backend),)
     )
-
-
-_add_kernels()
