@@ -40,7 +40,8 @@ class Shape(NamedTuple):
     bias_heads: int
     """Heads of what is added to scores: `n_heads`, or 1 for all of them; 0 if there is nothing."""
     has_unused: bool
-    """Whether a head may not use an edge that is worked on: what belongs to it may hold NaN."""
+    """Whether there are pairs that are no edges, of all heads or of some: what belongs to them may hold
+    NaN."""
     is_by_key: bool
     """Whether rows are keys, and not queries."""
     split: int

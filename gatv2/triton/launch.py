@@ -137,7 +137,7 @@ class Call:
             has_edge_features=self.features.of_edges is not None,
             mask_heads=mask_heads,
             bias_heads=bias_heads,
-            has_unused=mask_heads > 1 or bias_heads > 0,
+            has_unused=mask_heads > 0 or bias_heads > 0,
             is_by_key=is_by_key,
             split=SPLIT,
         )
