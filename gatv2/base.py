@@ -235,7 +235,7 @@ class GraphAttention(nn.Module, ABC):
                 `adj_mat`: `[*batch, n_edges, 1 or n_heads]`, or
                 `[*batch, n_nodes, n_nodes, 1 or n_heads]` with a mask. -inf takes an edge from a head;
                 `weight.log()` makes coefficients proportional to edge weights. Self-loops that
-                the layer adds have a bias of zero.
+                the layer adds have the bias that its `loop_bias` says.
             return_attention: whether to return the coefficients too, after the softmax and before
                 dropout.
             seed: the seed of the dropout mask; drawn from PyTorch's generator if None.

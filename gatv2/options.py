@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, SupportsIndex, TypeVar, cast, get_args
 
 Method = TypeVar("Method", bound=Callable[..., object])
@@ -99,6 +99,21 @@ def check_flow_of_graph(made_with: Flow, flow: Flow) -> None:
             "`Graph.from_edge_index(edge_index, n_nodes, flow='source_to_target')`, or pass the edge "
             "index or mask itself"
         )
+
+
+def common_flow(flows: Iterable[Flow]) -> Flow:
+    """The flow of a batch, which is that of each of its graphs.
+
+    Raises:
+        ValueError: there are several.
+    """
+    found = set(flows)
+    if len(found) > 1:
+        raise ValueError(
+            f"graphs of a batch must be made with one flow; got {sorted(found)}: make all of them with "
+            "the `flow` of the layer"
+        )
+    return found.pop()
 
 
 def check_backend(backend: str) -> None:

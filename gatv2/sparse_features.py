@@ -4,7 +4,6 @@ A bag of words is one per cent words. Its product with a projection's matrix rea
 does the gradient of that matrix. What comes out is dense, as all that follows.
 """
 
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import embedding_bag
 
 from gatv2.graph.sort import sort_by_key
+from gatv2.optional import is_from
 from gatv2.projection import is_plain
 from gatv2.torch_internals import without_transforms
 
@@ -39,10 +39,7 @@ def as_features(h: object, name: str = "h") -> Tensor:
     """
     if isinstance(h, Tensor):
         return _of_torch(h, name) if _is_sparse(h) else h
-    scipy_sparse: Any = sys.modules.get(
-        "scipy.sparse"
-    )  # nobody has a matrix of what isn't imported
-    if scipy_sparse is None or not scipy_sparse.issparse(h):
+    if not is_from("scipy.sparse", "issparse", h):
         raise TypeError(
             f"`{name}` must be a torch.Tensor, dense or sparse, or a scipy.sparse matrix; "
             f"got {type(h).__name__}"

@@ -15,7 +15,7 @@ from gatv2.graph.edges import SortedEdges, changed, is_trusted, trusted
 from gatv2.graph.file import load_graph, save_graph
 from gatv2.graph.sort import pointers, sort_edges
 from gatv2.numba.memory import Array as NumPyArray
-from gatv2.options import Flow, check_flow
+from gatv2.options import Flow, check_flow, common_flow
 from gatv2.torch_internals import made_once, refuse_mapped
 
 
@@ -147,7 +147,7 @@ class Graph(SortedEdges):
         """
         if not graphs:
             raise ValueError("a batch needs at least one graph; got none")
-        flow = _common_flow(graphs)
+        flow = common_flow(graph.flow for graph in graphs)
         for graph in graphs:
             check_once(graph)
         # a few operations on all graphs, not on each: of small graphs there are many
@@ -348,16 +348,6 @@ def _with_tensors(graph: Graph, change: Callable[[Tensor], Tensor]) -> Graph:
         if isinstance(value := getattr(graph, field.name), Tensor)
     }
     return changed(graph, **tensors)
-
-
-def _common_flow(graphs: Sequence[Graph]) -> Flow:
-    flows = {graph.flow for graph in graphs}
-    if len(flows) > 1:
-        raise ValueError(
-            f"graphs of a batch must be made with one flow; got {sorted(flows)}: make all of them with "
-            "the `flow` of the layer"
-        )
-    return flows.pop()
 
 
 def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:

@@ -1,6 +1,5 @@
 """A sparse matrix, of PyTorch, SciPy or torch_sparse, as a list of edges in the order of its entries."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -11,6 +10,7 @@ from gatv2.graph.edge_index import how_to_convert
 from gatv2.graph.graph import Graph
 from gatv2.graph.kept import Reading, prepared_once
 from gatv2.graph.part import Part
+from gatv2.optional import is_from
 from gatv2.options import Flow
 from gatv2.torch_internals import coo_entries
 
@@ -105,9 +105,9 @@ def _graph_of(entries: _Entries, n_nodes: tuple[int, int], flow: Flow) -> Graph:
 def _reader_of(matrix: object) -> _Reader:
     if isinstance(matrix, Tensor):
         return _TORCH
-    if _is_from("scipy.sparse", "issparse", matrix):
+    if is_from("scipy.sparse", "issparse", matrix):
         return _SCIPY
-    if _is_from("torch_sparse", "SparseTensor", matrix):
+    if is_from("torch_sparse", "SparseTensor", matrix):
         return _TORCH_SPARSE
     if isinstance(matrix, Part):
         raise TypeError(
@@ -208,14 +208,6 @@ def _torch_sparse_entries(matrix: "SparseTensor") -> _Entries:
 def _torch_sparse_wants_gradient(matrix: "SparseTensor") -> bool:
     value = matrix.storage.value()
     return value is not None and value.requires_grad
-
-
-def _is_from(module_name: str, name: str, candidate: object) -> bool:
-    """Whether a module that the user has imported recognises an object; imports nothing."""
-    recognise = getattr(sys.modules.get(module_name), name, None)
-    if isinstance(recognise, type):
-        return isinstance(candidate, recognise)
-    return recognise is not None and recognise(candidate)
 
 
 _TORCH = _Reader(

@@ -5,7 +5,6 @@ read by shape and dtype alone, so that they may be traced. What only PyTorch can
 """
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
@@ -17,6 +16,7 @@ import numpy as np
 from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete
 from gatv2.jax.graph import Graph
 from gatv2.jax.interop import as_jax
+from gatv2.optional import is_from
 from gatv2.options import (
     ADDED,
     Backend,
@@ -50,7 +50,7 @@ class Sizes:
 
 def is_graph(adj_mat: object) -> "TypeGuard[Graph | TorchGraph]":
     """Whether a form of a graph is a `Graph`, of JAX or of PyTorch."""
-    return isinstance(adj_mat, Graph) or _is_from("gatv2.graph", "Graph", adj_mat)
+    return isinstance(adj_mat, Graph) or is_from("gatv2.graph", "Graph", adj_mat)
 
 
 def is_mask(adj_mat: object) -> "TypeGuard[ArrayLike | Tensor]":
@@ -144,11 +144,7 @@ def read_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow) -> Graph | Arra
     if _is_matrix_of_scipy(adj_mat):
         pair = _shape_of(adj_mat, sizes, flow)
         return _of_entries(_scipy_entries(adj_mat), pair, flow)
-    if (
-        _is_tensor(adj_mat)
-        or is_graph(adj_mat)
-        or _is_from("torch_sparse", "SparseTensor", adj_mat)
-    ):
+    if _is_tensor(adj_mat) or is_graph(adj_mat) or is_from("torch_sparse", "SparseTensor", adj_mat):
         return _read_with_torch(adj_mat, sizes, flow)
     raise TypeError(
         "`adj_mat` must be an array (mask or edge index), a gatv2.jax.Graph, a BCOO, BCSR or "
@@ -351,20 +347,12 @@ def _read_with_torch(adj_mat: object, sizes: Sizes, flow: Flow) -> Adjacency:
 
 
 def _is_tensor(candidate: object) -> "TypeGuard[Tensor]":
-    return _is_from("torch", "Tensor", candidate)
+    return is_from("torch", "Tensor", candidate)
 
 
 def _is_matrix_of_jax(candidate: object) -> "TypeGuard[JAXSparse]":
-    return _is_from("jax.experimental.sparse", "JAXSparse", candidate)
+    return is_from("jax.experimental.sparse", "JAXSparse", candidate)
 
 
 def _is_matrix_of_scipy(candidate: object) -> "TypeGuard[sparray | spmatrix]":
-    return _is_from("scipy.sparse", "issparse", candidate)
-
-
-def _is_from(module_name: str, name: str, candidate: object) -> bool:
-    """Whether a module that the user has imported recognises an object; imports nothing."""
-    recognise = getattr(sys.modules.get(module_name), name, None)
-    if isinstance(recognise, type):
-        return isinstance(candidate, recognise)
-    return recognise is not None and bool(recognise(candidate))
+    return is_from("scipy.sparse", "issparse", candidate)

@@ -219,7 +219,7 @@ def apply(
         score_bias: what is added to the scores :math:`e_{ij}`, for one or for each head, laid out as
             `adj_mat`: `[*batch, n_edges, 1 or n_heads]`, or `[*batch, n_nodes, n_nodes, 1 or n_heads]`
             with a mask. -inf takes an edge from a head; `jnp.log(weight)` makes coefficients
-            proportional to edge weights. Self-loops that the layer adds have a bias of zero.
+            proportional to edge weights. Self-loops that the layer adds have that of `loop_bias`.
         rng: a JAX key, from which the seed of the dropout mask is drawn.
         seed: the seed itself, in its place; an int drops the same edges as in PyTorch.
         deterministic: whether dropout is left out: for evaluation. Otherwise it acts, and needs one of

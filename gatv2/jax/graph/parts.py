@@ -19,7 +19,7 @@ from gatv2.jax.graph.edges import (
 )
 from gatv2.jax.graph.padding import padded
 from gatv2.jax.graph.sort import Edges, KeyOrder, sort_edges
-from gatv2.options import Flow
+from gatv2.options import common_flow
 
 Side = Literal["queries", "keys"]
 
@@ -64,7 +64,7 @@ def batch(kind: type[Traced], graphs: Sequence[Traced]) -> Traced:
         head_mask=_join_head_masks(hosts),
         query_id=_join_ids([host.query_id for host in hosts], offsets[:, 0]),
         key_id=_join_ids([host.key_id for host in hosts], offsets[:, 1]),
-        flow=_common_flow(graphs),
+        flow=common_flow(graph.flow for graph in graphs),
         is_bipartite=any(
             graph.is_bipartite or graph.block_shape[0] != graph.block_shape[1] for graph in graphs
         ),
@@ -134,16 +134,6 @@ def narrow(ids: NumPyArray) -> NumPyArray:
     """Numbers of nodes as int32, if they fit."""
     fits = ids.size == 0 or (ids.min() >= -(2**31) and ids.max() < 2**31)
     return ids.astype(np.int32) if fits else ids
-
-
-def _common_flow(graphs: Sequence[SortedEdges[jax.Array]]) -> Flow:
-    flows = {graph.flow for graph in graphs}
-    if len(flows) > 1:
-        raise ValueError(
-            f"graphs of a batch must be made with one flow; got {sorted(flows)}: make all of them with "
-            "the `flow` of the layer"
-        )
-    return flows.pop()
 
 
 def _join_head_masks(graphs: Sequence[SortedEdges[NumPyArray]]) -> NumPyArray | None:
