@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu
 
 from benchmarks.cases import Case
-from benchmarks.measure import interleaved
+from benchmarks.measure import interleaved, summary
 from benchmarks.report import Row
 from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.convert import to_pyg
@@ -118,9 +117,9 @@ def works() -> Iterator[Work]:
 
 def measure(work: Work, seconds: float, tick: Callable[[], object]) -> Row:
     """Medians of the steps, run in turn, and how many times as fast as PyTorch Geometric's ours is."""
-    times = interleaved(work.steps(), seconds, tick)
-    row: Row = {"case": work.name, "pyg ms": median(times["pyg"])}
+    medians = summary(interleaved(work.steps(), seconds, tick))
+    row: Row = {"case": work.name, "pyg ms": medians["pyg"]}
     for name in ("prepared", "fresh"):
-        row[f"{name} ms"] = median(times[name])
-        row[f"{name} x"] = median(times["pyg"]) / median(times[name])
+        row[f"{name} ms"] = medians[name]
+        row[f"{name} x"] = medians["pyg"] / medians[name]
     return row
