@@ -1,14 +1,19 @@
 """What is measured: graphs, and layers that compute the same function of them."""
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gatv2 import Graph, GraphAttentionV2Layer
+from gatv2.convert import to_dgl
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -92,6 +97,8 @@ class Case:
         ours = GraphAttentionV2Layer(*sizes, dropout=self.dropout, edge_dim=self.edge_dim)
         if name == "pyg":
             return self._pyg(ours)
+        if name == "dgl":
+            return self._dgl(ours)
         if name in MASKED:
             masked = GraphAttentionV2Layer(*sizes, dropout=self.dropout, **MASKED[name])
             masked.load_state_dict(ours.state_dict())
@@ -122,10 +129,35 @@ class Case:
         source_to_target = self.edge_index.flip(0).contiguous()
         return pyg, lambda h: pyg(h, source_to_target, self.edge_features)
 
+    def _dgl(self, ours: GraphAttentionV2Layer) -> tuple[torch.nn.Module, Layer]:
+        dgl = _import_dgl()
+        sizes = self.in_features, self.n_hidden, self.n_heads
+        conv = dgl.nn.pytorch.GATv2Conv(
+            *sizes, attn_drop=self.dropout, bias=False, allow_zero_in_degree=True
+        )
+        conv.load_state_dict(to_dgl(ours), strict=False)
+        for linear in (conv.fc_src, conv.fc_dst):  # DGL's layer has them with bias=False, too
+            if linear.bias is not None:
+                torch.nn.init.zeros_(linear.bias)
+        query, key = self.edge_index
+        graph = dgl.graph((key, query), num_nodes=self.n_nodes)
+        graph.create_formats_()
+        return conv, lambda h: conv(graph, h).flatten(1)
+
+
+def _import_dgl() -> Any:
+    """DGL, whose part for sampling is built for other versions of PyTorch, and is not needed here."""
+    sys.modules.setdefault("dgl.graphbolt", ModuleType("dgl.graphbolt"))
+    os.environ.setdefault("DGLBACKEND", "pytorch")
+    import dgl.nn.pytorch
+
+    return dgl
+
 
 def _large(name: str, **options: Any) -> Case:
     """A random graph of the size of ogbn-arxiv."""
     name = f"169k nodes, 2.3M edges, {name}"
+    options = {"rivals": _ON_EDGES} | options
     return Case(name, n_nodes=169_343, n_edges=2_300_000, in_features=128, **options)
 
 
@@ -142,14 +174,15 @@ MASKED: dict[str, dict[str, Any]] = {
 """Our layers that read a mask: as the formula does, fused, and converted to edges in each call."""
 _FUSED = ("dense", "converted")
 _EVERYBODY = ("pyg", "dense", "formula")
+_ON_EDGES = ("pyg", "dgl") if find_spec("dgl") else ("pyg",)
 CASES = (
     _large("8 x 8"),
     _large("4 x 32", n_heads=4, n_hidden=32),
     _large("1 x 64", n_heads=1, n_hidden=64),
-    Case("20k nodes, 2M edges", 20_000, 2_000_000, 64),
-    Case("power law", 100_000, 2_900_000, 128, exponent=0.7),
+    Case("20k nodes, 2M edges", 20_000, 2_000_000, 64, rivals=_ON_EDGES),
+    Case("power law", 100_000, 2_900_000, 128, exponent=0.7, rivals=_ON_EDGES),
     _large("dropout 0.6", dropout=0.6),
-    _large("16 edge features", edge_dim=16),
+    _large("16 edge features", edge_dim=16, rivals=("pyg",)),
     Case("20 nodes, 100 edges", 20, 100, 64, rivals=_EVERYBODY),
     _as_dense("all pairs"),
     _as_dense("half of the pairs", density=0.5, rivals=_FUSED),
@@ -160,5 +193,14 @@ CASES = (
 QUICK = (
     Case("400 nodes, 4k edges", 400, 4_000, 64, rivals=_EVERYBODY),
     Case("20 nodes, 100 edges", 20, 100, 64, rivals=_EVERYBODY),
-    Case("power law, 4 x 32", 2_000, 30_000, 64, n_heads=4, n_hidden=32, exponent=0.7),
+    Case(
+        "power law, 4 x 32",
+        2_000,
+        30_000,
+        64,
+        n_heads=4,
+        n_hidden=32,
+        exponent=0.7,
+        rivals=_ON_EDGES,
+    ),
 )

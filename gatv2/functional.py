@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gatv2.checks import check_projections, refuse_tracing
 from gatv2.dense import reference as dense_reference
-from gatv2.dispatch import select_kernel
+from gatv2.dispatch import Attention, select_kernel
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Adjacency, Sizes, all_pairs, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
@@ -16,6 +16,7 @@ from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_b
 from gatv2.graph.part import AttendOptions
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.random import as_seed
+from gatv2.served import Kind
 from gatv2.sparse import reference as sparse_reference
 
 
@@ -231,36 +232,21 @@ def attend(
     **options: Unpack[AttendOptions],
 ) -> Attended:
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
-    negative_slope, dropout = options["negative_slope"], options["dropout"]
-    check_projections(query, key, attn=attn)
-    check_slope(negative_slope)
-    check_dropout(dropout)
-    prepared = Prepared.of(
-        query,
-        key,
-        graph,
-        options["edges"],
-        options["score_bias"],
-        flow=flow,
-        backend=options["backend"],
-    )
-    edge_features, edge_projection = prepared.edges or (None, None)
-    selected = select_kernel(
+    dropout = options["dropout"]
+    kind = Kind.of(query, key, attn, graph, flow, options)
+    kernel = None if kind is None else kind.kernel()
+    if kind is not None and kernel is not None:
+        prepared = Prepared(query, key, kind.graph, None, None, query.shape)
+    else:
+        kernel, prepared = _select(query, key, attn, graph, flow, options)
+        if kind is not None and prepared.query is query and prepared.adjacency is graph:
+            kind.remember(kernel)
+    out, lse, alpha = kernel(
         prepared.query,
         prepared.key,
         attn,
         prepared.adjacency,
-        edge_features=edge_features,
-        edge_projection=edge_projection,
-        score_bias=prepared.score_bias,
-        kernel=options["kernel"],
-    )
-    out, lse, alpha = selected.kernel.attention(
-        prepared.query,
-        prepared.key,
-        attn,
-        prepared.adjacency,
-        negative_slope=negative_slope,
+        negative_slope=options["negative_slope"],
         dropout=dropout,
         seed=as_seed(options["seed"], query.device) if dropout > 0 else None,
         return_attention=options["return_attention"],
@@ -271,6 +257,29 @@ def attend(
     if out.shape != shape:
         out, lse = out.reshape(shape), lse.reshape(shape[:-1])
     return Attended(out, alpha, lse)
+
+
+def _select(
+    query: Tensor, key: Tensor, attn: Tensor, graph: object, flow: Flow, options: AttendOptions
+) -> tuple[Attention, "Prepared"]:
+    """The kernel of a call, and what it gets; all checked."""
+    check_projections(query, key, attn=attn)
+    check_slope(options["negative_slope"])
+    check_dropout(options["dropout"])
+    edges, score_bias, backend = options["edges"], options["score_bias"], options["backend"]
+    prepared = Prepared.of(query, key, graph, edges, score_bias, flow=flow, backend=backend)
+    edge_features, edge_projection = prepared.edges or (None, None)
+    selection = select_kernel(
+        prepared.query,
+        prepared.key,
+        attn,
+        prepared.adjacency,
+        edge_features=edge_features,
+        edge_projection=edge_projection,
+        score_bias=prepared.score_bias,
+        kernel=options["kernel"],
+    )
+    return selection.kernel.attention, prepared
 
 
 def gatv2_scores(

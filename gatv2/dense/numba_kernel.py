@@ -31,7 +31,7 @@ from gatv2.numba.gradients import Gradients
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import place_of
-from gatv2.numba.scores import new_buffers
+from gatv2.numba.scores import own_buffers
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
 _BLOCK = 1 << 23  # coefficients whose gradients are held at once
@@ -80,7 +80,7 @@ def _row_buffers(launch: Launch, n_keys: int, n_mask_heads: int) -> tuple[Plain,
         head_mask = np.zeros(n_keys * tiles.padded[0], np.bool_)
     n_alpha = n_keys if launch.arguments.wants_rows else 0
     keys, alpha = empty((n_keys,), np.int32), tiles.empty_heads(n_alpha).ravel()
-    return *new_buffers(tiles), keys, alpha, head_mask
+    return *own_buffers(tiles), keys, alpha, head_mask
 
 
 def backward(cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:

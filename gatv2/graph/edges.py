@@ -58,6 +58,11 @@ class SortedEdges:
         """Number of edges."""
         return self.key_index.shape[0]
 
+    @made_once
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of queries, of keys and of edges."""
+        return self.n_queries, self.n_keys, self.n_edges
+
     @property
     def block_shape(self) -> tuple[int, int]:
         """Number of queries and of keys in one block; the whole graph's if there is one block."""

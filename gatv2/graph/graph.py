@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain, filterfalse
 from os import PathLike
 from typing import NamedTuple, SupportsIndex
 
@@ -148,36 +149,32 @@ class Graph(SortedEdges):
         if not graphs:
             raise ValueError("a batch needs at least one graph; got none")
         flow = common_flow(graph.flow for graph in graphs)
-        for graph in graphs:
+        for graph in filterfalse(is_trusted, graphs):
             check_once(graph)
         # a few operations on all graphs, not on each: of small graphs there are many
-        sizes = [(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs]
-        counts = np.array(sizes)
+        sizes = chain.from_iterable(graph.sizes for graph in graphs)
+        counts = np.fromiter(sizes, np.int64).reshape(-1, 3)
         ends = counts.cumsum(0)
         n_queries, n_keys, n_edges = ends[-1].tolist()
         dtype = torch.int32 if max(n_queries, n_keys, n_edges) < 2**31 else torch.int64
-        first = torch.from_numpy((ends - counts).repeat(counts[:, 2], 0)).to(
-            graphs[0].device, dtype
-        )
-
-        def joined(parts: list[Tensor], side: int) -> Tensor:
-            return torch.cat(parts).to(dtype) + first[:, side]
-
-        query_index = joined([graph.query_index for graph in graphs], 0)
+        first = torch.from_numpy((ends - counts).T.repeat(counts[:, 2], 1))
+        parts = [graph.query_index for graph in graphs]
+        parts += [graph.key_index for graph in graphs]
+        parts += [graph.edge_id for graph in graphs]
+        joined = torch.cat(parts).to(dtype).view(3, n_edges)
+        query_index, key_index, edge_id = joined + first.to(joined.device, dtype)
         batch = cls(
             query_ptr=pointers(query_index, n_queries),
-            key_index=joined([graph.key_index for graph in graphs], 1),
+            key_index=key_index,
             query_index=query_index,
-            edge_id=joined([graph.edge_id for graph in graphs], 2),
+            edge_id=edge_id,
             n_keys=n_keys,
             head_mask=_join_head_masks(graphs),
-            query_id=_join_ids([graph.query_id for graph in graphs], sizes, 0),
-            key_id=_join_ids([graph.key_id for graph in graphs], sizes, 1),
+            query_id=_join_ids([graph.query_id for graph in graphs], counts[:, 0]),
+            key_id=_join_ids([graph.key_id for graph in graphs], counts[:, 1]),
             flow=flow,
-            is_bipartite=any(
-                graph.is_bipartite or n_queries != n_keys
-                for graph, (n_queries, n_keys, _) in zip(graphs, sizes, strict=True)
-            ),
+            is_bipartite=bool((counts[:, 0] != counts[:, 1]).any())
+            or any(graph.is_bipartite for graph in graphs),
         )
         return trusted(batch)
 
@@ -365,15 +362,13 @@ def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
     )
 
 
-def _join_ids(
-    ids: list[Tensor | None], sizes: list[tuple[int, int, int]], side: int
-) -> Tensor | None:
+def _join_ids(ids: list[Tensor | None], counts: NumPyArray) -> Tensor | None:
     """Numbers of the nodes of a batch: those that a graph gives them, else their positions."""
     given = [own for own in ids if own is not None]
     if not given:
         return None
-    counts = [size[side] for size in sizes]
-    positions = torch.arange(sum(counts), device=given[0].device).split(counts)
+    n_nodes = counts.tolist()
+    positions = torch.arange(sum(n_nodes), device=given[0].device).split(n_nodes)
     return torch.cat(
         [position if own is None else own for position, own in zip(positions, ids, strict=True)]
     )

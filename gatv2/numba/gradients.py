@@ -32,7 +32,7 @@ from gatv2.numba.edge_order import moved
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import place_of, rows_of
-from gatv2.numba.scores import new_buffers
+from gatv2.numba.scores import own_buffers
 from gatv2.numba.scratch import scratch
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
@@ -106,7 +106,7 @@ class Gradients:
                 per_edge,
                 (self.d_query.ravel(), d_attn, None if self.edges is None else self.edges.plain),
                 n_copies=launch.n_copies,
-                scratch=partial(new_buffers, tiles),
+                scratch=partial(own_buffers, tiles),
             )
             run_chunks(
                 _backward_keys,

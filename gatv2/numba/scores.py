@@ -8,6 +8,8 @@ passes three vector types: `tile` (T lanes), `heads` (G lanes) and `flat`, for l
 A long row is worked off in blocks of edges, so that no scratch grows with the graph.
 """
 
+import threading
+
 import numpy as np
 
 from gatv2.numba.arguments import (
@@ -41,10 +43,25 @@ BLOCK = 1024  # edges whose scores are held at once
 MAX_WIDTH = 64  # lanes of `flat`, at most
 
 
-def new_buffers(tiles: Tiles) -> tuple[Plain]:
-    """What a thread needs beside its results: the elements of `Buffers`."""
-    coefficients = (empty((BLOCK * tiles.group + MAX_WIDTH,), tiles.dtype) for _ in range(3))
-    return ((*coefficients, empty((2 * BLOCK + 6 * LANES,), np.uint32)),)
+class _Buffers(threading.local):
+    """Each thread's own."""
+
+    def __init__(self) -> None:
+        self.of_size: dict[tuple[int, np.dtype[np.floating]], Plain] = {}
+
+
+_buffers = _Buffers()
+
+
+def own_buffers(tiles: Tiles) -> tuple[Plain]:
+    """What the calling thread needs beside its results, kept for the next call: a `Buffers`, plain."""
+    size = tiles.group, tiles.dtype
+    buffers = _buffers.of_size.get(size)
+    if buffers is None:
+        coefficients = (empty((BLOCK * tiles.group + MAX_WIDTH,), tiles.dtype) for _ in range(3))
+        buffers = *coefficients, empty((2 * BLOCK + 6 * LANES,), np.uint32)
+        _buffers.of_size[size] = buffers
+    return (buffers,)
 
 
 @inline

@@ -57,19 +57,23 @@ def run_chunks(
         n_chunks: chunks of a copy.
         arguments: of the kernel.
         n_copies: how often its rows are worked off, for one feature set after another.
-        scratch: makes the arrays that a thread has for itself.
+        scratch: gives the arrays that the thread which calls it has for itself.
     """
     chunks = np.zeros(1, np.int64), n_chunks * n_copies, n_chunks
     n_helpers = min(n_threads, chunks[1]) - 1
     if n_helpers < 1:
         loop(chunks, *scratch(), *arguments)
         return
+
+    def work() -> None:
+        loop(chunks, *scratch(), *arguments)
+
     helpers: list[Future[None]] = []
     with suppress(RuntimeError):  # once the main thread has ended, nobody can be called for help
         submit = _pool(os.getpid()).submit
-        helpers.extend(submit(loop, chunks, *scratch(), *arguments) for _ in range(n_helpers))
+        helpers.extend(submit(work) for _ in range(n_helpers))
     try:
-        loop(chunks, *scratch(), *arguments)
+        work()
     finally:
         for helper in helpers:
             if not helper.cancel():

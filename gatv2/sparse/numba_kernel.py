@@ -26,7 +26,7 @@ from gatv2.numba.gradients import Gradients
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array
 from gatv2.numba.rows import place_of, rows_of
-from gatv2.numba.scores import new_buffers
+from gatv2.numba.scores import own_buffers
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
 
@@ -72,7 +72,7 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
         _head_mask(launch, graph) if launch.bias is None else launch.plain_bias,
         tuple(x.ravel() for x in results),
         n_copies=launch.n_copies,
-        scratch=partial(new_buffers, tiles),
+        scratch=partial(own_buffers, tiles),
     )
     return launch.results(*results)
 

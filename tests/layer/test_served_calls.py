@@ -1,0 +1,129 @@
+"""A graph that has served a call serves, and refuses, the next ones as a fresh one would."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gatv2 import Graph, gatv2_attention
+from gatv2.served import MOST_KINDS
+
+Call = dict[str, Any]
+N_NODES = 5
+
+
+def fresh_graph() -> Graph:
+    edge_index = torch.tensor([[0, 0, 1, 2, 4], [1, 2, 2, 0, 4]])
+    return Graph.from_edge_index(edge_index, N_NODES)
+
+
+def good_call() -> Call:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(N_NODES, 2, 4, generator=generator) for _ in range(2))
+    attn = torch.randn(2, 4, generator=generator)
+    return {"query": query, "key": key, "attn": attn, "negative_slope": 1.0, "dropout": 0.0}
+
+
+def served_graph() -> Graph:
+    graph = fresh_graph()
+    gatv2_attention(graph=graph, **good_call())
+    assert len(vars(graph)["_served"]) == 1
+    return graph
+
+
+def with_argument(name: str, value: object) -> Callable[[Call], Call]:
+    return lambda call: {**call, name: value}
+
+
+def with_tensor(name: str, change: Callable[[Tensor], object]) -> Callable[[Call], Call]:
+    return lambda call: {**call, name: change(call[name])}
+
+
+BAD = {
+    "no tensor": with_tensor("query", Tensor.numpy),
+    "another dtype": with_tensor("key", Tensor.double),
+    "integers": lambda call: {
+        name: value.long() if isinstance(value, Tensor) else value for name, value in call.items()
+    },
+    "other heads": with_tensor("attn", lambda attn: attn[:1]),
+    "another device": with_tensor("key", lambda key: key.to("meta")),
+    "too many queries": with_tensor("query", lambda query: torch.cat((query, query))),
+    "no slope": with_argument("negative_slope", None),
+    "an infinite slope": with_argument("negative_slope", float("inf")),
+    "too much dropout": with_argument("dropout", 1.0),
+    "the other flow": with_argument("flow", "source_to_target"),
+    "no flow": with_argument("flow", "up"),
+    "no backend": with_argument("backend", "spares"),
+    "no kernel": with_argument("kernel", "nunba"),
+    "a kernel for GPUs": with_argument("kernel", "triton"),
+    "no seed": lambda call: {**call, "dropout": 0.5, "seed": "7"},
+    "edge features alone": with_argument("edge_features", torch.zeros(N_NODES, 3)),
+    "a bias of other heads": with_argument("score_bias", torch.zeros(N_NODES, 3)),
+}
+
+
+@pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
+def test_what_a_fresh_graph_refuses_is_refused(spoil: Callable[[Call], Call]) -> None:
+    call = spoil(good_call())
+    with pytest.raises((TypeError, ValueError)) as expected:
+        gatv2_attention(graph=fresh_graph(), **call)
+    with pytest.raises(expected.type) as got:
+        gatv2_attention(graph=served_graph(), **call)
+    assert str(got.value) == str(expected.value)
+
+
+GOOD: dict[str, Callable[[Call], Call]] = {
+    "the same": lambda call: call,
+    "another slope": with_argument("negative_slope", 0.2),
+    "dropout": lambda call: {**call, "dropout": 0.5, "seed": 3},
+    "coefficients": with_argument("return_attention", True),
+    "the log-sum-exp": with_argument("return_lse", True),
+    "a mask": with_argument("backend", "dense"),
+    "plain operations": with_argument("kernel", "torch"),
+    "a bias": with_argument("score_bias", torch.arange(5.0).unsqueeze(-1)),
+    "float64": lambda call: {
+        name: value.double() if isinstance(value, Tensor) else value for name, value in call.items()
+    },
+}
+
+
+@pytest.mark.parametrize("change", GOOD.values(), ids=GOOD)
+def test_what_a_fresh_graph_computes_is_computed(change: Callable[[Call], Call]) -> None:
+    call = change(good_call())
+    expected = gatv2_attention(graph=fresh_graph(), **call)
+    torch.testing.assert_close(
+        gatv2_attention(graph=served_graph(), **call), expected, rtol=0, atol=0
+    )
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_transforms_see_the_call() -> None:
+    graph, call = served_graph(), good_call()
+    query = call.pop("query")
+
+    def attend(query: Tensor, graph: Graph) -> Tensor:
+        return gatv2_attention(query, graph=graph, **call)
+
+    for transform in (
+        lambda f: torch.func.jvp(f, (query,), (query.cos(),)),
+        lambda f: torch.func.vjp(f, query)[1](query.cos()),
+        lambda f: torch.vmap(f)(torch.stack((query, query.cos()))[:1]),
+        lambda f: torch.func.jacrev(f)(query),
+    ):
+        of_served, of_fresh = (
+            transform(lambda query, graph=graph: attend(query, graph))
+            for graph in (graph, fresh_graph())
+        )
+        torch.testing.assert_close(of_served, of_fresh, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace keeps"):
+        torch.jit.trace(lambda query: attend(query, graph), query)
+
+
+def test_it_remembers_few_calls_and_hands_none_on() -> None:
+    graph = served_graph()
+    for step in range(3 * MOST_KINDS):
+        gatv2_attention(graph=graph, **{**good_call(), "dropout": step / 100}, seed=step)
+        assert 1 <= len(vars(graph)["_served"]) <= MOST_KINDS
+    assert "_served" not in graph.__getstate__()
