@@ -236,10 +236,11 @@ def attend(
     kind = Kind.of(query, key, attn, graph, flow, options)
     kernel = None if kind is None else kind.kernel()
     if kind is not None and kernel is not None:
-        prepared = Prepared(query, key, kind.graph, None, None, query.shape)
+        edges, score_bias = options["edges"], options["score_bias"]
+        prepared = Prepared(query, key, kind.graph, edges, score_bias, query.shape)
     else:
         kernel, prepared = _select(query, key, attn, graph, flow, options)
-        if kind is not None and prepared.query is query and prepared.adjacency is graph:
+        if kind is not None and prepared.is_as_given(query, graph, options):
             kind.remember(kernel)
     out, lse, alpha = kernel(
         prepared.query,
@@ -502,6 +503,16 @@ class Prepared(NamedTuple):
         if isinstance(adjacency, Graph) and adjacency.batch_dims:
             query, key = (x.reshape(-1, n_heads, n_hidden) for x in (query, key))
         return cls(query, key, adjacency, edges, score_bias, out_shape)
+
+    def is_as_given(self, query: Tensor, graph: object, options: AttendOptions) -> bool:
+        """Whether kernels read the caller's own graph and tensors."""
+        features, own = (x and x.features for x in (options["edges"], self.edges))
+        return (
+            self.query is query
+            and self.adjacency is graph
+            and features is own
+            and self.score_bias is options["score_bias"]
+        )
 
     def without_removed(self) -> "Prepared":
         """The same without the edges that a bias of -inf takes from a head; for the references."""

@@ -39,21 +39,22 @@ class Kind(NamedTuple):
     ) -> "Kind | None":
         """The kind of a call of plain tensors and a graph; None if it depends on more than that."""
         slope, dropout = options["negative_slope"], options["dropout"]
+        tensors = query, key, attn, *(options["edges"] or (None, None)), options["score_bias"]
         if (
             type(graph) is not Graph
-            or options["edges"] is not None
-            or options["score_bias"] is not None
             or not {type(slope), type(dropout)} <= _NUMBERS
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-            or needs_dispatcher((query, key, attn))
+            or needs_dispatcher(tensors)
         ):
             return None
-        features = tuple((x.shape, x.dtype, x.device) for x in (query, key, attn))
+        features = tuple(
+            x if x is None else (x.shape, x.dtype, x.device, x.layout) for x in tensors
+        )
         return cls(graph, (features, slope, dropout, flow, options["backend"], options["kernel"]))
 
     def kernel(self) -> "Attention | None":
-        """What served such a call before, with the features and the graph as they came."""
+        """What served such a call before, with the tensors and the graph as they came."""
         served: dict[Hashable, Attention] = self.graph.__dict__.get("_served", {})
         return served.get(self.rest)
 

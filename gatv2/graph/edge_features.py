@@ -95,7 +95,7 @@ def _from_list(
             "in the order of the edges, as the graph is a list of edges (with a mask, the shape is "
             f"(*batch, n_queries, n_keys, {_LAST[name]})); got {tuple(values.shape)}"
         )
-    if not graph.batch_dims:
+    if not graph.batch_dims and values.shape[:-2] != sizes.batch_shape:
         values = values.expand(*sizes.batch_shape, *values.shape[-2:])
     if isinstance(adjacency, Graph):
         return values

@@ -26,10 +26,20 @@ def good_call() -> Call:
     return {"query": query, "key": key, "attn": attn, "negative_slope": 1.0, "dropout": 0.0}
 
 
+def of_edges() -> Call:
+    """What edges have in a call: features, their projection, and a bias of the scores."""
+    generator = torch.Generator().manual_seed(1)
+    features, projection, bias = (
+        torch.randn(size, generator=generator) for size in ((N_NODES, 3), (2, 4, 3), (N_NODES, 1))
+    )
+    return {"edge_features": features, "edge_projection": projection, "score_bias": bias}
+
+
 def served_graph() -> Graph:
     graph = fresh_graph()
     gatv2_attention(graph=graph, **good_call())
-    assert len(vars(graph)["_served"]) == 1
+    gatv2_attention(graph=graph, **good_call(), **of_edges())
+    assert len(vars(graph)["_served"]) == 2
     return graph
 
 
@@ -61,6 +71,21 @@ BAD = {
     "no seed": lambda call: {**call, "dropout": 0.5, "seed": "7"},
     "edge features alone": with_argument("edge_features", torch.zeros(N_NODES, 3)),
     "a bias of other heads": with_argument("score_bias", torch.zeros(N_NODES, 3)),
+    "a bias of too few edges": lambda call: {
+        **call,
+        **of_edges(),
+        "score_bias": torch.zeros(1, 1),
+    },
+    "edge features of too many edges": lambda call: {
+        **call,
+        **of_edges(),
+        "edge_features": torch.zeros(N_NODES + 1, 3),
+    },
+    "sparse edge features": lambda call: {
+        **call,
+        **of_edges(),
+        "edge_features": of_edges()["edge_features"].to_sparse(),
+    },
 }
 
 
@@ -83,6 +108,12 @@ GOOD: dict[str, Callable[[Call], Call]] = {
     "a mask": with_argument("backend", "dense"),
     "plain operations": with_argument("kernel", "torch"),
     "a bias": with_argument("score_bias", torch.arange(5.0).unsqueeze(-1)),
+    "edge features and a bias": lambda call: {**call, **of_edges()},
+    "edge features of a batch": lambda call: {
+        **call,
+        **of_edges(),
+        "edge_features": torch.stack((of_edges()["edge_features"],) * 2),
+    },
     "float64": lambda call: {
         name: value.double() if isinstance(value, Tensor) else value for name, value in call.items()
     },
