@@ -17,6 +17,7 @@ from gatv2.functional import attend
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
 from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.graph.kept import Reading, prepared_once
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.projection import edge_projection
 from gatv2.sparse_features import as_features, project
@@ -128,7 +129,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         self, adj_t: Tensor | SparseTensor, edge_attr: Tensor | None, query: Tensor, key: Tensor
     ) -> tuple[Graph, Tensor | None]:
         """The graph of a sparse matrix, whose rows are queries: every entry that it holds is an edge."""
-        sides, shape = (query.shape[0], key.shape[0]), (adj_t.size(0), adj_t.size(1))
+        given, sides, shape = adj_t, (query.shape[0], key.shape[0]), (adj_t.size(0), adj_t.size(1))
         if shape != sides:
             raise ValueError(f"`adj_t` must have shape (targets, sources)={sides}; got {shape}")
         if isinstance(adj_t, SparseTensor):
@@ -144,7 +145,13 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         edge_attr = values if edge_attr is None else edge_attr
         if edge_attr is not None and edge_attr.ndim == 1:
             edge_attr = edge_attr.unsqueeze(1)
-        return Graph.from_edge_index(rows, sides), edge_attr
+        graph = prepared_once(
+            given,
+            (rows,),
+            Reading(sides, "target_to_source"),
+            lambda: Graph.from_edge_index(rows, sides),
+        )
+        return graph, edge_attr
 
     def _edge_inputs(self, edge_attr: Tensor | None, dtype: torch.dtype) -> EdgeInputs | None:
         """Edge features and their projection, which the kernel applies."""

@@ -9,6 +9,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 import gatv2.pyg
+from gatv2.graph.kept import _kept
 from gatv2.testing import assert_agrees
 
 N_NODES = 5
@@ -113,3 +114,18 @@ def test_what_is_refused() -> None:
     _, ours = layers(add_self_loops=False)
     with pytest.raises(ValueError, match=r"must have shape \(targets, sources\)=\(4, 4\)"):
         ours(x[:4], matrix)
+
+
+@pytest.mark.parametrize("make", [csr, coo], ids=["csr", "coo"])
+def test_its_graph_is_made_once(make: Any) -> None:
+    _, ours = layers()
+    x = torch.randn(N_NODES, 3, dtype=torch.float64)
+    rows, size = ROWS[:, [0, 1, 2, 3, 5]], (N_NODES, N_NODES)
+    matrix, other = (make(part, torch.ones(part.shape[1]), size) for part in (rows, rows[:, 1:]))
+    graphs = []
+    for each in (matrix, other, matrix):
+        ours(x, each)
+        graphs += [kept.graph for kept in _kept[each].values()]
+    first, of_other, again = graphs
+    assert first is again
+    assert (first.n_edges, of_other.n_edges) == (N_NODES * 2 - 1, N_NODES * 2 - 2)
