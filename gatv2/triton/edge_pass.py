@@ -17,7 +17,7 @@ from gatv2.triton.rows import Rows, Tile, bounds, feature_rows, tile_of
 from gatv2.triton.tiles import columns, heads_of, load_rows, load_vector, pair_of, score
 
 WIDTH = tl.constexpr(16)
-"""Features of edges whose gradients a program makes; the least that a product of matrices takes."""
+"""Edge features whose gradients a program makes; the least that a product of matrices takes."""
 
 
 @triton.jit(do_not_specialize=["graph", "n_chunks"])

@@ -150,7 +150,7 @@ def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor,
 
 
 def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor]:
-    """Gradients of the features of edges and of their projection; empty where there are none."""
+    """Gradients of the edge features and of their projection; empty where there are none."""
     arguments, layout = call.arguments, call.layout
     none = arguments.query.new_empty(0)
     if arguments.edge_features is None or arguments.edge_projection is None:

@@ -19,7 +19,7 @@ from gatv2.triton.shape import Tile
 @pytest.fixture(autouse=True)
 def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts and tiles that show all and take little time: for many edges, all are larger."""
-    split, rows, edges = 4, Tile(rows=32, edges=8, warps=1), Tile(rows=64, edges=1, warps=1)
+    split, rows, edges = 4, Tile(rows=64, edges=4, warps=1), Tile(rows=64, edges=1, warps=1)
     if request.node.get_closest_marker("many_edges"):
         split, rows, edges = 1024, Tile(2048, 16, 1), Tile(2048, 1, 1)
     monkeypatch.setattr(launch, "SPLIT", split)

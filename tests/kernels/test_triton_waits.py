@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from waits import Waits, watch
 
 from gatv2 import GATv2, Graph, GraphAttentionV2Layer
+from gatv2.random import as_seed
 from gatv2.triton.support import IS_INTERPRETED
 
 N_NODES, N_EDGES, D = 7, 45, 3
@@ -125,6 +126,13 @@ def test_the_check_sees_a_wait_within_a_kernel(
     step = step_over(prepared("sparse", "cpu"), "sparse", GATv2, has_edges=False)
     monkeypatch.setattr(launch, "run", run_and_wait)
     assert set(seen_in(step, waits)) == {"aten::item"}
+
+
+def test_an_int_as_a_seed_is_not_copied() -> None:
+    waits = Waits()
+    with waits:
+        seed = as_seed(-3, torch.device("cpu"))
+    assert (int(seed), waits.seen) == (-3, [])
 
 
 @pytest.mark.parametrize(
