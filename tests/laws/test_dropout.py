@@ -111,6 +111,7 @@ def test_the_share_of_dropped_edges(dropout: float) -> None:
         assert ((share - dropout).abs() < 5 * deviation).all()
 
 
+@pytest.mark.many_edges
 def test_what_is_kept_is_scaled(kernel: Kernel) -> None:
     """The mean over many queries that are the same is the output without dropout."""
     n_same = 500

@@ -48,8 +48,9 @@ def test_everything_is_given_on_the_device(graph: Graph | Tensor) -> None:
         "edges": EdgeInputs(torch.ones(3, 2), torch.ones(2, 3, 2)),
         "score_bias": torch.ones(3, 1),
     }
-    attention(*features(), graph, **options)
-    on_device.attention_on(attention, torch.device("meta"))(*features(), graph, **options)
+    moved: Any = on_device.attention_on(attention, torch.device("meta"))
+    for attend in (attention, moved):
+        attend(*features(), graph, **options)
     assert given == [{"cpu"}, {"meta"}]
 
 
