@@ -5,6 +5,7 @@ RESULTS ?= results
 
 JAX_LAWS = agreement batches bipartite dispatch dropout edge_features edge_features_transforms empty gradcheck \
     head_masks order parallel_edges parts rows saved_tensors
+TRITON_TESTS = tests/kernels/test_triton_interpreted.py tests/kernels/test_triton_waits.py
 WORKFLOWS = $(wildcard .github/workflows/*.yml)
 SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 
@@ -16,6 +17,9 @@ demo: $(VENV)/examples
 # a file is one process's work: what its fixtures make is made once, and fewer kernels are compiled at once
 test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+ifeq ($(shell uname),Linux)  # the only one that Triton is for
+	$(MAKE) test-triton
+endif
 
 # laws that kernels obey, of those of JAX; not what asks PyTorch's compiler, maps over a graph, or asks for equal
 # bits of two programs
@@ -25,7 +29,7 @@ test-jax: $(VENV)/dev
 # the kernels for GPUs, interpreted on the CPU, in a process of their own: Triton asks once
 test-triton: $(VENV)/dev
 	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=few $(VENV)/bin/python -m pytest -n auto -p interpreted \
-	    tests/laws tests/kernels/test_triton_interpreted.py -k triton
+	    tests/laws $(TRITON_TESTS) -k triton
 
 # the Numba kernels with every index checked, in a cache of their own
 test-boundscheck: $(VENV)/dev

@@ -69,7 +69,7 @@ def as_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
     if isinstance(seed, int):
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"`seed` must lie in [-2**63, 2**63); got {seed}")
-        return torch.tensor(seed, dtype=torch.int64, device=device)
+        return torch.full((), seed, dtype=torch.int64, device=device)  # made there, not copied
     if not isinstance(seed, Tensor):
         try:
             return as_seed(operator.index(seed), device)  # NumPy's integers

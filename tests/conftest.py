@@ -13,14 +13,13 @@ from poison import poisoned_memory
 from runnable import RUNNABLE
 
 from gatv2.dispatch import Kernel
-from gatv2.triton.support import IS_INTERPRETED
 
 # hundreds of programs are compiled that run once
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # modules that a first call imports, loaded now: poison is put into what is loaded
 _modules = ["dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort"]
-if IS_INTERPRETED:
+if any(kernel.name == "triton" for kernel in RUNNABLE):
     _modules += ["dense.triton_kernel", "sparse.triton_kernel"]
 for _module in _modules:
     with suppress(ImportError):

@@ -75,13 +75,13 @@ class Problem(NamedTuple):
     n_counters: Index
     """Dropout's counters of a query and a key, for all heads."""
     n_edge_rows: Index
-    """Rows of features of edges, or of what is added to their scores, of a feature set."""
+    """Rows of edge features, or of what is added to their scores, of a feature set."""
     slope: Number
     """The negative slope."""
 
 
 class EdgeFeatures(NamedTuple):
-    """The features of edges, x, and the projection that is applied to them."""
+    """The edge features, x, and the projection that is applied to them."""
 
     x: Floats
     """[rows, D]."""
@@ -234,7 +234,7 @@ class PerEdge(NamedTuple):
 
 
 class EdgeGradients(NamedTuple):
-    """Of the features of edges and their projection."""
+    """Of the edge features and their projection."""
 
     d_x: Floats
     """[feature sets, rows, D], or empty if nobody wants it."""
@@ -274,7 +274,7 @@ def as_problem(problem: Plain) -> Problem:
 
 @inline
 def as_edge_features(edges: Plain | None) -> EdgeFeatures | None:
-    """Name the features of edges, if there are any."""
+    """Name the edge features, if there are any."""
     if edges is None:
         return None
     return EdgeFeatures(*edges)

@@ -69,10 +69,10 @@ class Launch:
         n_copies: feature sets that share one graph.
         n_queries: queries of a feature set.
         n_keys: keys of a feature set.
-        n_edge_rows: rows of features of edges, or of score_bias, of a feature set; 0 if there are none.
+        n_edge_rows: rows of edge features, or of score_bias, of a feature set; 0 if there are none.
         attn: attn, padded.
         problem: the elements of `gatv2.numba.arguments.Problem`.
-        edges: features of edges, as the kernels read them; None if there are none.
+        edges: edge features, as the kernels read them; None if there are none.
         plain_edges: the same as a plain tuple.
         bias: score_bias, without a gradient, as the kernels read it; None if there is none.
         plain_bias: the same as a plain tuple.

@@ -1,4 +1,4 @@
-"""Features of edges in the fused kernels: projected while an edge is read, never stored projected.
+"""Edge features in the fused kernels: projected while an edge is read, never stored projected.
 
 Of edge (i, j) with features x_ij `[D]`, W_e x_ij is added to query_i + key_j before LeakyReLU. The
 projection lies as `[D, heads, features]`, padded, so that each feature of an edge scales a whole tile.
@@ -45,7 +45,7 @@ def first_x_of(edges: EdgeFeatures | None, place: Place) -> Index:
 
 @inline
 def prefetch_features(flat: VectorClass, x: Floats, at: Index, n_features: Index) -> None:
-    """Ask for the features of an edge, which start at `at`, ahead of their use."""
+    """Ask for the edge features, which start at `at`, ahead of their use."""
     for d in range(0, n_features, flat.lanes):
         prefetch(flat, x, at + d)
 

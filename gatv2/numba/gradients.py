@@ -157,7 +157,7 @@ class Gradients:
 
 
 class EdgeFeatureGradients:
-    """Gradients of the features of edges and of their projection.
+    """Gradients of the edge features and of their projection.
 
     Attributes:
         d_x: `[copies * rows, D]`, without rows if nobody wants it.

@@ -49,7 +49,7 @@ class Shape(NamedTuple):
 
 
 class Features(NamedTuple):
-    """The features, and those of edges."""
+    """The features of nodes, and the edge features."""
 
     query: Pointer
     """`[copies * n_queries, n_heads, n_hidden]`."""
@@ -115,9 +115,9 @@ class Sizes(NamedTuple):
     mask_step: Number
     """Entries between the masks of two feature sets; 0 if they share one."""
     n_features: Number
-    """D, features of an edge."""
+    """D, the number of edge features."""
     feature_step: Number
-    """Rows between the features of edges of two feature sets; 0 if they share them."""
+    """Rows between the edge features of two feature sets; 0 if they share them."""
     bias_step: Any
     """Rows between the biases of two feature sets; 0 if they share one."""
 

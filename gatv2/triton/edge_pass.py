@@ -17,7 +17,7 @@ from gatv2.triton.rows import Rows, Tile, bounds, feature_rows, tile_of
 from gatv2.triton.tiles import columns, heads_of, load_rows, load_vector, pair_of, score
 
 WIDTH = tl.constexpr(16)
-"""Features of edges whose gradients a program makes; the least that a product of matrices takes."""
+"""Edge features whose gradients a program makes; the least that a product of matrices takes."""
 
 
 @triton.jit(do_not_specialize=["graph", "n_chunks"])
@@ -53,18 +53,13 @@ def edge_kernel(
     for begin in range(chunk * shape.rows, graph.sizes.n_edges, n_chunks * shape.rows):
         rows = edges_as_rows(begin, graph, shape)
         tile = tile_of(rows, 0, problem, shape)
-        g, is_used = slopes_of(tile, rows, problem, cotangents, shape)
+        g = slopes_of(tile, rows, problem, cotangents, shape)
         x_row = feature_rows(tile.number, rows.is_whole, graph.sizes.feature_step, problem)
         is_there = tile.is_used[:, None] & is_feature[None, :]
         at = x_row[:, None] * n_features + feature[None, :]
         x = tl.load(features.of_edges + at, mask=is_there, other=0.0).to(shape.accumulator)
-        if shape.has_unused:  # of a head that does not use the edge, x may be NaN: 0 * NaN is not 0
-            is_finite = x - x == 0.0
-            spoiled = tl.dot(
-                tl.trans(is_used), tl.where(is_finite, 0.0, 1.0), input_precision="ieee"
-            )
-            d_projection += tl.where(spoiled > 0, float("nan"), 0.0).to(shape.accumulator)
-            x = tl.where(is_finite, x, 0.0)
+        if shape.has_unused:  # 0 * NaN is not 0; where a head does use it, g is NaN
+            x = tl.where(x - x == 0.0, x, 0.0)
         d_projection += tl.dot(tl.trans(g), x, input_precision="ieee", out_dtype=shape.accumulator)
         if results.d_features is not None:
             d_x = tl.dot(g, projection, input_precision="ieee", out_dtype=shape.accumulator)
@@ -93,8 +88,8 @@ def edges_as_rows(begin: tl.tensor, graph: Graph, shape: tl.constexpr) -> Rows:
 @triton.jit
 def slopes_of(
     tile: Tile, rows: Rows, problem: Problem, cotangents: Cotangents, shape: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
-    """A * de * s of each edge, and 1 where a head uses it, else 0; `[edges, heads * hidden]`."""
+) -> tl.tensor:
+    """A * de * s of each edge, `[edges, heads * hidden]`."""
     features, sizes, copy = problem.features, problem.graph.sizes, problem.copy
     query_row, key_row = copy * sizes.n_queries + tile.query, copy * sizes.n_keys + tile.key
     statistics = statistics_of(query_row, tile, problem, cotangents, shape)
@@ -107,6 +102,6 @@ def slopes_of(
     d = tl.sum(d_out * key, axis=3, keep_dims=True)
     _, de = weights_of(scores, d, statistics, tile, is_used, rows, problem, shape)
     g = problem.attn * tl.where(pair > 0, de, de * problem.slope)
-    uses = tl.broadcast_to(tl.where(is_used, 1.0, 0.0), g.shape)
-    row: tl.constexpr = shape.heads * shape.hidden
-    return tl.reshape(g, [shape.rows, row]), tl.reshape(uses, [shape.rows, row])
+    # of one edge, the sum is itself: from what is before it the compiler would take how a product is
+    # laid out, which of a mask of bytes no product of float64 can be
+    return tl.reshape(tl.sum(g, axis=0), [shape.rows, shape.heads * shape.hidden])

@@ -27,10 +27,8 @@ CHUNKS = 4096
 """Shares of d_attn, at most; more than programs that run at once on any GPU."""
 EDGE_SHARES = 1 << 22
 """Numbers in the shares of the gradient of the projection of edges, at most, in one feature set."""
-TILE: Tile | None = None
-"""A tile for all passes over rows, whatever the features; None for the one that suits them."""
 ONE_ROW, TWO_ROWS = 32, 16
-"""Registers of each thread for a row of features an edge, in passes that gather one of them or two."""
+"""Registers of each thread for a row of features an edge, in passes that hold one of them or two."""
 
 
 class Lists(NamedTuple):
@@ -145,7 +143,7 @@ class Call:
     def row_shape(self, registers: int, *, is_by_key: bool = False) -> of_kernel.Shape:
         """What a pass over rows is compiled for."""
         dtype = self.arguments.query.dtype
-        tile = TILE or row_tile(self.n_heads, self.padded_hidden, dtype, registers)
+        tile = row_tile(self.n_heads, self.padded_hidden, dtype, registers)
         return self.shape(tile, is_by_key=is_by_key)
 
     def graph(self, shape: of_kernel.Shape) -> of_kernel.Graph:

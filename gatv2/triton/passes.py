@@ -98,7 +98,7 @@ def _or_none(tensor: Tensor) -> Tensor | None:
 
 def _over_queries(call: Call, given: of_kernel.Cotangents) -> Tensor:
     """d_query; fills in `given.statistics`."""
-    shape = call.row_shape(launch.ONE_ROW)
+    shape = call.row_shape(launch.TWO_ROWS)
     graph = call.graph(shape)
     n_slots = call.n_copies * graph.order.n_slots
     results = of_kernel.QueryResults(
@@ -150,12 +150,14 @@ def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor,
 
 
 def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor]:
-    """Gradients of the features of edges and of their projection; empty where there are none."""
+    """Gradients of the edge features and of their projection; empty where there are none."""
     arguments, layout = call.arguments, call.layout
     none = arguments.query.new_empty(0)
     if arguments.edge_features is None or arguments.edge_projection is None:
         return none, none
-    shape = call.shape(edge_tile(call.n_heads, call.padded_hidden, launch.TWO_ROWS))
+    dtype = arguments.query.dtype
+    tile = edge_tile(call.n_heads, call.padded_hidden, dtype, launch.TWO_ROWS)
+    shape = call.shape(tile)
     shape = shape._replace(hidden=max(shape.hidden, WIDTH.value // shape.heads))
     graph = call.graph(shape)
     graph = graph._replace(edges=graph.edges._replace(query=layout.query()))
@@ -165,7 +167,7 @@ def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor
     n_chunks = max(min(-(-layout.n_edges // shape.rows), launch.EDGE_SHARES // size), 1)
     d_features = None
     if arguments.wants_rows:
-        d_features = call.empty(*arguments.edge_features.shape, dtype=arguments.query.dtype)
+        d_features = call.empty(*arguments.edge_features.shape, dtype=dtype)
     shares = call.empty(call.n_copies, n_chunks, call.n_heads, call.padded_hidden, n_features)
     launch.run(
         edge_kernel,

@@ -52,7 +52,8 @@ def row_tile(n_heads: int, n_hidden: int, dtype: torch.dtype, registers: int) ->
     return Tile(rows, max(registers // registers_an_edge, 1), warps)
 
 
-def edge_tile(n_heads: int, n_hidden: int, registers: int) -> Tile:
+def edge_tile(n_heads: int, n_hidden: int, dtype: torch.dtype, registers: int) -> Tile:
     """For the pass over edges, each of which is a row: the least that a product of matrices takes."""
     rows, length = 16, power_of_two(n_heads) * power_of_two(n_hidden)
-    return Tile(rows, 1, min(max(rows * length // (LANES * registers), 1), MAX_WARPS))
+    values = rows * length * (computed_in(dtype).itemsize // 4)
+    return Tile(rows, 1, min(max(values // (LANES * registers), 1), MAX_WARPS))

@@ -30,6 +30,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
 }
 NONE = "constexpr"
+FORWARD = ("forward", "join")
 BY_KEY = ("key", "join_keys")
 
 
@@ -74,10 +75,10 @@ def shape_of(case: Case) -> of_kernel.Shape:
     hidden = padded_hidden(case.n_heads, case.n_hidden, case.dtype)
     tile_hidden = power_of_two(hidden)
     if case.name == "edge":
-        tile = edge_tile(case.n_heads, hidden, launch.TWO_ROWS)
+        tile = edge_tile(case.n_heads, hidden, case.dtype, launch.TWO_ROWS)
         tile_hidden = max(tile_hidden, WIDTH.value // power_of_two(case.n_heads))
     else:
-        registers = launch.TWO_ROWS if case.name in BY_KEY else launch.ONE_ROW
+        registers = launch.ONE_ROW if case.name in FORWARD else launch.TWO_ROWS
         tile = row_tile(case.n_heads, hidden, case.dtype, registers)
     return of_kernel.Shape(
         n_heads=case.n_heads,

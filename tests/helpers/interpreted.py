@@ -12,14 +12,20 @@ import pytest
 import torch
 import triton.language as tl
 
-from gatv2.triton import launch
+from gatv2.triton import launch, passes
 from gatv2.triton.shape import Tile
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _small_parts() -> None:
-    launch.SPLIT, launch.CHUNKS = 4, 2
-    launch.TILE = Tile(rows=16, edges=16, warps=1)
+@pytest.fixture(autouse=True)
+def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts and tiles that show all and take little time: for many edges, all are larger."""
+    split, rows, edges = 4, Tile(rows=64, edges=4, warps=1), Tile(rows=64, edges=1, warps=1)
+    if request.node.get_closest_marker("many_edges"):
+        split, rows, edges = 1024, Tile(2048, 16, 1), Tile(2048, 1, 1)
+    monkeypatch.setattr(launch, "SPLIT", split)
+    monkeypatch.setattr(launch, "CHUNKS", 2)
+    monkeypatch.setattr(launch, "row_tile", lambda *_: rows)
+    monkeypatch.setattr(passes, "edge_tile", lambda *_: edges)
 
 
 @pytest.fixture(autouse=True)

@@ -18,11 +18,11 @@ PASSES = ("forward", "query", "key")
 
 # registers of a thread, at most, forward, over queries and over keys
 LIMITS: dict[tuple[int, int], tuple[int, int, int]] = {
-    (8, 8): (96, 128, 124),
-    (4, 32): (80, 128, 96),
-    (1, 64): (96, 128, 128),
-    (1, 256): (161, 139, 140),
-    (8, 7): (96, 128, 124),
+    (8, 8): (96, 96, 124),
+    (4, 32): (80, 88, 87),
+    (1, 64): (96, 96, 128),
+    (1, 256): (161, 96, 140),
+    (8, 7): (96, 96, 124),
 }
 PLAIN = {
     Case(name, *size): limit
@@ -38,22 +38,30 @@ def cases_8x8(limits: tuple[int, ...], **options: object) -> dict[Case, int]:
     }
 
 
-OTHERS = {
-    **cases_8x8((128, 164, 168), dropout=True),
-    **cases_8x8((165, 168, 158, 168), has_edge_features=True),
-    **cases_8x8((104, 128, 127), mask_heads=8),
-    **cases_8x8((104, 128, 168), bias_heads=1),
-    **cases_8x8((104, 128, 168), bias_heads=8),
-    **cases_8x8((104, 128, 127), dtype=torch.bfloat16),
-    **cases_8x8((128, 168, 168), dtype=torch.float64),
-    **cases_8x8((104, 128, 127), has_parts=True),
-    **cases_8x8((128, 168, 128), is_dense=True, mask_heads=1),
-    Case("query", 8, 8, has_d_alpha=True): 168,
+ALLOWED = {
+    **PLAIN,
+    **cases_8x8((128, 128, 168), dropout=True),
+    **cases_8x8((165, 128, 158, 168), has_edge_features=True),
+    **cases_8x8((104, 96, 127), mask_heads=8),
+    **cases_8x8((104, 104, 168), bias_heads=1),
+    **cases_8x8((124, 104, 168), bias_heads=8),
+    **cases_8x8((104, 96, 127), dtype=torch.bfloat16),
+    **cases_8x8((128, 104, 168), dtype=torch.float64),
+    **cases_8x8((168, 168, 168, 168), dtype=torch.float64, has_edge_features=True, mask_heads=8),
+    **cases_8x8((104, 96, 127), has_parts=True),
+    **cases_8x8((128, 96, 144), is_dense=True, mask_heads=1),
+    Case("query", 8, 8, has_d_alpha=True): 96,
     Case("key", 8, 8, has_d_alpha=True): 168,
     Case("join", 8, 8, has_parts=True): 64,
     Case("join_queries", 8, 8, has_parts=True): 64,
     Case("join_keys", 8, 8, has_parts=True): 64,
 }
+"""Registers of a thread, at most."""
+SPILLED = {
+    (80, Case("key", 8, 8, dropout=True)): 8,
+    (80, Case("query", 8, 8, dtype=torch.float64)): 8,
+}
+"""Bytes that the assembler spills, so that more programs run at once; none elsewhere."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,9 +74,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def assert_fits(kernel: Compiled, limit: int) -> None:
+def assert_fits(kernel: Compiled, limit: int, spilled: int = 0) -> None:
     """No value is spilled to memory, and enough programs run at once."""
-    assert kernel.spilled == 0, f"{kernel.spilled} bytes are spilled"
+    assert kernel.spilled <= spilled, f"{kernel.spilled} bytes are spilled"
     assert kernel.registers <= limit, f"{kernel.registers} registers, allowed {limit}"
 
 
@@ -83,20 +91,13 @@ def assert_no_barrier(kernel: Compiled) -> None:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("case", PLAIN, ids=str)
-def test_plain_passes(case: Case, capability: int) -> None:
+@pytest.mark.parametrize("case", ALLOWED, ids=str)
+def test_passes(case: Case, capability: int) -> None:
     kernel = compiled(case, capability)
-    assert_fits(kernel, PLAIN[case])
+    assert_fits(kernel, ALLOWED[case], SPILLED.get((capability, case), 0))
     assert_loads_16_bytes(kernel)
-    if case.n_hidden <= 32 and case.name != "key":
+    if case in PLAIN and case.n_hidden <= 32 and case.name != "key":
         assert_no_barrier(kernel)
-
-
-@pytest.mark.parametrize("case", OTHERS, ids=str)
-def test_other_passes(case: Case) -> None:
-    kernel = compiled(case, CAPABILITIES[-1])
-    assert_fits(kernel, OTHERS[case])
-    assert_loads_16_bytes(kernel)
 
 
 def test_the_checks_see_what_is_wrong() -> None:

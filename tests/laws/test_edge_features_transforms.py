@@ -32,10 +32,12 @@ def tensors_of(kernel: Kernel, *batch_shape: int) -> list[Tensor]:
 
 
 def test_gradcheck(kernel: Kernel) -> None:
-    leaves = [x.requires_grad_() for x in tensors_of(kernel, 2)]
-    is_interpreted = kernel.name == "triton"  # where each of some hundred evaluations takes a while
+    is_interpreted = kernel.name == "triton"  # where each evaluation of a graph takes a while
+    leaves = [x.requires_grad_() for x in tensors_of(kernel, *([] if is_interpreted else [2]))]
     assert torch.autograd.gradcheck(function_of(kernel), leaves, fast_mode=is_interpreted)
-    assert torch.autograd.gradgradcheck(function_of(kernel), leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(
+        function_of(kernel), leaves, fast_mode=True, check_undefined_grad=not is_interpreted
+    )
 
 
 REFERENCES = {kernel.backend: kernel for kernel in KERNELS if kernel.name == "torch"}
@@ -43,8 +45,14 @@ REFERENCES = {kernel.backend: kernel for kernel in KERNELS if kernel.name == "to
 
 def test_jacobians(kernel: Kernel) -> None:
     tensors, argnums = tensors_of(kernel), (0, 1, 2, 3, 4, 5)
-    actual = jacrev(function_of(kernel), argnums=argnums)(*tensors)
-    exact = jacfwd(function_of(REFERENCES[kernel.backend]), argnums=argnums)(*tensors)
+    step = 7 if kernel.name == "triton" else 1  # interpreted, each row takes a while
+
+    def some_results(kernel: Kernel) -> Any:
+        function = function_of(kernel)
+        return lambda *x: function(*x)[::step]
+
+    actual = jacrev(some_results(kernel), argnums=argnums)(*tensors)
+    exact = jacfwd(some_results(REFERENCES[kernel.backend]), argnums=argnums)(*tensors)
     for a, e in zip(actual, exact, strict=True):
         assert_agrees(a, e)
 

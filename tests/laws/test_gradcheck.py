@@ -27,7 +27,8 @@ def test_gatv2(kernel: Kernel, dropout: float) -> None:
     graph = GRAPH if kernel.backend == "sparse" else GRAPH.coalesce()
     options = {"dropout": dropout, "seed": 11, "return_attention": True}
     attend = attention_over(graph, **by(kernel), **options)
-    assert torch.autograd.gradcheck(attend, inputs(1))
+    # interpreted, there is time for one direction of all inputs
+    assert torch.autograd.gradcheck(attend, inputs(1), fast_mode=kernel.name == "triton")
 
 
 @pytest.mark.parametrize("backend", ["dense", "sparse"])

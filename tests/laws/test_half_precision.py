@@ -60,6 +60,7 @@ def results(
 @pytest.mark.parametrize("given", HALF, ids=str)
 @pytest.mark.parametrize("to_hub", [True, False])
 @pytest.mark.parametrize(("degree", "of_edges"), [(300, False), (3_000, True), (100_000, False)])
+@pytest.mark.many_edges
 def test_of_a_hub(
     kernel: Kernel, given: torch.dtype, degree: int, to_hub: bool, of_edges: bool
 ) -> None:
@@ -74,6 +75,7 @@ def test_of_a_hub(
 
 
 @pytest.mark.parametrize("given", HALF, ids=str)
+@pytest.mark.many_edges
 def test_under_autocast(kernel: Kernel, given: torch.dtype) -> None:
     """What autocast lowers is not what attention sums."""
     graph, options = star(3_000, to_hub=True), by(kernel)
