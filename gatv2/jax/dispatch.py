@@ -1,9 +1,9 @@
 """Which kernel does the work: a tuple of kernels, each of which says why it can't.
 
 "jax" is plain JAX, which serves every transformation, platform and dtype. "numba" is fused, for the CPU,
-under every transformation too, and so is "pallas", for GPUs. "auto" is one primitive of JAX, which is
-lowered to the fused kernel for the CPU and to plain JAX for anything else, when it is known for what a
-program is compiled: Pallas's kernels are taken by name only, until they have run on a GPU.
+under every transformation too, and so is "pallas", over edges, for GPUs. "auto" is one primitive of JAX,
+which is lowered to the fused kernel of a platform, and to plain JAX where there is none that serves the
+call, when it is known for what a program is compiled.
 In `jax.shard_map` each device has the kernel that it would have alone; what XLA cuts up over a mesh of
 devices by itself is plain JAX.
 """
@@ -20,6 +20,7 @@ from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
 from gatv2.jax.numba import kernel as numba_kernel
 from gatv2.jax.primitives.attention import attend
+from gatv2.jax.primitives.call import UNSUPPORTED
 from gatv2.jax.sparse import pallas_kernel
 from gatv2.jax.sparse import reference as sparse
 from gatv2.jax.sparse.tangent import Features
@@ -80,13 +81,19 @@ def serves_every_call(*_inputs: object, with_alpha: bool) -> list[str]:
     return []
 
 
+def unsupported_by_all(features: Features, adjacency: Adjacency, *, with_alpha: bool) -> list[str]:
+    """The reasons against every fused kernel; none if one of them serves the call."""
+    reasons = [tell(features, adjacency, with_alpha=with_alpha) for tell in UNSUPPORTED.values()]
+    return [] if [] in reasons else [reason for of_one in reasons for reason in of_one]
+
+
 by_platform, by_numba, by_pallas = (
     partial(attend, kernel=name) for name in ("auto", "numba", "pallas")
 )
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("auto", "sparse", by_platform, numba_kernel.unsupported),
-    Kernel("auto", "dense", by_platform, numba_kernel.unsupported),
+    Kernel("auto", "sparse", by_platform, unsupported_by_all),
+    Kernel("auto", "dense", by_platform, unsupported_by_all),
     Kernel("jax", "sparse", sparse.gatv2_attention, serves_every_call),
     Kernel("jax", "dense", dense.gatv2_attention, serves_every_call),
     Kernel("numba", "sparse", by_numba, numba_kernel.unsupported),
@@ -123,7 +130,7 @@ def select_kernel(
         ValueError: no kernel of that name, or it can't serve these inputs.
 
     Example:
-        The fused kernel on the CPU, and plain JAX on other platforms:
+        The fused kernel of the platform that a program is compiled for, and plain JAX on others:
 
         >>> import jax.numpy as jnp
         >>> query, attn, mask = jnp.ones((2, 4, 8)), jnp.ones((4, 8)), jnp.ones((2, 2, 1), bool)

@@ -161,9 +161,9 @@ def gatv2_attention(
             every element of the batch has the mask of batch element 0, unless it has its own seed.
         flow: "source_to_target", PyTorch Geometric's default, turns `graph` round.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
-        kernel: "jax" (plain JAX, for any platform), "numba" (fused, for the CPU), "pallas" (fused, for
-            GPUs; edges without features or a bias), or "auto": the fused one where a program is compiled
-            for the CPU, plain JAX elsewhere; see :mod:`gatv2.jax.dispatch`.
+        kernel: "jax" (plain JAX, for any platform), "numba" (fused, for the CPU), "pallas" (fused, over
+            edges, for GPUs; not measured on one yet), or "auto": the fused one of the platform that a
+            program is compiled for, plain JAX where there is none; see :mod:`gatv2.jax.dispatch`.
         return_attention: whether to return :math:`\alpha` too, before dropout.
         return_lse: whether to return :math:`\log \sum_{j \in N_i} \exp e_{ij}` too, which joins
             attention over parts of the keys; see :func:`gatv2.functional.gatv2_attention`.

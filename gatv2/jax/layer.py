@@ -115,8 +115,10 @@ class StaticConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kernel == "numba":
-            raise ValueError("the static control has only kernel='jax' (or 'auto'); got 'numba'")
+        if self.kernel not in ("auto", "jax"):
+            raise ValueError(
+                f"the static control has only kernel='jax' (or 'auto'); got {self.kernel!r}"
+            )
         if self.edge_dim is not None:
             raise ValueError("edges of the static control have no features: use a `Config`")
 

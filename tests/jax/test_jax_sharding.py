@@ -19,6 +19,11 @@ import pytest
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 gat = pytest.importorskip("gatv2.jax")
+from gatv2.jax.edge_features import EdgeInputs  # noqa: E402
+from gatv2.jax.fused import Options  # noqa: E402
+from gatv2.jax.sparse import pallas_kernel  # noqa: E402
+from gatv2.jax.sparse.tangent import Features  # noqa: E402
+
 P, NamedSharding = jax.sharding.PartitionSpec, jax.sharding.NamedSharding
 AxisType = jax.sharding.AxisType
 
@@ -90,6 +95,11 @@ def collectives(program: Any) -> set[str]:
     return {name for name in COLLECTIVES if re.search(rf"\b{name}(-start)?\(", text)}
 
 
+def is_fused_on_gpus(traced: Any) -> bool:
+    """Whether a program for GPUs has kernels of Pallas."""
+    return "__gpu$xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 def check(
     function: Attend,
     inputs: Inputs,
@@ -157,8 +167,9 @@ def queries_in_shard_map() -> None:
     for kernel in ("numba", "jax"):
         function = shard(partial(of_part, kernel=kernel, **options))
         check(function, on_devices, parts, cotangents, expected)
-    by_default = jax.jit(shard(of_part)).lower(on_devices, parts)
-    assert "gatv2_sparse_forward" in by_default.as_text()
+    by_default = jax.jit(shard(of_part)).trace(on_devices, parts)
+    assert "gatv2_sparse_forward" in by_default.lower().as_text()
+    assert is_fused_on_gpus(by_default)
     with pytest.raises(ValueError, match=r"out_specs"):  # results differ from device to device
         jax.shard_map(of_part, mesh=mesh, in_specs=(specs, own), out_specs=P())(on_devices, parts)
 
@@ -180,6 +191,49 @@ def queries_in_shard_map() -> None:
     expected = reference(dense, mask, cotangent)
     for kernel in ("numba", "jax"):
         check(shard(partial(attend, kernel=kernel)), on_devices, rows, cotangents, expected)
+
+
+def interpreted_in_shard_map() -> None:
+    """The kernels for GPUs, as each device has them: values and gradients."""
+    mesh = jax.make_mesh((4,), ("x",))
+    inputs, cotangent, mask = draw()
+    graph = gat.Graph.from_mask(mask)
+    own, everywhere = P("x"), P()
+    split = inputs._replace(
+        edge_features=graph.split_edges(inputs.edge_features, 4),
+        score_bias=graph.split_edges(inputs.score_bias, 4),
+    )
+    options = Options(negative_slope=0.2, dropout=0.0, with_alpha=False)
+
+    def of_part(inputs: Inputs, parts: Any, d_out: Any) -> Any:
+        rows, bias = inputs.edge_features[0], inputs.score_bias[0]
+        edges = EdgeInputs(rows, inputs.edge_projection)
+        features = Features(inputs.query, inputs.key, inputs.attn, edges, bias)
+        call = (features, gat.random.as_seed(0), first_of_parts(parts), options)
+        out, lse, nothing = pallas_kernel.forward(*call, interpret=True)
+        given = (d_out, nothing, nothing, lse)
+        gradients = pallas_kernel.backward(given, *call, (True,) * 6, interpret=True)
+        d_query, *shared, d_rows, d_projection, d_bias = gradients
+        d_key, d_attn, d_projection = (jax.lax.psum(x, "x") for x in (*shared, d_projection))
+        return out, Inputs(d_query, d_key, d_attn, d_rows[None], d_projection, d_bias[None])
+
+    specs = Inputs(own, everywhere, everywhere, own, everywhere, own)
+    function = jax.shard_map(
+        of_part,
+        mesh=mesh,
+        in_specs=(specs, own, own),
+        out_specs=(own, specs),
+        check_vma=False,  # Pallas's interpreter does not know of it
+    )
+    out, *gradients = reference(inputs, graph, cotangent)
+    of_whole = Inputs(*gradients)
+    expected = of_whole._replace(
+        edge_features=graph.split_edges(of_whole.edge_features, 4),
+        score_bias=graph.split_edges(of_whole.score_bias, 4),
+    )
+    on_devices = placed(mesh, specs, split)
+    parts, cotangents = (placed(mesh, own, x) for x in (graph.split(4), cotangent))
+    assert_same(jax.jit(function)(on_devices, parts, cotangents), (out, expected))
 
 
 def keys_in_shard_map() -> None:
@@ -234,6 +288,7 @@ def batch_and_heads() -> None:
             on_devices = placed(mesh, own, inputs)
             everywhere, cotangents = placed(mesh, P(), adjacency), placed(mesh, nodes, cotangent)
             check(partial(attend, **options), on_devices, everywhere, cotangents, expected)
+            assert not is_fused_on_gpus(jax.jit(attend).trace(on_devices, everywhere))
             by_name = jax.jit(partial(attend, kernel="numba")).trace(on_devices, everywhere)
             with pytest.raises(ValueError, match=r"call it in `jax.shard_map`, or use kernel='a"):
                 by_name.lower()
@@ -297,6 +352,7 @@ def what_is_sent_is_seen() -> None:
 
 CASES = (
     queries_in_shard_map,
+    interpreted_in_shard_map,
     keys_in_shard_map,
     batch_and_heads,
     results_on_explicit_axes,

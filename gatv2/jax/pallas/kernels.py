@@ -1,15 +1,12 @@
 """The kernels: a program for each row and, ahead of them, one for each part of rows of many edges."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas
-from jax.experimental.pallas import triton
 
-from gatv2.jax.mesh import struct_like, vary_alike
 from gatv2.jax.pallas import tiles
+from gatv2.jax.pallas.launch import CHUNKS, Arrays, Run, heads_of, like
 from gatv2.jax.pallas.passes import (
     FORWARD,
     OVER_KEYS,
@@ -23,57 +20,46 @@ from gatv2.jax.pallas.passes import (
 )
 from gatv2.jax.pallas.tiles import Shape
 
-Arrays = tuple[jax.Array, ...]
-Types = Sequence[jax.ShapeDtypeStruct]
 
-CHUNKS = 4096
-"""Shares of d_attn, at most; more than programs that run at once on any GPU."""
+def attend(arguments: Arguments, shape: Shape, run: Run, *, with_alpha: bool) -> Arrays:
+    """(out `[n_queries, heads * hidden]`, log-sum-exp `[n_queries, heads]`).
 
-
-class Run(Protocol):
-    """Runs a number of programs, given what they read and the types of what they write."""
-
-    def __call__(  # noqa: D102
-        self, program: Callable[..., None], n_programs: int, inputs: tuple[Any, ...], results: Types
-    ) -> Arrays: ...
-
-
-def attend(arguments: Arguments, shape: Shape, run: Run) -> Arrays:
-    """(out `[n_queries, heads * hidden]`, log-sum-exp `[n_queries, heads]`)."""
+    With alpha also what its pass reads: the largest score and 1 / the sum of p, `[n_queries, heads]`.
+    """
 
     def program(row: jax.Array, arguments: Arguments, slots: Any, results: Any) -> None:
         sums = sum_rows(FORWARD, row, arguments, slots, shape)
         is_empty = sums.total == 0
         total = jnp.where(is_empty, 1, sums.total)
-        out, lse = results
-        tiles.store(out, row, sums.values / total[:, None])
-        lse_of_row = jnp.where(is_empty, -jnp.inf, finite(sums.largest) + jnp.log(total))
-        tiles.store(lse, row, lse_of_row)
+        largest = finite(sums.largest)
+        lse = jnp.where(is_empty, -jnp.inf, largest + jnp.log(total))
+        values = (sums.values / total[:, None], lse, largest, 1 / total)
+        for result, value in zip(results, values, strict=False):
+            tiles.store(result, row, value)
 
-    query = arguments.nodes.query
-    results = [like(query), heads_of(query.shape[0], shape)]
+    query = arguments.features.query
+    results = [like(query), *[heads_of(query.shape[0], shape)] * (3 if with_alpha else 1)]
     slots = sum_parts(FORWARD, arguments, shape, run)
     return run(program, query.shape[0], (arguments, slots), results)
 
 
 def differentiate_queries(arguments: Arguments, shape: Shape, run: Run) -> Arrays:
-    """d_query, and what the pass over keys reads: log-sum-exp, 1 / the sum of p, and delta."""
+    """d_query, and the `Statistics` that other passes read: log-sum-exp, 1 / the sum of p, and delta."""
 
     def program(row: jax.Array, arguments: Arguments, slots: Any, results: Any) -> None:
-        cotangents = arguments.cotangents
-        assert cotangents is not None
+        features, _, _, cotangents, statistics = arguments
         sums = sum_rows(OVER_QUERIES, row, arguments, slots, shape)
         inverse = jnp.where(sums.total == 0, 0, 1 / jnp.where(sums.total == 0, 1, sums.total))
         delta = sums.total_d * inverse
         if cotangents.d_lse is not None:
             delta -= tiles.load(cotangents.d_lse, row, shape.heads)
-        attn = tiles.load_vector(arguments.nodes.attn, shape)
+        attn = tiles.load_vector(features.attn, shape)
         scaled = (sums.d_slopes - delta[:, None] * sums.slopes) * inverse[:, None]
-        lse = finite(tiles.load(cotangents.lse, row, shape.heads))
+        lse = finite(tiles.load(statistics.lse, row, shape.heads))
         for result, values in zip(results, (attn * scaled, lse, inverse, delta), strict=True):
             tiles.store(result, row, values)
 
-    query = arguments.nodes.query
+    query = arguments.features.query
     results = [like(query), *[heads_of(query.shape[0], shape)] * 3]
     slots = sum_parts(OVER_QUERIES, arguments, shape, run)
     return run(program, query.shape[0], (arguments, slots), results)
@@ -81,7 +67,7 @@ def differentiate_queries(arguments: Arguments, shape: Shape, run: Run) -> Array
 
 def differentiate_keys(arguments: Arguments, shape: Shape, run: Run) -> Arrays:
     """d_key, and shares of d_attn, `[shares, heads * hidden]`: not one for each key."""
-    key = arguments.nodes.key
+    key = arguments.features.key
     n_keys, n_chunks = key.shape[0], min(key.shape[0], CHUNKS)
 
     def program(chunk: jax.Array, arguments: Arguments, slots: Any, results: Any) -> None:
@@ -118,40 +104,3 @@ def sum_parts(way: Pass, arguments: Arguments, shape: Shape, run: Run) -> Arrays
         for x in jax.eval_shape(lambda: way.nothing(shape))
     ]
     return run(program, n_slots, (arguments,), results)
-
-
-def like(array: jax.Array) -> jax.ShapeDtypeStruct:
-    """The type of an array."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
-
-
-def heads_of(n: int, shape: Shape) -> jax.ShapeDtypeStruct:
-    """The type of numbers of heads, in the dtype that is computed in."""
-    return jax.ShapeDtypeStruct((n, shape.heads), shape.dtype)
-
-
-def run_by_triton(
-    program: Callable[..., None],
-    n_programs: int,
-    inputs: tuple[Any, ...],
-    results: Types,
-    *,
-    n_warps: int,
-    interpret: bool,
-) -> Arrays:
-    """Run `program(number, *inputs, results)` for each number."""
-    leaves, structure = jax.tree.flatten(inputs)
-    arrays = vary_alike(*leaves)
-
-    def kernel(*references: Any) -> None:
-        read = jax.tree.unflatten(structure, references[: len(leaves)])
-        program(pallas.program_id(0), *read, references[len(leaves) :])
-
-    call = pallas.pallas_call(
-        kernel,
-        out_shape=[struct_like(jax.typeof(arrays[0]), x.shape, x.dtype) for x in results],
-        grid=(n_programs,),
-        compiler_params=triton.CompilerParams(num_warps=n_warps, num_stages=1),
-        interpret=interpret,
-    )
-    return tuple(call(*arrays))

@@ -1,17 +1,18 @@
 """What a program does with a row of edges: forward, backward over queries, backward over keys.
 
-With x = query_i + key_j, s_ij = 1 where x is positive, else the negative slope, and p before it is
-divided by its sum,
+With x = query_i + key_j, and W_e x_ij of edges with features, s_ij = 1 where x is positive, else the
+negative slope, and p before it is divided by its sum,
 
-    p_ij = exp(e_ij - lse_i),   dp_ij = keep_ij * (d_out_i . key_j)
+    p_ij = exp(e_ij - lse_i),   dp_ij = keep_ij * (d_out_i . key_j) + d_alpha_ij
     delta_i = sum_j p dp / sum_j p - d_lse_i
     d_query_i = a * (sum_j p dp s - delta_i sum_j p s) / sum_j p
     de_ij = p_ij (dp_ij - delta_i) / sum_j p
     d_key_j = sum_i keep_ij p_ij d_out_i / sum_j p + a * sum_i de_ij s_ij
     d_attn = sum_ij de_ij LeakyReLU(x_ij)
 
-A program works on a row, or on a part of one, and nothing of an edge is written. `lse` is rounded: that
-p is divided by its own sum makes up for it. The same passes in Triton are in `gatv2.triton`.
+A program works on a row, or on a part of one, and nothing of an edge is written: what is, has the pass
+over edges, `gatv2.jax.pallas.edge_pass`. `lse` is rounded: that p is divided by its own sum makes up for
+it. The same passes in Triton are in `gatv2.triton`.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 
 from gatv2.jax.pallas import tiles
 from gatv2.jax.pallas.rows import Order, Part, Reference, Sums, part_in, whole, with_parts
-from gatv2.jax.pallas.tiles import Dropout, Nodes, Shape
+from gatv2.jax.pallas.tiles import Dropout, Features, Shape, Tile
 from gatv2.jax.sparse.reference import leaky_relu
 
 
@@ -58,24 +59,34 @@ class OverKey(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """What the backward passes read of queries."""
+    """What the backward passes are given; all but the first are None if they are zero."""
 
     d_out: Reference
     d_lse: Reference
-    """`[n_queries, heads]`; None if it is zero, or has been read."""
+    """`[n_queries, heads]`."""
+    d_alpha: Reference
+    """`[n_edges, n_heads]`, by query."""
+
+
+class Statistics(NamedTuple):
+    """Of queries, `[n_queries, heads]` each: p is exp(score - lse) * inverse."""
+
     lse: Reference
-    inverse: Reference
-    """1 / the sum of p; None before the pass over queries."""
-    delta: Reference
+    """The log-sum-exp, or any number near it."""
+    inverse: Reference = None
+    """1 / the sum of p without it; None before there is one."""
+    delta: Reference = None
+    """None, as `inverse`, and where only p is asked for."""
 
 
 class Arguments(NamedTuple):
-    """What every program reads."""
+    """What every program reads; the forward pass has no cotangents and no statistics."""
 
-    nodes: Nodes
+    features: Features
     order: Order
     dropout: Dropout
-    cotangents: Cotangents | None
+    cotangents: Cotangents
+    statistics: Statistics
 
 
 class Pass(NamedTuple):
@@ -108,20 +119,21 @@ def sum_part(way: Pass, slot: jax.Array, arguments: Arguments, shape: Shape) -> 
 
 def forward(part: Part, arguments: Arguments, shape: Shape) -> Forward:
     """Scores, an online softmax over tiles of edges, and the weighted sum: a key is also the value."""
-    nodes, order, dropout, _ = arguments
-    query = tiles.load_row(nodes.query, part.row, shape)
-    attn = tiles.load_vector(nodes.attn, shape)
+    features, order, dropout, *_ = arguments
+    query = tiles.load_row(features.query, part.row, shape)
+    attn = tiles.load_vector(features.attn, shape)
 
     def step(i: jax.Array, sums: Forward) -> Forward:
-        tile = tiles.tile_of(part, i, order, nodes.key.shape[0], shape)
-        key = tiles.load_rows(nodes.key, tile, shape)
-        scores = tiles.score(query[None] + key, attn, tile, shape)
+        tile = tiles.tile_of(part, i, order, features.key.shape[0], shape)
+        key = tiles.load_rows(features.key, tile.key, tile.is_used, shape)
+        pair = tiles.pair_of(query[None], key, tile, features, order, shape)
+        scores = tiles.score(pair, attn, tile, features, order, shape)
         largest = jnp.maximum(sums.largest, jnp.max(scores, axis=0))
         p = jnp.exp(scores - finite(largest)[None])
         total = jnp.sum(p, axis=0)
         if dropout.seed is not None:
-            p = p * tiles.keep_of(part, tile, order, dropout, shape)
-        values = jnp.sum(p[:, :, None] * key, axis=0)
+            p = p * tiles.keep_of(tile, order, dropout, shape)
+        values = jnp.sum(p[:, :, None] * tiles.only_used(key, scores), axis=0)
         return join_forward(sums, Forward(values, largest, total))
 
     return looped(part, step, empty_forward(shape), shape)
@@ -146,26 +158,42 @@ def join_forward(first: Forward, second: Forward) -> Forward:
 
 def over_query(part: Part, arguments: Arguments, shape: Shape) -> OverQuery:
     """All sums are made before delta is known, in one sweep."""
-    nodes, order, dropout, cotangents = arguments
-    assert cotangents is not None
-    query = tiles.load_row(nodes.query, part.row, shape)
+    features, order, _, cotangents, statistics = arguments
+    query = tiles.load_row(features.query, part.row, shape)
     d_out = tiles.load_row(cotangents.d_out, part.row, shape)
-    lse = finite(tiles.load(cotangents.lse, part.row, shape.heads))
-    attn = tiles.load_vector(nodes.attn, shape)
+    lse = finite(tiles.load(statistics.lse, part.row, shape.heads))
+    attn = tiles.load_vector(features.attn, shape)
 
     def step(i: jax.Array, sums: OverQuery) -> OverQuery:
-        tile = tiles.tile_of(part, i, order, nodes.key.shape[0], shape)
-        key = tiles.load_rows(nodes.key, tile, shape)
-        pair = query[None] + key
-        p = jnp.exp(tiles.score(pair, attn, tile, shape) - lse[None])
-        d = jnp.sum(d_out[None] * key, axis=2)
-        if dropout.seed is not None:
-            d = d * tiles.keep_of(part, tile, order, dropout, shape)
+        tile = tiles.tile_of(part, i, order, features.key.shape[0], shape)
+        key = tiles.load_rows(features.key, tile.key, tile.is_used, shape)
+        pair = tiles.pair_of(query[None], key, tile, features, order, shape)
+        scores = tiles.score(pair, attn, tile, features, order, shape)
+        p = jnp.exp(scores - lse[None])
+        d = d_alpha_of(d_out[None], key, tile, scores, arguments, shape)
         weight = p[:, :, None] * slope_of(pair, shape)
         own = (weight, weight * d[:, :, None], p, p * d)
         return add(sums, OverQuery(*(x.sum(axis=0) for x in own)))
 
     return looped(part, step, over_no_edges(shape), shape)
+
+
+def d_alpha_of(
+    d_out: jax.Array,
+    key: jax.Array,
+    tile: Tile,
+    scores: jax.Array,
+    arguments: Arguments,
+    shape: Shape,
+) -> jax.Array:
+    """The gradient of each coefficient, dp, `[edges, heads]`; zero where a head has no edge."""
+    _, order, dropout, cotangents, _ = arguments
+    d = jnp.sum(d_out * key, axis=2)
+    if dropout.seed is not None:
+        d = d * tiles.keep_of(tile, order, dropout, shape)
+    if cotangents.d_alpha is not None:
+        d = d + tiles.load_heads(cotangents.d_alpha, tile.number, tile.is_used, shape)
+    return tiles.only_used(d, scores)
 
 
 def over_no_edges(shape: Shape) -> OverQuery:
@@ -176,31 +204,48 @@ def over_no_edges(shape: Shape) -> OverQuery:
 
 def over_key(part: Part, arguments: Arguments, shape: Shape) -> OverKey:
     """All that needs de itself; scores are computed again."""
-    nodes, order, dropout, cotangents = arguments
-    assert cotangents is not None
-    key = tiles.load_row(nodes.key, part.row, shape)
-    attn = tiles.load_vector(nodes.attn, shape)
+    features, order, *_ = arguments
+    key = tiles.load_row(features.key, part.row, shape)
+    attn = tiles.load_vector(features.attn, shape)
 
     def step(i: jax.Array, sums: OverKey) -> OverKey:
-        tile = tiles.tile_of(part, i, order, nodes.query.shape[0], shape)
-        query = tiles.load_rows(nodes.query, tile, shape)
-        d_out = tiles.load_rows(cotangents.d_out, tile, shape)
-        lse, inverse, delta = (
-            tiles.load_heads(x, tile, shape)
-            for x in (cotangents.lse, cotangents.inverse, cotangents.delta)
-        )
-        pair = query + key[None]
-        p = jnp.exp(tiles.score(pair, attn, tile, shape) - lse) * inverse
-        d, kept = jnp.sum(d_out * key[None], axis=2), p
-        if dropout.seed is not None:
-            keep = tiles.keep_of(part, tile, order, dropout, shape)
-            d, kept = d * keep, p * keep
-        de = (p * (d - delta))[:, :, None]
+        tile = tiles.tile_of(part, i, order, features.query.shape[0], shape)
+        query = tiles.load_rows(features.query, tile.query, tile.is_used, shape)
+        pair = tiles.pair_of(query, key[None], tile, features, order, shape)
+        scores = tiles.score(pair, attn, tile, features, order, shape)
+        d_out, kept, de = weights_of(key[None], tile, scores, arguments, shape)
+        de, pair = de[:, :, None], tiles.only_used(pair, scores)
         d_key = kept[:, :, None] * d_out + attn[None] * (de * slope_of(pair, shape))
         d_attn = de * leaky_relu(pair, shape.negative_slope)
         return add(sums, OverKey(d_key.sum(axis=0), d_attn.sum(axis=0)))
 
     return looped(part, step, of_no_edges(shape), shape)
+
+
+def weights_of(
+    key: jax.Array, tile: Tile, scores: jax.Array, arguments: Arguments, shape: Shape
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of edges: d_out of their queries, keep * p, and de."""
+    _, order, dropout, cotangents, statistics = arguments
+    d_out = tiles.load_rows(cotangents.d_out, tile.query, tile.is_used, shape)
+    p = coefficients_of(tile, scores, statistics, shape)
+    d = d_alpha_of(d_out, key, tile, scores, arguments, shape)
+    delta = tiles.load_heads(statistics.delta, tile.query, tile.is_used, shape)
+    de = tiles.only_used(p * (d - delta), scores)
+    if dropout.seed is not None:
+        p = p * tiles.keep_of(tile, order, dropout, shape)
+    return tiles.only_used(d_out, scores), p, de
+
+
+def coefficients_of(
+    tile: Tile, scores: jax.Array, statistics: Statistics, shape: Shape
+) -> jax.Array:
+    """P of edges, `[edges, heads]`: after the softmax, before dropout."""
+    lse, inverse = (
+        tiles.load_heads(x, tile.query, tile.is_used, shape)
+        for x in (statistics.lse, statistics.inverse)
+    )
+    return tiles.only_used(jnp.exp(scores - lse) * inverse, scores)
 
 
 def of_no_edges(shape: Shape) -> OverKey:

@@ -28,6 +28,10 @@ class Order(NamedTuple):
     """The edges of row r are `ptr[r]:ptr[r + 1]`."""
     other: Reference
     """`[n_edges]`: the node at the edge's other end."""
+    number: Reference
+    """`[n_edges]`: where the edge stands by query; None if that is here."""
+    feature_row: Reference
+    """`[n_edges]`: the row of its features and of its bias; None if it has neither."""
     multiplicity: Reference
     """`[n_edges]`: how many edges before it have the same ends; None without dropout."""
     window_rows: Reference
@@ -42,16 +46,15 @@ class Part(NamedTuple):
     stop: jax.Array
 
 
-def order_of(ptr: jax.Array, other: jax.Array, multiplicity: jax.Array | None, split: int) -> Order:
-    """The edges in one order, and which rows windows of them meet."""
-    n_edges = other.shape[0]
+def window_rows_of(ptr: jax.Array, n_edges: int, split: int) -> jax.Array | None:
+    """Which rows windows of edges meet, as `Order` has them."""
     if n_edges <= split:  # no row can have more
-        return Order(ptr, other, multiplicity, None)
+        return None
     first = jnp.arange(0, n_edges, split)
     last = jnp.minimum(first + split, n_edges) - 1
     edges = jnp.stack((first, last), axis=1).reshape(-1).astype(ptr.dtype)
     rows = jnp.searchsorted(ptr, edges, side="right") - 1
-    return Order(ptr, other, multiplicity, rows.astype(jnp.int32))
+    return rows.astype(jnp.int32)
 
 
 def bounds(order: Order, row: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -2,6 +2,8 @@
 
 Heads and hidden are powers of two, as every size of a program is: features are padded with zeros in
 memory. A load is of two dimensions, one a row of features, and is only then brought to three.
+
+Where a score is -inf a head has no edge, and what belongs to it may be NaN: nothing of it reaches a sum.
 """
 
 from typing import Any, NamedTuple
@@ -39,13 +41,21 @@ class Shape(NamedTuple):
     """Whether rows are keys, and not queries."""
 
 
-class Nodes(NamedTuple):
-    """What is read of nodes; rows are `[n, heads * hidden]`, numbers of heads `[n, heads]`."""
+class Features(NamedTuple):
+    """The features of nodes, in rows of heads * hidden, and those of edges."""
 
     query: Reference
+    """`[n_queries, heads * hidden]`."""
     key: Reference
+    """`[n_keys, heads * hidden]`."""
     attn: Reference
     """`[heads * hidden]`."""
+    of_edges: Reference
+    """`[rows, D]`; None, as the next, if edges have no features."""
+    projection: Reference
+    """`[D, heads * hidden]`."""
+    bias: Reference
+    """`[rows, 1 or n_heads]`: what is added to scores; None if nothing is."""
 
 
 class Dropout(NamedTuple):
@@ -60,12 +70,18 @@ class Dropout(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Some edges of a row, `[edges]` each."""
+    """Some edges, `[edges]` each."""
 
     at: jax.Array
-    other: jax.Array
+    """Where the edge stands in this order."""
+    number: jax.Array
+    """Where it stands by query."""
+    query: jax.Array
+    key: jax.Array
+    is_there: jax.Array
+    """Whether it has a place in this order: rows are of different lengths."""
     is_used: jax.Array
-    """Whether the edge is there: rows are of different lengths."""
+    """Whether it is there and no padding."""
 
 
 def tile_of(part: Part, i: jax.Array, order: Order, n_others: int, shape: Shape) -> Tile:
@@ -73,7 +89,17 @@ def tile_of(part: Part, i: jax.Array, order: Order, n_others: int, shape: Shape)
     at = part.start + i * shape.edges + jnp.arange(shape.edges, dtype=part.start.dtype)
     is_there = at < part.stop
     other = triton.load(order.other.at[at], mask=is_there, other=0)
-    return Tile(at, other, is_there & (other >= 0) & (other < n_others))
+    number = at
+    if order.number is not None:
+        number = triton.load(order.number.at[at], mask=is_there, other=0)
+    row = jnp.broadcast_to(part.row, (shape.edges,)).astype(other.dtype)
+    query, key = (other, row) if shape.is_by_key else (row, other)
+    return Tile(at, number, query, key, is_there, is_there & is_index(other, n_others))
+
+
+def is_index(index: jax.Array, n: int) -> jax.Array:
+    """Whether an index points to one of n nodes."""
+    return (index >= 0) & (index < n)
 
 
 def count_tiles(part: Part, shape: Shape) -> jax.Array:
@@ -93,21 +119,36 @@ def load_row(reference: Reference, row: jax.Array, shape: Shape) -> jax.Array:
     return values.astype(shape.dtype).reshape(shape.heads, shape.hidden)
 
 
-def load_rows(reference: Reference, tile: Tile, shape: Shape) -> jax.Array:
-    """The rows of features of a tile's other nodes; zero where there is no edge."""
-    column = whole_axis(shape.heads * shape.hidden)
-    mask = jnp.broadcast_to(tile.is_used[:, None], (shape.edges, column.shape[0]))
-    at = reference.at[tile.other[:, None], column[None, :]]
-    values = triton.load(at, mask=mask, other=0)
+def load_rows(reference: Reference, row: jax.Array, mask: jax.Array, shape: Shape) -> jax.Array:
+    """A row of features for each edge of a tile, `[edges, heads, hidden]`; zero without an edge."""
+    values = load_block(reference, row, mask, whole_axis(shape.heads * shape.hidden))
     return values.astype(shape.dtype).reshape(shape.edges, shape.heads, shape.hidden)
 
 
-def load_heads(reference: Reference, tile: Tile, shape: Shape) -> jax.Array:
-    """One number for each head of a tile's other nodes, `[edges, heads]`; zero without an edge."""
-    head = whole_axis(shape.heads)
-    mask = jnp.broadcast_to(tile.is_used[:, None], (shape.edges, shape.heads))
-    at = reference.at[tile.other[:, None], head[None, :]]
-    return triton.load(at, mask=mask, other=0).astype(shape.dtype)
+def load_heads(reference: Reference, row: jax.Array, mask: jax.Array, shape: Shape) -> jax.Array:
+    """A number for each edge of a tile and each head, `[edges, heads]`; zero without an edge.
+
+    `reference` is `[n, 1]`, the same for all heads, or has one for each, with or without padding.
+    """
+    head = whole_axis(1 if reference.shape[1] == 1 else shape.heads)
+    return load_block(reference, row, mask, head).astype(shape.dtype)
+
+
+def load_block(
+    reference: Reference, row: jax.Array, mask: jax.Array, column: jax.Array
+) -> jax.Array:
+    """Columns of rows, as a block; zero where it is not in memory."""
+    is_there = mask[:, None] & (column < reference.shape[1])[None, :]
+    return triton.load(reference.at[row[:, None], column[None, :]], mask=is_there, other=0)
+
+
+def store_block(
+    reference: Reference, row: jax.Array, mask: jax.Array, column: jax.Array, values: jax.Array
+) -> None:
+    """Store what `load_block` loads."""
+    is_there = mask[:, None] & (column < reference.shape[1])[None, :]
+    at = reference.at[row[:, None], column[None, :]]
+    triton.store(at, values.astype(reference.dtype), mask=is_there)
 
 
 def store(reference: Reference, row: jax.Array, values: jax.Array) -> None:
@@ -126,21 +167,60 @@ def whole_axis(size: int) -> jax.Array:
     return jnp.arange(size, dtype=jnp.int32)
 
 
-def score(pair: jax.Array, attn: jax.Array, tile: Tile, shape: Shape) -> jax.Array:
-    """The scores `[edges, heads]` of pairs, query + key; -inf without an edge."""
+def feature_rows(tile: Tile, order: Order) -> jax.Array:
+    """The row of each edge in what edges have; one past the end where there is no edge."""
+    n_rows = order.feature_row.shape[0]
+    return triton.load(order.feature_row.at[tile.at], mask=tile.is_there, other=n_rows)
+
+
+def pair_of(
+    query: jax.Array, key: jax.Array, tile: Tile, features: Features, order: Order, shape: Shape
+) -> jax.Array:
+    """Query + key, and W_e x of edges with features, before LeakyReLU: `[edges, heads, hidden]`."""
+    pair = query + key
+    if features.of_edges is None:
+        return pair
+    row = feature_rows(tile, order)
+
+    def add_feature(d: jax.Array, pair: jax.Array) -> jax.Array:
+        x = triton.load(features.of_edges.at[row, d], mask=tile.is_used, other=0)
+        w = load_row(features.projection, d, shape)
+        return pair + x.astype(shape.dtype)[:, None, None] * w[None]
+
+    projected: jax.Array = jax.lax.fori_loop(0, features.of_edges.shape[1], add_feature, pair)
+    return projected
+
+
+def score(
+    pair: jax.Array,
+    attn: jax.Array,
+    tile: Tile,
+    features: Features,
+    order: Order,
+    shape: Shape,
+) -> jax.Array:
+    """The scores of pairs, with their bias, `[edges, heads]`; -inf where a head has no edge."""
     scores = jnp.sum(leaky_relu(pair, shape.negative_slope) * attn[None], axis=2)
-    return jnp.where(tile.is_used[:, None], scores, -jnp.inf)
+    is_edge = tile.is_used[:, None]
+    if features.bias is not None:
+        bias = load_heads(features.bias, feature_rows(tile, order), tile.is_used, shape)
+        scores, is_edge = scores + bias, is_edge & (bias != -jnp.inf)
+    return jnp.where(is_edge, scores, -jnp.inf)
 
 
-def keep_of(part: Part, tile: Tile, order: Order, dropout: Dropout, shape: Shape) -> jax.Array:
+def only_used(values: jax.Array, scores: jax.Array) -> jax.Array:
+    """Values `[edges, heads, ...]`, zero where a head has no edge."""
+    is_edge = (scores != -jnp.inf).reshape(*scores.shape, *[1] * (values.ndim - 2))
+    return jnp.where(is_edge, values, 0)
+
+
+def keep_of(tile: Tile, order: Order, dropout: Dropout, shape: Shape) -> jax.Array:
     """The factor of each coefficient, `[edges, heads]`: that of `gatv2.jax.random.keep_mask`."""
-    row = jnp.broadcast_to(part.row, (shape.edges,)).astype(jnp.int32)
-    query, key = (tile.other, row) if shape.is_by_key else (row, tile.other)
-    block = query // max(shape.block_queries, 1)
+    block = tile.query // max(shape.block_queries, 1)
     numbers = []
     for node, ids, size in (
-        (query, dropout.query_id, shape.block_queries),
-        (key, dropout.key_id, shape.block_keys),
+        (tile.query, dropout.query_id, shape.block_queries),
+        (tile.key, dropout.key_id, shape.block_keys),
     ):
         if ids is None:
             numbers.append(node - block * size)

@@ -19,6 +19,7 @@ from gatv2.jax.graph import Graph
 from gatv2.jax.mesh import aval_like, vary_alike
 from gatv2.jax.precision import computed_in
 from gatv2.jax.primitives.call import (
+    UNSUPPORTED,
     Arrays,
     Call,
     attend_by_numba,
@@ -31,6 +32,7 @@ from gatv2.jax.primitives.call import (
 )
 from gatv2.jax.primitives.define import Bound, Static, define, run
 from gatv2.jax.primitives.mapped import Mapped, mapped_sizes, shape_of, summed
+from gatv2.jax.sparse.tangent import Features
 
 Tangents = Sequence[jax.Array | ad.Zero]
 Derivative = tuple[Sequence[jax.Array], Sequence[jax.Array]]
@@ -59,7 +61,13 @@ def attend(
         score_bias, adjacency = _without_head_mask(score_bias, adjacency)
         features = (*features, score_bias)
     leaves, structure = jax.tree.flatten(adjacency)
-    call = Call(structure, len(features), negative_slope, dropout, return_attention, kernel)
+    read = Features(query, key, attn, edges, score_bias)
+    fused = tuple(
+        name
+        for name, unsupported in UNSUPPORTED.items()
+        if not unsupported(read, adjacency, with_alpha=return_attention)
+    )
+    call = Call(structure, len(features), negative_slope, dropout, return_attention, kernel, fused)
     words = jnp.zeros(2, jnp.uint32) if seed is None else seed
     arrays = vary_alike(*features, words, *leaves)
     out, lse, alpha = attend_p.bind(*arrays, call=call, mapped=())

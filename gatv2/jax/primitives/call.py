@@ -19,6 +19,9 @@ from gatv2.jax.sparse.tangent import Features, tangent
 
 Arrays = tuple[jax.Array, ...]
 
+UNSUPPORTED = {"numba": numba_kernel.unsupported, "pallas": pallas_kernel.unsupported}
+"""What tells the reasons against each of the fused kernels."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -32,6 +35,7 @@ class Call:
         dropout: probability that a coefficient is dropped.
         with_alpha: whether the coefficients are wanted; else they are empty.
         kernel: "auto", or the name of a fused kernel, without which the call is an error.
+        fused: names of the fused kernels that serve the call.
     """
 
     adjacency: jax.tree_util.PyTreeDef
@@ -40,6 +44,7 @@ class Call:
     dropout: float
     with_alpha: bool
     kernel: str
+    fused: tuple[str, ...]
 
     @property
     def options(self) -> Options:
@@ -144,16 +149,17 @@ def cotangent_by_numba(*arrays: jax.Array, call: Call, wanted: tuple[bool, ...])
 
 
 def attend_by_pallas(*arrays: jax.Array, call: Call) -> Arrays:
-    """`attend_p` by the fused kernels for GPUs, which return no coefficients."""
+    """`attend_p` by the fused kernels for GPUs."""
     features, seed, adjacency = call.read(arrays)
     assert isinstance(adjacency, Graph)
-    out, lse = pallas_kernel.forward(features, seed, adjacency, call.options)
-    return out, lse, jnp.zeros(0, out.dtype)
+    return pallas_kernel.forward(features, seed, adjacency, call.options)
 
 
 def cotangent_by_pallas(*arrays: jax.Array, call: Call, wanted: tuple[bool, ...]) -> Arrays:
     """`cotangent_p` by the fused kernels for GPUs."""
-    lse, (d_out, d_lse, _) = arrays[0], arrays[-3:]
+    lse, cotangents = arrays[0], arrays[-3:]
     features, seed, adjacency = call.read(arrays[2:-3])
     assert isinstance(adjacency, Graph)
-    return pallas_kernel.backward((d_out, d_lse, lse), features, seed, adjacency, call.options)
+    return pallas_kernel.backward(
+        (*cotangents, lse), features, seed, adjacency, call.options, wanted
+    )

@@ -10,6 +10,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from gatv2.jax.mesh import is_all_manual
+from gatv2.jax.pallas.support import device_failure
 from gatv2.jax.primitives.call import Arrays, Call
 from gatv2.jax.primitives.mapped import Mapped, vmapped
 
@@ -71,7 +72,7 @@ def define(
     else:
         mlir.register_lowering(primitive, partial(_lower_for, None, plainly, plainly))
         for platform, name in KERNEL_OF.items():
-            rule = partial(_lower_for, name, plainly, fused[name])
+            rule = partial(_lower_for, platform, plainly, fused[name])
             mlir.register_lowering(primitive, rule, platform=platform)
     return primitive
 
@@ -104,20 +105,22 @@ def _batch(
 
 
 def _lower_for(
-    own: str | None,
+    platform: str | None,
     plainly: Callable[..., Arrays],
     fused: Callable[..., Arrays],
     context: mlir.LoweringRuleContext,
     *values: object,
     **params: Unpack[Lowered],
 ) -> "Values":
-    """The fused kernel of a platform, `own`, or plain JAX.
+    """The fused kernel of a platform, or plain JAX.
 
-    "auto" is plain JAX in a program that is exported, or that XLA cuts up for several devices; and on
-    GPUs, where Pallas's kernels are taken by their name only until they have run on one.
+    "auto" is plain JAX where the kernel can't serve the call, in a program that is exported, or that XLA
+    cuts up for several devices, and on GPUs that are too old.
     """
-    module, kernel = context.module_context, params["call"].kernel
-    is_of_one_device = is_all_manual(module.axis_context)
+    module, call = context.module_context, params["call"]
+    own = None if platform is None else KERNEL_OF[platform]
+    kernel, is_of_one_device = call.kernel, is_all_manual(module.axis_context)
+    failure = None if platform is None else device_failure(platform)
     if kernel not in ("auto", own):
         (*platforms,) = module.platforms
         raise ValueError(
@@ -129,8 +132,12 @@ def _lower_for(
             f"kernel={kernel!r} is of one device, and XLA can't cut it up over the several devices of "
             "the program: call it in `jax.shard_map`, or use kernel='auto', which is plain JAX here"
         )
-    is_exported = module.lowering_parameters.for_export
-    is_fused = kernel != "auto" or (own == "numba" and is_of_one_device and not is_exported)
+    if kernel != "auto" and failure:
+        raise ValueError(
+            f"kernel={kernel!r} {failure}: kernel='auto' and kernel='jax' run everywhere"
+        )
+    is_whole = is_of_one_device and not module.lowering_parameters.for_export
+    is_fused = kernel != "auto" or (own in call.fused and is_whole and not failure)
     return _lower(fused if is_fused else plainly, context, *values, **params)
 
 
