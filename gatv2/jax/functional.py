@@ -10,6 +10,7 @@ from gatv2.jax.checks import as_features, check_projections, check_static
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.dispatch import select_kernel
 from gatv2.jax.graph import Graph
+from gatv2.jax.precision import widened
 from gatv2.jax.prepared import Prepared
 from gatv2.jax.random import Seed, as_seed
 from gatv2.jax.sparse import reference as sparse
@@ -269,6 +270,7 @@ def gatv2_scores(
 
     def score(call: Prepared, attn: jax.Array) -> jax.Array:
         call = call.batched().without_removed()
+        call, attn = widened((call, attn))
         features = (call.query, call.key, attn)
         if isinstance(call.adjacency, Graph):
             scores = sparse.gatv2_scores(
@@ -276,7 +278,7 @@ def gatv2_scores(
             )
         else:
             scores = dense.gatv2_scores(*features, call.edges, negative_slope=negative_slope)
-        return call.scores(scores)
+        return call.scores(scores).astype(query.dtype)
 
     return call.on_auto_axes(score, ("alpha",))(call, attn)
 
@@ -354,14 +356,16 @@ def gat_attention(
     def attend(
         call: Prepared, attn_query: jax.Array, attn_key: jax.Array, seed: jax.Array | None
     ) -> jax.Array | tuple[jax.Array, ...]:
-        call = _readable(call)
+        dtype = call.query.dtype
+        call, attn_query, attn_key = widened((_readable(call), attn_query, attn_key))
         scores = call.add_bias(_score_statically(call, attn_query, attn_key, negative_slope))
         adjacency = call.adjacency
         if isinstance(adjacency, Graph):
             out, _, alpha = sparse.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
         else:
             out, _, alpha = dense.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
-        return call.results(out, None, alpha.astype(out.dtype) if return_attention else None)
+        wanted_alpha = alpha.astype(dtype) if return_attention else None
+        return call.results(out.astype(dtype), None, wanted_alpha)
 
     wanted = ("out", "alpha") if return_attention else ("out",)
     return call.on_auto_axes(attend, wanted)(call, *vectors, _seed_of(dropout, seed))
@@ -394,8 +398,10 @@ def gat_scores(
     )
 
     def score(call: Prepared, attn_query: jax.Array, attn_key: jax.Array) -> jax.Array:
-        call = _readable(call)
-        return call.scores(_score_statically(call, attn_query, attn_key, negative_slope))
+        dtype = call.query.dtype
+        call, attn_query, attn_key = widened((_readable(call), attn_query, attn_key))
+        scores = _score_statically(call, attn_query, attn_key, negative_slope)
+        return call.scores(scores).astype(dtype)
 
     return call.on_auto_axes(score, ("alpha",))(call, *vectors)
 

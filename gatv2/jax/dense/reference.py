@@ -24,6 +24,7 @@ from gatv2.jax.blocks import (
     sum_blocks,
 )
 from gatv2.jax.edge_features import EdgeInputs
+from gatv2.jax.precision import widened
 from gatv2.jax.random import keep_mask
 from gatv2.jax.sparse.reference import leaky_relu, score, vector_dot
 
@@ -58,12 +59,13 @@ def gatv2_attention(
         return_attention: whether to return alpha.
         score_bias: b `[*B, N, M, 1 or H]`; or None.
     """
-    mask = without_removed(mask, score_bias)
+    dtype, mask = query.dtype, without_removed(mask, score_bias)
+    query, key, attn, edges, score_bias = widened((query, key, attn, edges, score_bias))
     query, key, edges = without_padding(query, key, edges, mask)
     scores = gatv2_scores(query, key, attn, edges, negative_slope=negative_slope)
     scores = add_bias(scores, score_bias, mask)
     out, lse, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
-    return out, lse, alpha.astype(key.dtype) if return_attention else None
+    return out.astype(dtype), lse, alpha.astype(dtype) if return_attention else None
 
 
 def without_removed(mask: jax.Array, score_bias: jax.Array | None) -> jax.Array:
@@ -77,7 +79,7 @@ def add_bias(scores: jax.Array, score_bias: jax.Array | None, mask: jax.Array) -
     """Scores and their bias, of which nothing is read where the mask has no edge for a head."""
     if score_bias is None:
         return scores
-    return scores + jnp.where(mask, score_bias, 0).astype(scores.dtype)
+    return scores + jnp.where(mask, score_bias, 0)
 
 
 def gatv2_scores(
@@ -88,7 +90,7 @@ def gatv2_scores(
     *,
     negative_slope: float,
 ) -> jax.Array:
-    """e_ij for every pair, `[*B, N, M, H]`, in float32 or the wider dtype of the features."""
+    """e_ij for every pair, `[*B, N, M, H]`, of features in float32 or float64."""
 
     def scores_of(block: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         key, x = block
@@ -130,15 +132,15 @@ def attend(
     denominator = numerator.sum(axis=-2, keepdims=True)
     divisor = jnp.where(denominator == 0, 1, denominator)
     lse = jnp.where(denominator == 0, -math.inf, largest + jnp.log(divisor)).squeeze(-2)
-    alpha = numerator / divisor
+    alpha = jnp.where(mask, numerator / divisor, 0)  # not 0 / NaN, either
     weight = alpha
     if seed is not None:
         weight = jnp.where(_keep(seed, dropout, scores), alpha, 0) / (1 - dropout)
-    return _weighted_sum(weight, value).astype(value.dtype), lse, alpha
+    return _weighted_sum(weight, value), lse, alpha
 
 
 def _weighted_sum(weight: jax.Array, value: jax.Array) -> jax.Array:
-    """The sum of each query's values, in the weights' dtype: what has no weight may be NaN."""
+    """The sum of each query's values: what has no weight may be NaN."""
 
     def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
         weight, value = block
@@ -147,7 +149,7 @@ def _weighted_sum(weight: jax.Array, value: jax.Array) -> jax.Array:
 
     shape = (*weight.shape[:-2], *value.shape[-2:])
     n_blocks = count_blocks(value.shape[-3], math.prod(shape))
-    values = into_blocks(value.astype(weight.dtype), -3, n_blocks)
+    values = into_blocks(value, -3, n_blocks)
     blocks = (into_blocks(weight, -2, n_blocks), values)
     total: jax.Array = sum_blocks(add, jnp.zeros(shape, weight.dtype), blocks)
     return total
