@@ -1,6 +1,5 @@
 """Attention as pure functions: check the inputs, bring the graph to a backend's form, call a kernel."""
 
-from dataclasses import replace
 from typing import Literal, TypedDict, Unpack, overload
 
 import jax
@@ -272,12 +271,11 @@ def gatv2_scores(
         call = call.batched().without_removed()
         call, attn = widened((call, attn))
         features = (call.query, call.key, attn)
-        if isinstance(call.adjacency, Graph):
-            scores = sparse.gatv2_scores(
-                *features, call.adjacency, call.edges, negative_slope=negative_slope
-            )
+        adjacency, slope = call.adjacency, negative_slope
+        if isinstance(adjacency, Graph):
+            scores = sparse.gatv2_scores(*features, adjacency, call.edges, negative_slope=slope)
         else:
-            scores = dense.gatv2_scores(*features, call.edges, negative_slope=negative_slope)
+            scores = dense.gatv2_scores(*features, adjacency, call.edges, negative_slope=slope)
         return call.scores(scores).astype(query.dtype)
 
     return call.on_auto_axes(score, ("alpha",))(call, attn)
@@ -357,7 +355,9 @@ def gat_attention(
         call: Prepared, attn_query: jax.Array, attn_key: jax.Array, seed: jax.Array | None
     ) -> jax.Array | tuple[jax.Array, ...]:
         dtype = call.query.dtype
-        call, attn_query, attn_key = widened((_readable(call), attn_query, attn_key))
+        call, attn_query, attn_key = widened(
+            (call.batched().without_removed(), attn_query, attn_key)
+        )
         scores = call.add_bias(_score_statically(call, attn_query, attn_key, negative_slope))
         adjacency = call.adjacency
         if isinstance(adjacency, Graph):
@@ -399,7 +399,9 @@ def gat_scores(
 
     def score(call: Prepared, attn_query: jax.Array, attn_key: jax.Array) -> jax.Array:
         dtype = call.query.dtype
-        call, attn_query, attn_key = widened((_readable(call), attn_query, attn_key))
+        call, attn_query, attn_key = widened(
+            (call.batched().without_removed(), attn_query, attn_key)
+        )
         scores = _score_statically(call, attn_query, attn_key, negative_slope)
         return call.scores(scores).astype(dtype)
 
@@ -425,23 +427,14 @@ def _prepare_static(
     return call, attn_query, attn_key
 
 
-def _readable(call: Prepared) -> Prepared:
-    """What the static control computes with: nothing of nodes that no edge uses."""
-    call = call.batched().without_removed()
-    if isinstance(call.adjacency, Graph):
-        return call
-    query, key, _ = dense.without_padding(call.query, call.key, None, call.adjacency)
-    return replace(call, query=query, key=key)
-
-
 def _score_statically(
     call: Prepared, attn_query: jax.Array, attn_key: jax.Array, negative_slope: float
 ) -> jax.Array:
     """Scores of the static control, of what kernels read."""
-    features = (call.query, call.key, attn_query, attn_key)
-    if isinstance(call.adjacency, Graph):
-        return sparse.gat_scores(*features, call.adjacency, negative_slope=negative_slope)
-    return dense.gat_scores(*features, negative_slope=negative_slope)
+    features, adjacency = (call.query, call.key, attn_query, attn_key), call.adjacency
+    if isinstance(adjacency, Graph):
+        return sparse.gat_scores(*features, adjacency, negative_slope=negative_slope)
+    return dense.gat_scores(*features, adjacency, negative_slope=negative_slope)
 
 
 def _check_options(negative_slope: float, dropout: float = 0.0) -> None:

@@ -226,12 +226,8 @@ def only_used(values: jax.Array, block: Block) -> jax.Array:
 
 
 def features_of(edges: EdgeInputs, block: Block) -> jax.Array:
-    """Features of a block's edges, `[*B, n, D]`, zero for those that no head uses."""
-    features = gather(edges.features, block.edge, axis=-2)
-    if block.is_used is None:
-        return features
-    is_used = lead(block.is_used.any(-1, keepdims=True), features.ndim)
-    return jnp.where(is_used, features, 0)
+    """Features of a block's edges, `[*B, n, 1 or H, D]`, zero where a head does not use one."""
+    return only_used(gather(edges.features, block.edge, axis=-2)[..., None, :], block)
 
 
 def score(pair: jax.Array, attn: jax.Array, negative_slope: float) -> jax.Array:
