@@ -96,6 +96,8 @@ def tangent(
         if seed is not None:
             keep = keep_of(graph, at, seed, dropout, p)
             p, d_p = jnp.where(keep, p, 0), jnp.where(keep, d_p, 0)
+        # without weight there may be NaN, or infinity
+        value, d_value = (jnp.where((p != 0)[..., None], x, 0) for x in (value, d_value))
         message = d_p[..., None] * value + p[..., None] * d_value
         return add_to_queries(total, at.query, message, axis=-3), d_lse
 
