@@ -49,11 +49,14 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
     launch, mask = _launch(arguments)
     tiles, shape = launch.tiles, arguments.query.shape[:-2]
     n_keys, n_mask_heads = mask.shape[-2:]
+    out, lse, alpha, *_ = arguments.memory
     results = (
-        tiles.empty(*shape),
+        tiles.empty(*shape, given=out),
         tiles.empty_heads(*shape),
-        tiles.empty_heads(*shape),
-        tiles.empty_heads(*shape, n_keys) if arguments.wants_rows else tiles.empty_heads(0),
+        tiles.empty_heads(*shape, given=lse),
+        tiles.empty_heads(*shape, n_keys, given=alpha)
+        if arguments.wants_rows
+        else tiles.empty_heads(0),
     )
     n_rows = launch.n_copies * launch.n_queries
     run_chunks(

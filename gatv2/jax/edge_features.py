@@ -28,8 +28,10 @@ class EdgeInputs(NamedTuple):
     """W_e, `[H, F, D]`."""
 
     def project(self, features: jax.Array) -> jax.Array:
-        """W_e x: `[..., H, F]`."""
-        return jnp.einsum("...d,hfd->...hf", features, self.projection)
+        """W_e x, `[..., H, F]`, of features `[..., 1 or H, D]`, those of all heads or of each."""
+        if features.shape[-2] == 1:
+            return jnp.einsum("...d,hfd->...hf", features.squeeze(-2), self.projection)
+        return jnp.einsum("...hd,hfd->...hf", features, self.projection)
 
 
 def as_edge_inputs(

@@ -1,6 +1,5 @@
 """Attention as pure functions: check the inputs, bring the graph to a backend's form, call a kernel."""
 
-from dataclasses import replace
 from typing import Literal, TypedDict, Unpack, overload
 
 import jax
@@ -10,6 +9,7 @@ from gatv2.jax.checks import as_features, check_projections, check_static
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.dispatch import select_kernel
 from gatv2.jax.graph import Graph
+from gatv2.jax.precision import widened
 from gatv2.jax.prepared import Prepared
 from gatv2.jax.random import Seed, as_seed
 from gatv2.jax.sparse import reference as sparse
@@ -269,14 +269,14 @@ def gatv2_scores(
 
     def score(call: Prepared, attn: jax.Array) -> jax.Array:
         call = call.batched().without_removed()
+        call, attn = widened((call, attn))
         features = (call.query, call.key, attn)
-        if isinstance(call.adjacency, Graph):
-            scores = sparse.gatv2_scores(
-                *features, call.adjacency, call.edges, negative_slope=negative_slope
-            )
+        adjacency, slope = call.adjacency, negative_slope
+        if isinstance(adjacency, Graph):
+            scores = sparse.gatv2_scores(*features, adjacency, call.edges, negative_slope=slope)
         else:
-            scores = dense.gatv2_scores(*features, call.edges, negative_slope=negative_slope)
-        return call.scores(scores)
+            scores = dense.gatv2_scores(*features, adjacency, call.edges, negative_slope=slope)
+        return call.scores(scores).astype(query.dtype)
 
     return call.on_auto_axes(score, ("alpha",))(call, attn)
 
@@ -354,14 +354,18 @@ def gat_attention(
     def attend(
         call: Prepared, attn_query: jax.Array, attn_key: jax.Array, seed: jax.Array | None
     ) -> jax.Array | tuple[jax.Array, ...]:
-        call = _readable(call)
+        dtype = call.query.dtype
+        call, attn_query, attn_key = widened(
+            (call.batched().without_removed(), attn_query, attn_key)
+        )
         scores = call.add_bias(_score_statically(call, attn_query, attn_key, negative_slope))
         adjacency = call.adjacency
         if isinstance(adjacency, Graph):
             out, _, alpha = sparse.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
         else:
             out, _, alpha = dense.attend(scores, call.key, adjacency, dropout=dropout, seed=seed)
-        return call.results(out, None, alpha.astype(out.dtype) if return_attention else None)
+        wanted_alpha = alpha.astype(dtype) if return_attention else None
+        return call.results(out.astype(dtype), None, wanted_alpha)
 
     wanted = ("out", "alpha") if return_attention else ("out",)
     return call.on_auto_axes(attend, wanted)(call, *vectors, _seed_of(dropout, seed))
@@ -394,8 +398,12 @@ def gat_scores(
     )
 
     def score(call: Prepared, attn_query: jax.Array, attn_key: jax.Array) -> jax.Array:
-        call = _readable(call)
-        return call.scores(_score_statically(call, attn_query, attn_key, negative_slope))
+        dtype = call.query.dtype
+        call, attn_query, attn_key = widened(
+            (call.batched().without_removed(), attn_query, attn_key)
+        )
+        scores = _score_statically(call, attn_query, attn_key, negative_slope)
+        return call.scores(scores).astype(dtype)
 
     return call.on_auto_axes(score, ("alpha",))(call, *vectors)
 
@@ -419,23 +427,14 @@ def _prepare_static(
     return call, attn_query, attn_key
 
 
-def _readable(call: Prepared) -> Prepared:
-    """What the static control computes with: nothing of nodes that no edge uses."""
-    call = call.batched().without_removed()
-    if isinstance(call.adjacency, Graph):
-        return call
-    query, key, _ = dense.without_padding(call.query, call.key, None, call.adjacency)
-    return replace(call, query=query, key=key)
-
-
 def _score_statically(
     call: Prepared, attn_query: jax.Array, attn_key: jax.Array, negative_slope: float
 ) -> jax.Array:
     """Scores of the static control, of what kernels read."""
-    features = (call.query, call.key, attn_query, attn_key)
-    if isinstance(call.adjacency, Graph):
-        return sparse.gat_scores(*features, call.adjacency, negative_slope=negative_slope)
-    return dense.gat_scores(*features, negative_slope=negative_slope)
+    features, adjacency = (call.query, call.key, attn_query, attn_key), call.adjacency
+    if isinstance(adjacency, Graph):
+        return sparse.gat_scores(*features, adjacency, negative_slope=negative_slope)
+    return dense.gat_scores(*features, adjacency, negative_slope=negative_slope)
 
 
 def _check_options(negative_slope: float, dropout: float = 0.0) -> None:

@@ -144,13 +144,12 @@ class Prepared:
 
     def scores(self, scores: jax.Array) -> jax.Array:
         """Scores of edges or pairs, with their bias, as the caller sees them."""
-        dtype, adjacency = self.query.dtype, self.adjacency
-        scores = self.add_bias(scores)
+        adjacency, scores = self.adjacency, self.add_bias(scores)
         if not isinstance(adjacency, Graph):
-            return jnp.where(adjacency, scores, -math.inf).astype(dtype)
+            return jnp.where(adjacency, scores, -math.inf)
         if adjacency.head_mask is not None:
             scores = jnp.where(adjacency.head_mask, scores, -math.inf)
-        return adjacency.in_callers_order(scores, axis=-2).astype(dtype)
+        return adjacency.in_callers_order(scores, axis=-2)
 
     def without_removed(self) -> "Prepared":
         """The same without the edges that a bias of -inf takes from a head; for the references."""

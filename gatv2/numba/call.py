@@ -48,6 +48,8 @@ class ArrayArguments(NamedTuple):
     """[*mapped, *batch, edges or (queries, keys), 1 or heads], or None; no head mask comes with it."""
     wants_bias_rows: bool = False
     """Whether backward's gradient of score_bias is wanted."""
+    memory: tuple[Array | None, ...] = (None,) * 6
+    """Memory for the results, in their order, contiguous: what fits is written to, and returned."""
 
 
 class ArrayCotangents(NamedTuple):

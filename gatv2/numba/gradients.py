@@ -46,18 +46,19 @@ class Gradients:
         # a head that is padding has no weights: a bias of all heads is added to its scores, too
         self.lse = tiles.pad_heads(cotangents.lse, np.inf)
         self.d_lse = tiles.pad_heads(cotangents.d_lse)
-        self.d_query = tiles.empty(*call.query.shape[:-2])
-        self.d_key = tiles.empty(*call.key.shape[:-2])
+        d_query, d_key, _, d_features, _, d_bias = call.memory
+        self.d_query = tiles.empty(*call.query.shape[:-2], given=d_query)
+        self.d_key = tiles.empty(*call.key.shape[:-2], given=d_key)
         n_rows = max(launch.n_queries, launch.n_keys)
         self.n_chunks = count_chunks((n_edges + n_rows) * tiles.length)
         self.d_attn = np.zeros((launch.n_copies, self.n_chunks, tiles.length), tiles.dtype)
         self.edges: EdgeFeatureGradients | None = None
         if launch.edges is not None:
-            self.edges = EdgeFeatureGradients(launch, launch.edges, self.n_chunks)
+            self.edges = EdgeFeatureGradients(launch, launch.edges, self.n_chunks, d_features)
         self.d_bias = empty((0, 1), tiles.dtype)
         if launch.bias is not None and call.wants_bias_rows:
             n_rows = launch.n_copies * launch.n_edge_rows
-            self.d_bias = empty((n_rows, launch.bias.width), tiles.dtype)
+            self.d_bias = empty((n_rows, launch.bias.width), tiles.dtype, d_bias)
         self.first_query = 0
 
     def add(
@@ -164,13 +165,15 @@ class EdgeFeatureGradients:
         plain: the elements of `gatv2.numba.arguments.EdgeGradients`.
     """
 
-    def __init__(self, launch: Launch, edges: EdgeFeatures, n_chunks: int) -> None:
+    def __init__(
+        self, launch: Launch, edges: EdgeFeatures, n_chunks: int, d_features: Array | None
+    ) -> None:
         self.launch, self.projection, tiles = launch, edges.projection, launch.tiles
         n_features = edges.n_features
         self.shares = tiles.empty(launch.n_copies, n_chunks, n_features)
         self.shares.fill(0)
         n_rows = launch.n_copies * launch.n_edge_rows if launch.arguments.wants_rows else 0
-        self.d_x = empty((n_rows, n_features), tiles.dtype)
+        self.d_x = empty((n_rows, n_features), tiles.dtype, d_features)
         n_padded = n_features + -n_features % tiles.line
         by_lane = np.zeros((tiles.length, n_padded), tiles.dtype)
         by_lane[:, :n_features] = (

@@ -13,8 +13,14 @@ LINE_BYTES = 64
 _LARGE_BYTES = 1 << 16
 
 
-def empty(shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[np.generic]) -> Array:
-    """`np.empty`, but a large array starts with a cache line."""
+def empty(
+    shape: tuple[int, ...],
+    dtype: type[np.generic] | np.dtype[np.generic],
+    given: Array | None = None,
+) -> Array:
+    """`np.empty`, but a large array starts with a cache line; in the memory of `given`, if that fits."""
+    if given is not None and given.size == prod(shape) and given.dtype == dtype:
+        return given.reshape(shape)
     n_bytes = np.dtype(dtype).itemsize * prod(shape)
     if n_bytes < _LARGE_BYTES:
         return np.empty(shape, dtype)

@@ -91,13 +91,13 @@ class Tiles:
         padded[..., : self.n_heads] = values
         return padded.ravel()
 
-    def empty(self, *batch: int) -> Array:
-        """`[*batch, heads, features]` with padding, not initialised."""
-        return empty((*batch, *self.padded), self.dtype)
+    def empty(self, *batch: int, given: Array | None = None) -> Array:
+        """`[*batch, heads, features]` with padding, not initialised; `given`, if that fits."""
+        return empty((*batch, *self.padded), self.dtype, given)
 
-    def empty_heads(self, *batch: int) -> Array:
-        """`[*batch, heads]` with padding, not initialised."""
-        return empty((*batch, self.padded[0]), self.dtype)
+    def empty_heads(self, *batch: int, given: Array | None = None) -> Array:
+        """`[*batch, heads]` with padding, not initialised; `given`, if that fits."""
+        return empty((*batch, self.padded[0]), self.dtype, given)
 
     def crop(self, features: Array) -> Array:
         """The caller's part of padded `[..., heads, features]`."""

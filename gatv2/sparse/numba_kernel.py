@@ -53,11 +53,14 @@ def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
     launch = Launch(arguments, edge_id=graph.edge_id)
     tiles, (*batch, n_queries, _, _) = launch.tiles, arguments.query.shape
     n_edges = graph.key_index.size
+    out, lse, alpha, *_ = arguments.memory
     results = (
-        tiles.empty(*batch, n_queries),
+        tiles.empty(*batch, n_queries, given=out),
         tiles.empty_heads(*batch, n_queries),
-        tiles.empty_heads(*batch, n_queries),
-        tiles.empty_heads(*batch, n_edges) if arguments.wants_rows else tiles.empty_heads(0),
+        tiles.empty_heads(*batch, n_queries, given=lse),
+        tiles.empty_heads(*batch, n_edges, given=alpha)
+        if arguments.wants_rows
+        else tiles.empty_heads(0),
     )
     run_chunks(
         _forward,

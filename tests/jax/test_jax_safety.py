@@ -171,7 +171,7 @@ if __name__ == "__main__":
 def results_over(
     mask: Any, query: Any, key: Any, attn: Any, backend: Any, kernel: str
 ) -> list[Any]:
-    """Out, coefficients by pairs, log-sum-exp and gradients of random cotangents."""
+    """Out, coefficients by pairs and log-sum-exp, gradients, and derivatives along a direction."""
 
     def attend(*features: Any) -> Any:
         out, alpha, lse = gat.gatv2_attention(
@@ -186,11 +186,14 @@ def results_over(
             alpha = jnp.zeros((N, M, H), alpha.dtype).at[np.nonzero(mask.any(-1))].set(alpha)
         return out, alpha, lse
 
-    outcome, pullback = jax.vjp(attend, *map(jnp.asarray, (query, key, attn)))
+    features = tuple(map(jnp.asarray, (query, key, attn)))
+    outcome, pullback = jax.vjp(attend, *features)
     rng = np.random.default_rng(1)
+    direction = tuple(jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in features)
+    tangents = jax.jvp(attend, features, direction)[1]
     cotangents = [jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in outcome]
     cotangents[2] = jnp.where(jnp.isfinite(outcome[2]), cotangents[2], 0)
-    return [*map(np.asarray, (*outcome, *pullback(tuple(cotangents))))]
+    return [*map(np.asarray, (*outcome, *pullback(tuple(cotangents)), *tangents))]
 
 
 def hostile_inputs() -> tuple[Any, Any, Any, Any]:
@@ -231,10 +234,11 @@ def test_what_an_edge_uses_reaches_its_query_and_head_only(
     attn[0, 0] = 1
     clean = results_over(mask, query, key, attn, backend, kernel)
     key[0, 0, 0] = value  # of which query 0 makes use
-    out, alpha, lse, d_query, d_key, d_attn = results_over(mask, query, key, attn, backend, kernel)
+    hostile = results_over(mask, query, key, attn, backend, kernel)
+    out, _, _, d_query, d_key, d_attn, *_ = hostile
     assert np.isnan(out[0, 0, 0])
-    for actual, expected in ((out, clean[0]), (alpha, clean[1]), (lse, clean[2])):
-        np.testing.assert_array_equal(actual[1:], expected[1:])
+    for i in (0, 1, 2, 6, 7, 8):  # values, and derivatives along a direction
+        np.testing.assert_array_equal(hostile[i][1:], clean[i][1:])
     np.testing.assert_array_equal(out[:, 1], clean[0][:, 1])
     np.testing.assert_array_equal(d_query[1:], clean[3][1:])
     for actual, expected in ((d_query, clean[3]), (d_key, clean[4])):

@@ -291,7 +291,7 @@ def test_memory_is_written_before_it_is_read(
     mask[:, :7], mask[3:6] = False, False
     expected = outcome(FUSED[backend], features, mask, cotangent)
 
-    def poisoned(shape: tuple[int, ...], dtype: Any) -> Any:
+    def poisoned(shape: tuple[int, ...], dtype: Any, _given: object = None) -> Any:
         return np.full(shape, np.nan if np.issubdtype(dtype, np.floating) else 0x5A, dtype)
 
     for module in (tiles, gradients, counting_sort, dense_loops):

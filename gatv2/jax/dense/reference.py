@@ -24,6 +24,7 @@ from gatv2.jax.blocks import (
     sum_blocks,
 )
 from gatv2.jax.edge_features import EdgeInputs
+from gatv2.jax.precision import widened
 from gatv2.jax.random import keep_mask
 from gatv2.jax.sparse.reference import leaky_relu, score, vector_dot
 
@@ -58,12 +59,12 @@ def gatv2_attention(
         return_attention: whether to return alpha.
         score_bias: b `[*B, N, M, 1 or H]`; or None.
     """
-    mask = without_removed(mask, score_bias)
-    query, key, edges = without_padding(query, key, edges, mask)
-    scores = gatv2_scores(query, key, attn, edges, negative_slope=negative_slope)
+    dtype, mask = query.dtype, without_removed(mask, score_bias)
+    query, key, attn, edges, score_bias = widened((query, key, attn, edges, score_bias))
+    scores = gatv2_scores(query, key, attn, mask, edges, negative_slope=negative_slope)
     scores = add_bias(scores, score_bias, mask)
     out, lse, alpha = attend(scores, key, mask, dropout=dropout, seed=seed)
-    return out, lse, alpha.astype(key.dtype) if return_attention else None
+    return out.astype(dtype), lse, alpha.astype(dtype) if return_attention else None
 
 
 def without_removed(mask: jax.Array, score_bias: jax.Array | None) -> jax.Array:
@@ -77,30 +78,32 @@ def add_bias(scores: jax.Array, score_bias: jax.Array | None, mask: jax.Array) -
     """Scores and their bias, of which nothing is read where the mask has no edge for a head."""
     if score_bias is None:
         return scores
-    return scores + jnp.where(mask, score_bias, 0).astype(scores.dtype)
+    return scores + jnp.where(mask, score_bias, 0)
 
 
 def gatv2_scores(
     query: jax.Array,
     key: jax.Array,
     attn: jax.Array,
+    mask: jax.Array,
     edges: EdgeInputs | None = None,
     *,
     negative_slope: float,
 ) -> jax.Array:
-    """e_ij for every pair, `[*B, N, M, H]`, in float32 or the wider dtype of the features."""
+    """e_ij for every pair of the mask, `[*B, N, M, H]`, of features in float32 or float64."""
 
-    def scores_of(block: tuple[jax.Array, jax.Array | None]) -> jax.Array:
-        key, x = block
+    def scores_of(block: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
+        key, used, x = block
         pair = query[..., :, None, :, :] + key[..., None, :, :, :]  # [*B, N, block, H, F]
+        pair = _where_used(pair, used)
         if edges is not None and x is not None:
-            pair = pair + edges.project(x)
+            pair = pair + edges.project(_where_used(x[..., None, :], used))
         return score(pair, attn, negative_slope)
 
     n_keys = key.shape[-3]
     n_blocks = count_blocks(n_keys, math.prod(query.shape))
     of_edges = None if edges is None else into_blocks(edges.features, -2, n_blocks)
-    blocks = (into_blocks(key, -3, n_blocks), of_edges)
+    blocks = (into_blocks(key, -3, n_blocks), into_blocks(mask, -2, n_blocks), of_edges)
     return from_blocks(map_blocks(scores_of, blocks), -2, n_keys)
 
 
@@ -109,11 +112,13 @@ def gat_scores(
     key: jax.Array,
     attn_query: jax.Array,
     attn_key: jax.Array,
+    mask: jax.Array,
     *,
     negative_slope: float,
 ) -> jax.Array:
     """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, N, M, H]`."""
-    query_term, key_term = vector_dot(query, attn_query), vector_dot(key, attn_key)
+    query_term = vector_dot(_where_used(query, mask.any(-2)), attn_query)
+    key_term = vector_dot(_where_used(key, mask.any(-3)), attn_key)
     pair = query_term[..., :, None, :] + key_term[..., None, :, :]
     return leaky_relu(pair, negative_slope)
 
@@ -130,15 +135,15 @@ def attend(
     denominator = numerator.sum(axis=-2, keepdims=True)
     divisor = jnp.where(denominator == 0, 1, denominator)
     lse = jnp.where(denominator == 0, -math.inf, largest + jnp.log(divisor)).squeeze(-2)
-    alpha = numerator / divisor
+    alpha = jnp.where(mask, numerator / divisor, 0)  # not 0 / NaN, either
     weight = alpha
     if seed is not None:
         weight = jnp.where(_keep(seed, dropout, scores), alpha, 0) / (1 - dropout)
-    return _weighted_sum(weight, value).astype(value.dtype), lse, alpha
+    return _weighted_sum(weight, value), lse, alpha
 
 
 def _weighted_sum(weight: jax.Array, value: jax.Array) -> jax.Array:
-    """The sum of each query's values, in the weights' dtype: what has no weight may be NaN."""
+    """The sum of each query's values: what has no weight may be NaN."""
 
     def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> jax.Array:
         weight, value = block
@@ -147,7 +152,7 @@ def _weighted_sum(weight: jax.Array, value: jax.Array) -> jax.Array:
 
     shape = (*weight.shape[:-2], *value.shape[-2:])
     n_blocks = count_blocks(value.shape[-3], math.prod(shape))
-    values = into_blocks(value.astype(weight.dtype), -3, n_blocks)
+    values = into_blocks(value, -3, n_blocks)
     blocks = (into_blocks(weight, -2, n_blocks), values)
     total: jax.Array = sum_blocks(add, jnp.zeros(shape, weight.dtype), blocks)
     return total
@@ -167,14 +172,6 @@ def _keep(seed: jax.Array, dropout: float, scores: jax.Array) -> jax.Array:
     )
 
 
-def without_padding(
-    query: jax.Array, key: jax.Array, edges: EdgeInputs | None, mask: jax.Array
-) -> tuple[jax.Array, jax.Array, EdgeInputs | None]:
-    """Zero what has no edge: padding may hold NaN, and 0 * NaN is NaN."""
-    has_key, is_key = mask.any(-2)[..., None], mask.any(-3)[..., None]
-    query = jnp.where(lead(has_key, query.ndim), query, 0)
-    key = jnp.where(lead(is_key, key.ndim), key, 0)
-    if edges is not None:
-        is_edge = lead(mask.any(-1, keepdims=True), edges.features.ndim)
-        edges = edges._replace(features=jnp.where(is_edge, edges.features, 0))
-    return query, key, edges
+def _where_used(values: jax.Array, used: jax.Array) -> jax.Array:
+    """Values `[..., H, F]`, zero where a head does not use them: they may be NaN."""
+    return jnp.where(lead(used[..., None], values.ndim), values, 0)

@@ -15,7 +15,7 @@ from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.fused import Options
 from gatv2.jax.graph import Graph
 from gatv2.jax.mesh import vary_alike
-from gatv2.jax.numba.targets import given, target
+from gatv2.jax.numba.targets import FOR_BACKWARD, given, target
 from gatv2.jax.precision import computed_in
 from gatv2.jax.sparse.tangent import Features
 
@@ -43,7 +43,8 @@ def _is_numba_there() -> bool:
 def forward(features: Features, seed: jax.Array, adjacency: Adjacency, options: Options) -> Arrays:
     """(out, log-sum-exp, alpha), alpha in the graph's order of edges, and empty unless asked for."""
     query = features.query
-    backend, arrays, n_blocks = _as_kernel_reads(adjacency, features)
+    backend, all_arrays, n_blocks = _as_kernel_reads(adjacency, features)
+    arrays = {name: array for name, array in all_arrays.items() if name not in FOR_BACKWARD}
     *batch_shape, n_queries, n_heads, _ = query.shape
     of_graph = adjacency.key_index.shape if isinstance(adjacency, Graph) else adjacency.shape[-3:-1]
     call = jax.ffi.ffi_call(

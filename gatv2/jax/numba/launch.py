@@ -4,6 +4,8 @@ Imported when a kernel is first called, as it imports Numba.
 """
 
 import os
+from collections.abc import Iterable
+from itertools import compress
 from types import ModuleType
 from typing import TypedDict
 
@@ -30,30 +32,46 @@ _KERNELS: dict[str, ModuleType] = {"sparse": sparse, "dense": dense}
 
 
 def forward(
-    backend: str, inputs: tuple[Array, ...], arrays: dict[str, Array], options: Options
-) -> tuple[Array, ...]:
-    """(out, log-sum-exp, alpha); inputs are query, key and attn."""
-    arguments = _arguments(backend, inputs, arrays, options)
-    results: tuple[Array, ...] = _KERNELS[backend].forward(arguments)
-    return results
+    backend: str,
+    outputs: list[Array],
+    inputs: tuple[Array, ...],
+    arrays: dict[str, Array],
+    options: Options,
+) -> None:
+    """Write (out, log-sum-exp, alpha) to the outputs; inputs are query, key and attn."""
+    arguments = _arguments(backend, inputs, arrays, options)._replace(memory=tuple(outputs))
+    _write(outputs, _KERNELS[backend].forward(arguments))
 
 
 def backward(
     backend: str,
+    outputs: list[Array],
     cotangents: tuple[Array, ...],
     inputs: tuple[Array, ...],
     arrays: dict[str, Array],
     options: Options,
-) -> tuple[Array, ...]:
-    """Gradients of the features; cotangents are of (out, log-sum-exp, alpha), then the second itself."""
-    arguments = _arguments(backend, inputs, arrays, options)
+) -> None:
+    """Write the gradients of the features to the outputs.
+
+    Cotangents are of (out, log-sum-exp, alpha), and then the second itself.
+    """
+    edges, bias = "edge_features" in arrays, "score_bias" in arrays
+    is_there = (True, True, True, edges, edges, bias)
+    given = iter(outputs)
+    arguments = _arguments(backend, inputs, arrays, options)._replace(
+        memory=tuple(next(given) if there else None for there in is_there)
+    )
     wide = ArrayCotangents(*map(_wide, cotangents))
-    *gradients, d_features, d_projection, d_bias = _KERNELS[backend].backward(wide, arguments)
-    if "edge_features" in arrays:
-        gradients += (d_features, d_projection)
-    if "score_bias" in arrays:
-        gradients.append(d_bias)
-    return tuple(gradients)
+    gradients = _KERNELS[backend].backward(wide, arguments)
+    _write(outputs, compress(gradients, is_there))
+
+
+def _write(outputs: list[Array], results: Iterable[Array]) -> None:
+    """Copy what a kernel could not write to XLA's memory: padded, or in another precision."""
+    for output, result in zip(outputs, results, strict=True):
+        if output.size and not np.may_share_memory(output, result):
+            with np.errstate(over="ignore"):  # of half precision: what is too large is infinite
+                output[...] = result
 
 
 def _arguments(

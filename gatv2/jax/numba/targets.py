@@ -35,7 +35,8 @@ ARRAYS = {
 }
 """Arrays that follow the features and the seed in a call, whose attribute `given` has a bit for each."""
 
-_FOR_BACKWARD = ("key_ptr", "edges_by_key", "queries_by_key")
+FOR_BACKWARD = frozenset(("key_ptr", "edges_by_key", "queries_by_key"))
+"""Arrays that only the backward pass reads."""
 
 Arrays = dict[str, Array]
 
@@ -50,16 +51,11 @@ def _forward(
 ) -> None:
     from gatv2.jax.numba import launch
 
-    for (query, key, attn, seed, *rest), (out, lse, alpha) in _mapped(inputs, outputs):
+    for (query, key, attn, seed, *rest), results in _mapped(inputs, outputs):
         arrays = _named(backend, rest, attributes)
-        for name in _FOR_BACKWARD:
-            arrays.pop(name, None)
         _check(arrays, key.shape[-3])
-        options = _options(seed, attributes, wants_rows=alpha.size > 0)
-        results = launch.forward(backend, (query, key, attn), arrays, options)
-        for output, result in zip((out, lse, alpha), results, strict=True):
-            if output.size:
-                output[...] = result
+        options = _options(seed, attributes, wants_rows=results[-1].size > 0)
+        launch.forward(backend, results, (query, key, attn), arrays, options)
 
 
 def _backward(
@@ -79,10 +75,7 @@ def _backward(
         )
         cotangents = (d_out, d_lse, d_alpha, lse)
         features = (query, key, attn)
-        results = launch.backward(backend, cotangents, features, arrays, options)
-        for output, result in zip(gradients, results, strict=True):
-            if output.size:
-                output[...] = result
+        launch.backward(backend, gradients, cotangents, features, arrays, options)
 
 
 def _named(backend: str, arrays: list[Array], attributes: Attributes) -> Arrays:
@@ -115,7 +108,8 @@ def _check_pointers(name: str, pointers: Array, n_edges: int) -> int:
 
 
 def _check_index(name: str, index: Array, size: int) -> None:
-    if index.size and (index.min() < 0 or index.max() >= size):
+    unsigned = index.view(f"u{index.itemsize}")  # of what is negative: larger than any size
+    if index.size and unsigned.max() >= size:
         raise ValueError(f"`{name}` of the graph must lie in [0, {size}); make graphs with `Graph`")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from gatv2.jax.blocks import count_blocks, from_blocks, into_blocks, lead, map_blocks, sum_blocks
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
-from gatv2.jax.precision import computed_in
+from gatv2.jax.precision import widened
 from gatv2.jax.random import keep_mask
 
 
@@ -67,11 +67,12 @@ def gatv2_attention(
         return_attention: whether to return alpha.
         score_bias: b `[*B, E, 1 or H]`, in the caller's order of edges; or None.
     """
-    graph = without_removed(graph, score_bias)
+    dtype, graph = query.dtype, without_removed(graph, score_bias)
+    query, key, attn, edges, score_bias = widened((query, key, attn, edges, score_bias))
     scores = gatv2_scores(query, key, attn, graph, edges, negative_slope=negative_slope)
     scores = add_bias(scores, score_bias, graph)
     out, lse, alpha = attend(scores, key, graph, dropout=dropout, seed=seed)
-    return out, lse, alpha.astype(key.dtype) if return_attention else None
+    return out.astype(dtype), lse, alpha.astype(dtype) if return_attention else None
 
 
 def without_removed(graph: Graph, score_bias: jax.Array | None) -> Graph:
@@ -92,7 +93,7 @@ def add_bias(scores: jax.Array, score_bias: jax.Array | None, graph: Graph) -> j
     bias = of_edges(graph, score_bias)
     if graph.head_mask is not None:
         bias = jnp.where(lead(graph.head_mask, bias.ndim), bias, 0)
-    return scores + bias.astype(scores.dtype)
+    return scores + bias
 
 
 def of_edges(graph: Graph, values: jax.Array) -> jax.Array:
@@ -110,7 +111,7 @@ def gatv2_scores(
     *,
     negative_slope: float,
 ) -> jax.Array:
-    """e_ij for every edge, `[*B, E, H]`, in float32 or the wider dtype of the features."""
+    """e_ij for every edge, `[*B, E, H]`, of features in float32 or float64."""
 
     def scores_of(block: Block) -> jax.Array:
         pair = gather(query, block.query, axis=-3) + gather(key, block.key, axis=-3)
@@ -174,20 +175,22 @@ def attend(
     divisor = jnp.where(denominator == 0, 1, denominator)
     lse = jnp.where(denominator == 0, -math.inf, largest + jnp.log(divisor))
     total = _weighted_sum(numerator, value, graph, dropout, seed)
-    out = (total / (divisor * (1 - dropout))[..., None]).astype(value.dtype)
-    return out, lse, numerator / gather(divisor, graph.query_index, axis=-2, fill_value=1)
+    alpha = numerator / gather(divisor, graph.query_index, axis=-2, fill_value=1)
+    if is_used is not None:
+        alpha = jnp.where(is_used, alpha, 0)  # not 0 / NaN, either
+    return total / (divisor * (1 - dropout))[..., None], lse, alpha
 
 
 def _weighted_sum(
     weight: jax.Array, value: jax.Array, graph: Graph, dropout: float, seed: jax.Array | None
 ) -> jax.Array:
-    """The sum over each query's edges that are kept: `[*B, N, H, F]`, in the weights' dtype."""
+    """The sum over each query's edges that are kept: `[*B, N, H, F]`."""
 
     def add(total: jax.Array, block: tuple[Block, jax.Array]) -> jax.Array:
         at, weights = block
         if seed is not None:  # of a block too: coefficients that are dropped are not held twice
             weights = jnp.where(keep_of(graph, at, seed, dropout, weights), weights, 0)
-        values = gather(value, at.key, axis=-3).astype(weights.dtype)
+        values = gather(value, at.key, axis=-3)
         # without weight there may be NaN, or infinity
         message = weights[..., None] * jnp.where((weights != 0)[..., None], values, 0)
         return add_to_queries(total, at.query, message, axis=-3)
@@ -223,16 +226,12 @@ def only_used(values: jax.Array, block: Block) -> jax.Array:
 
 
 def features_of(edges: EdgeInputs, block: Block) -> jax.Array:
-    """Features of a block's edges, `[*B, n, D]`, zero for those that no head uses."""
-    features = gather(edges.features, block.edge, axis=-2)
-    if block.is_used is None:
-        return features
-    is_used = lead(block.is_used.any(-1, keepdims=True), features.ndim)
-    return jnp.where(is_used, features, 0)
+    """Features of a block's edges, `[*B, n, 1 or H, D]`, zero where a head does not use one."""
+    return only_used(gather(edges.features, block.edge, axis=-2)[..., None, :], block)
 
 
 def score(pair: jax.Array, attn: jax.Array, negative_slope: float) -> jax.Array:
-    """a_h . LeakyReLU(pair), in float32 or the wider dtype.
+    """a_h . LeakyReLU(pair).
 
     Where it is -inf there is no edge, and no gradient: 0 times an infinite feature would be NaN.
     """
@@ -243,9 +242,8 @@ def score(pair: jax.Array, attn: jax.Array, negative_slope: float) -> jax.Array:
 
 
 def vector_dot(values: jax.Array, vector: jax.Array) -> jax.Array:
-    """`[..., H, F]` and `[H, F]` to `[..., H]`, in float32 or the wider dtype."""
-    dtype = computed_in(values.dtype)
-    return jnp.sum(values * lead(vector, values.ndim), axis=-1, dtype=dtype)
+    """`[..., H, F]` and `[H, F]` to `[..., H]`."""
+    return jnp.sum(values * lead(vector, values.ndim), axis=-1)
 
 
 def leaky_relu(values: jax.Array, negative_slope: float) -> jax.Array:

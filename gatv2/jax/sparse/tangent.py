@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from gatv2.jax.blocks import from_blocks, lead, map_blocks, sum_blocks
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
+from gatv2.jax.precision import widened
 from gatv2.jax.sparse.reference import (
     Block,
     add_to_queries,
@@ -54,6 +55,8 @@ def tangent(
     with_alpha: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The derivatives of (out, lse, alpha); arguments as of `gatv2.jax.sparse.reference`."""
+    dtype = out.dtype
+    features, direction, out = widened((features, direction, out))
     finite_lse = jnp.where(jnp.isfinite(lse), lse, 0)  # a head without edges: masked below
     edges, d_edges = features.edges, direction.edges
     bias, d_bias = features.score_bias, direction.score_bias
@@ -77,14 +80,14 @@ def tangent(
         scores, d_scores = jax.jvp(scores_of, (pair, features.attn), (d_pair, direction.attn))
         is_used = at.is_used
         if bias is not None and d_bias is not None and is_used is not None:
-            of_block = (gather(b, at.edge, axis=-2).astype(scores.dtype) for b in (bias, d_bias))
+            of_block = (gather(b, at.edge, axis=-2) for b in (bias, d_bias))
             b, d_b = (jnp.where(is_used, b, 0) for b in of_block)
             scores, d_scores = scores + b, d_scores + d_b
         # padding reads infinity, and becomes zero
         p = jnp.exp(scores - gather(finite_lse, at.query, axis=-2, fill_value=math.inf))
         if is_used is not None:
             p = jnp.where(lead(is_used, p.ndim), p, 0)
-        return p, p * d_scores, value.astype(p.dtype), d_value.astype(p.dtype)
+        return p, p * d_scores, value, d_value
 
     def add(totals: tuple[jax.Array, jax.Array], at: Block) -> tuple[jax.Array, jax.Array]:
         total, d_lse = totals
@@ -93,13 +96,15 @@ def tangent(
         if seed is not None:
             keep = keep_of(graph, at, seed, dropout, p)
             p, d_p = jnp.where(keep, p, 0), jnp.where(keep, d_p, 0)
+        # without weight there may be NaN, or infinity
+        value, d_value = (jnp.where((p != 0)[..., None], x, 0) for x in (value, d_value))
         message = d_p[..., None] * value + p[..., None] * d_value
         return add_to_queries(total, at.query, message, axis=-3), d_lse
 
     blocks = edge_blocks(graph, features.query)
-    nothing = (jnp.zeros(out.shape, lse.dtype), jnp.zeros(lse.shape, lse.dtype))
+    nothing = (jnp.zeros_like(out), jnp.zeros_like(lse))
     total, d_lse = sum_blocks(add, nothing, blocks)
-    d_out = total / (1 - dropout) - d_lse[..., None] * out.astype(lse.dtype)
+    d_out = total / (1 - dropout) - d_lse[..., None] * out
     d_alpha = None
     if with_alpha:
         p, d_p = (
@@ -107,5 +112,5 @@ def tangent(
             for x in map_blocks(lambda block: weights_of(block)[:2], blocks)
         )
         d_alpha = d_p - p * gather(d_lse, graph.query_index, axis=-2)
-        d_alpha = d_alpha.astype(out.dtype)
-    return d_out.astype(out.dtype), d_lse, d_alpha
+        d_alpha = d_alpha.astype(dtype)
+    return d_out.astype(dtype), d_lse, d_alpha

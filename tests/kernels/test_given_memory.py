@@ -1,0 +1,96 @@
+"""Results are written to memory that the caller has, where a kernel can write to it as it is."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+from gatv2.dense import numba_kernel as dense
+from gatv2.numba.call import ArrayArguments, ArrayCotangents
+from gatv2.numba.memory import Array
+from gatv2.sparse import numba_kernel as sparse
+
+N_QUERIES, N_KEYS, N_EDGE_FEATURES = 20, 30, 3
+KERNELS = {"dense": dense, "sparse": sparse}
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request: pytest.FixtureRequest) -> Any:
+    """Both backends in turn."""
+    return KERNELS[request.param]
+
+
+def call_of(kernels: ModuleType, n_heads: int, n_hidden: int, dtype: Any) -> ArrayArguments:
+    """Attention with edge features and a bias, of which every gradient is wanted."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((N_QUERIES, N_KEYS, 1)) < 0.3
+    queries, keys, _ = np.nonzero(mask)
+
+    def normal(*shape: int) -> Array:
+        return rng.normal(size=shape).astype(dtype)
+
+    of_edges = (N_QUERIES, N_KEYS) if kernels is dense else (keys.size,)
+    graph: Any = dense.Adjacency(mask)
+    if kernels is sparse:
+        pointers = np.searchsorted(queries, np.arange(N_QUERIES + 1))
+        graph = sparse.Adjacency(pointers, keys, edge_id=np.arange(keys.size))
+    return ArrayArguments(
+        normal(N_QUERIES, n_heads, n_hidden),
+        normal(N_KEYS, n_heads, n_hidden),
+        normal(n_heads, n_hidden),
+        normal(*of_edges, N_EDGE_FEATURES),
+        normal(n_heads, n_hidden, N_EDGE_FEATURES),
+        graph,
+        seed=5,
+        n_blocks=1,
+        n_mapped=0,
+        negative_slope=0.2,
+        dropout=0.3,
+        wants_rows=True,
+        n_threads=2,
+        score_bias=normal(*of_edges, n_heads),
+        wants_bias_rows=True,
+    )
+
+
+def run(kernels: ModuleType, call: ArrayArguments, direction: str) -> tuple[Array, ...]:
+    """The results of a pass; the gradients are of a function of all that forward returns."""
+    out, lse, alpha = kernels.forward(call._replace(memory=(None,) * 6))
+    if direction == "forward":
+        results: tuple[Array, ...] = kernels.forward(call)
+        return results
+    d_lse = np.where(np.isfinite(lse), np.float64(0.5), 0).astype(lse.dtype)
+    gradients: tuple[Array, ...] = kernels.backward(ArrayCotangents(out, d_lse, alpha, lse), call)
+    return gradients
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("n_heads", "n_hidden", "dtype", "is_padded"),
+    [(8, 8, "float32", False), (3, 5, "float32", True), (4, 4, "float64", False)],
+)
+def test_same_results_in_given_memory(
+    kernels: Any, direction: str, n_heads: int, n_hidden: int, dtype: str, is_padded: bool
+) -> None:
+    call = call_of(kernels, n_heads, n_hidden, dtype)
+    expected = run(kernels, call, direction)
+    given = [np.full_like(x, np.nan) for x in expected]
+    memory = (*given, *(None,) * (6 - len(given)))
+    actual = run(kernels, call._replace(memory=memory), direction)
+    for a, e in zip(actual, expected, strict=True):
+        assert np.array_equal(a, e)
+        assert not np.isnan(a).any()
+    # large ones, `out` and the gradients of query and key, are not copied once more
+    n_written = 1 if direction == "forward" else 2
+    for a, g in list(zip(actual, given, strict=True))[:n_written]:
+        assert np.may_share_memory(a, g) == (not is_padded)
+
+
+def test_memory_of_another_precision_is_left_alone(kernels: Any) -> None:
+    call = call_of(kernels, 8, 8, "float32")
+    given = np.full((N_QUERIES, 8, 8), np.nan)
+    out, *_ = run(kernels, call._replace(memory=(given, *(None,) * 5)), "forward")
+    assert not np.may_share_memory(out, given)
+    assert np.isnan(given).all()
