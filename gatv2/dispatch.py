@@ -90,16 +90,13 @@ def _by_triton(attention: Callable[..., tuple[Tensor, Tensor, Tensor | None]]) -
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel("numba", "sparse", sparse_operator.gatv2_attention, numba_unsupported),
-    Kernel("torch", "sparse", sparse_reference.gatv2_attention, serves_every_call),
     Kernel("triton", "sparse", _by_triton(sparse_operator.gatv2_attention), triton_unsupported),
+    Kernel("torch", "sparse", sparse_reference.gatv2_attention, serves_every_call),
     Kernel("numba", "dense", dense_operator.gatv2_attention, numba_unsupported),
-    Kernel("torch", "dense", dense_reference.gatv2_attention, serves_every_call),
     Kernel("triton", "dense", _by_triton(dense_operator.gatv2_attention), triton_unsupported),
+    Kernel("torch", "dense", dense_reference.gatv2_attention, serves_every_call),
 )
-"""In order of preference: "auto" takes the first kernel of a backend that has nothing against it.
-
-Triton's stand behind plain PyTorch, and so are taken by name only, until they have run on a GPU.
-"""
+"""In order of preference: "auto" takes the first kernel of a backend that has nothing against it."""
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def gatv2_attention(
             been made with it.
         backend: "dense" (mask), "sparse" (edges), or "auto": by the form of `graph`.
         kernel: "numba" (fused, on the CPU), "triton" (fused, on GPUs), "torch" (plain operations,
-            anywhere), or "auto": "numba" where it serves the call, else "torch".
+            anywhere), or "auto": the fused one that serves the call, else "torch".
         return_attention: whether to return :math:`\alpha` too, before dropout.
         return_lse: whether to return :math:`\log \sum_{j \in N_i} \exp e_{ij}` too. It joins attention
             over parts :math:`N_i^k` of the keys: the whole is

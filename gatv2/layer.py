@@ -51,7 +51,7 @@ class GraphAttentionV2Layer(GraphAttention):
             `[n_heads]`, or a reduction of that of a node's other edges, without those that it removes.
         backend: "dense" (masked attention), "sparse" (edges), or "auto": by the form of `adj_mat`.
         kernel: "numba" (fused, on the CPU), "triton" (fused, on GPUs), "torch" (plain operations,
-            anywhere), or "auto": "numba" where it serves a call, else "torch".
+            anywhere), or "auto": the fused one that serves a call, else "torch".
         flow: what row 0 of an edge index holds. "target_to_source": the nodes that attend;
             "source_to_target", PyTorch Geometric's default: the nodes attended to. A `Graph` must
             have been made with "source_to_target" then.

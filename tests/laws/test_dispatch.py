@@ -37,6 +37,21 @@ def test_auto_takes_the_first_and_says_why_not_another(monkeypatch: pytest.Monke
         select_kernel(QUERY, QUERY, ATTN, GRAPH, kernel="unable")
 
 
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+def test_auto_takes_the_fused_kernel_of_a_device(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = tuple(
+        replace(kernel, unsupported=lambda *_: []) if kernel.name == "triton" else kernel
+        for kernel in KERNELS
+    )
+    monkeypatch.setattr(dispatch, "KERNELS", kernels)
+    on_device, on_cpu = QUERY.to("meta"), ADJACENCY[backend]
+    selection = select_kernel(on_device, on_device, ATTN.to("meta"), on_cpu)
+    assert (selection.kernel.name, list(selection.rejected)) == ("triton", ["numba"])
+    assert select_kernel(QUERY, QUERY, ATTN, on_cpu).kernel.name == "numba"
+
+
 def test_an_explicit_choice_is_taken(kernel: Kernel) -> None:
     selection = select_kernel(QUERY, QUERY, ATTN, ADJACENCY[kernel.backend], kernel=kernel.name)
     assert selection.kernel == kernel
