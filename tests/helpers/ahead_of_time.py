@@ -92,7 +92,7 @@ def shape_of(case: Case) -> of_kernel.Shape:
         has_edge_features=case.has_edge_features,
         mask_heads=case.mask_heads,
         bias_heads=case.bias_heads,
-        has_unused=case.mask_heads > 1 or case.bias_heads > 0,
+        has_unused=case.mask_heads > 0 or case.bias_heads > 0,
         is_by_key=case.name in BY_KEY,
         split=launch.SPLIT,
     )

@@ -49,7 +49,7 @@ ALLOWED = {
     **cases_8x8((128, 104, 168), dtype=torch.float64),
     **cases_8x8((168, 168, 168, 168), dtype=torch.float64, has_edge_features=True, mask_heads=8),
     **cases_8x8((104, 96, 127), has_parts=True),
-    **cases_8x8((128, 96, 144), is_dense=True, mask_heads=1),
+    **cases_8x8((128, 96, 168), is_dense=True, mask_heads=1),
     Case("query", 8, 8, has_d_alpha=True): 96,
     Case("key", 8, 8, has_d_alpha=True): 168,
     Case("join", 8, 8, has_parts=True): 64,
@@ -59,6 +59,7 @@ ALLOWED = {
 """Registers of a thread, at most."""
 SPILLED = {
     (80, Case("key", 8, 8, dropout=True)): 8,
+    (80, Case("key", 8, 8, is_dense=True, mask_heads=1)): 8,
     (80, Case("query", 8, 8, dtype=torch.float64)): 8,
 }
 """Bytes that the assembler spills, so that more programs run at once; none elsewhere."""
