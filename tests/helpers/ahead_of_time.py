@@ -171,6 +171,11 @@ def compiled(case: Case, capability: int, **shape: Any) -> Compiled:
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": full_shape.warps, "enable_fp_fusion": True},
     )
+    return inspected(binary)
+
+
+def inspected(binary: Any) -> Compiled:
+    """What the assembler says of what Triton has compiled."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(binary.asm["cubin"])

@@ -11,7 +11,7 @@ jnp = jax.numpy
 gat = pytest.importorskip("gatv2.jax")
 from gatv2.jax.edge_features import EdgeInputs  # noqa: E402
 from gatv2.jax.fused import Options  # noqa: E402
-from gatv2.jax.pallas import kernels, rows, support  # noqa: E402
+from gatv2.jax.pallas import kernels, rows  # noqa: E402
 from gatv2.jax.sparse import pallas_kernel, reference  # noqa: E402
 from gatv2.jax.sparse.tangent import Features  # noqa: E402
 
@@ -75,14 +75,12 @@ def draw(case: Case, graph: Any, dtype: Any) -> tuple[Features, tuple[Any, ...]]
     query, key = normal(*batch, graph.n_queries, *heads), normal(*batch, graph.n_keys, *heads)
     edges = bias = None
     if case.n_features:
-        edges = EdgeInputs(
-            normal(*batch, n_edges, case.n_features), normal(*heads, case.n_features)
-        )
+        x = normal(*batch, n_edges, case.n_features)
+        x = x.at[..., :5, :].set(jnp.nan) if case.bias_heads else x
+        edges = EdgeInputs(x, normal(*heads, case.n_features))
     if case.bias_heads:
         bias = normal(*batch, n_edges, case.bias_heads).at[..., :5, :].set(-jnp.inf)
         bias = bias.at[..., 5:9, 0].set(-jnp.inf)
-    if case.n_features and case.bias_heads:
-        edges = edges._replace(features=edges.features.at[..., :5, :].set(jnp.nan))
     cotangents = [query.shape, query.shape[:-1], (*batch, n_edges, case.n_heads)]
     return Features(query, key, normal(*heads), edges, bias), tuple(normal(*x) for x in cotangents)
 
@@ -266,7 +264,7 @@ def test_gpus_that_are_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
         def devices(capability: str = capability, backend: str | None = None) -> Any:
             return [Device(capability)] if backend == "cuda" else of_machine(backend=backend)
 
-        monkeypatch.setattr(support.jax, "local_devices", devices)
+        monkeypatch.setattr(jax, "local_devices", devices)
         jax.clear_caches()
         assert count_kernels(loss, graph, features, platform="cuda") == n_kernels
         assert count_kernels(loss, graph, features, platform="rocm") == 1
@@ -286,6 +284,12 @@ def test_what_it_can_not_do_names_what_can() -> None:
         attend(graph)
     with pytest.raises(ValueError, match=r"one of \('auto', 'jax', 'numba'\); got 'pallas'"):
         attend(np.ones((N, M, 1), bool))
+    wide, _ = draw(Case(5, 65, n_features=1), graph, "float32")
+    with pytest.raises(ValueError, match=r"it takes nodes with 512 numbers at most, heads and"):
+        loss(graph, wide, kernel="pallas")
+    assert count_kernels(loss, graph, wide, platform="cuda") == 0
+    with pytest.raises(ValueError, match=r"only kernel='jax' \(or 'auto'\); got 'pallas'"):
+        gat.StaticConfig(4, 6, 2, kernel="pallas")
 
 
 def test_nothing_to_attend_to() -> None:

@@ -56,7 +56,7 @@ class Call:
         *self.batch_shape, _, self.n_heads, self.n_hidden = features.query.shape
         edges = features.edges
         self.edges = None if edges is None or edges.projection.shape[-1] == 0 else edges
-        self.heads, self.hidden = (_power_of_two(n) for n in (self.n_heads, self.n_hidden))
+        self.heads, self.hidden = padded_sizes(features.query)
         if self.edges is not None:  # a product of matrices takes rows of no less
             self.hidden = max(self.hidden, WIDTH // self.heads)
         self.feature_dtype = features.query.dtype
@@ -181,6 +181,7 @@ def summed_like(array: jax.Array, stacked: jax.Array | None) -> jax.Array:
     return stacked.sum(0) if array.ndim == 2 else stacked.reshape(array.shape)
 
 
-def _power_of_two(number: int) -> int:
-    """The least power of two from `number` on."""
-    return 1 << max(number - 1, 0).bit_length()
+def padded_sizes(query: jax.Array) -> tuple[int, int]:
+    """Heads and hidden as kernels have them: each the least power of two that is not less."""
+    heads, hidden = (1 << max(n - 1, 0).bit_length() for n in query.shape[-2:])
+    return heads, hidden

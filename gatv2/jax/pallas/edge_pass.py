@@ -21,6 +21,11 @@ from gatv2.jax.pallas.tiles import Shape, Tile
 
 WIDTH = 16
 """Features of edges whose gradients a program makes; the least that a product of matrices takes."""
+LONGEST = 2048
+"""Bytes of a row of heads * hidden, at most, of nodes whose edges have features.
+
+A product of matrices has both of them in shared memory, of which GPUs have 99 KiB and more.
+"""
 SHARES = 1 << 22
 """Numbers in the shares of the gradient of the projection, at most, in one feature set."""
 

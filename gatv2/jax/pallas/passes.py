@@ -131,9 +131,8 @@ def forward(part: Part, arguments: Arguments, shape: Shape) -> Forward:
         largest = jnp.maximum(sums.largest, jnp.max(scores, axis=0))
         p = jnp.exp(scores - finite(largest)[None])
         total = jnp.sum(p, axis=0)
-        if dropout.seed is not None:
-            p = p * tiles.keep_of(tile, order, dropout, shape)
-        values = jnp.sum(p[:, :, None] * tiles.only_used(key, scores), axis=0)
+        kept = p * tiles.keep_of(tile, order, dropout, shape)
+        values = jnp.sum(kept[:, :, None] * tiles.only_used(key, scores), axis=0)
         return join_forward(sums, Forward(values, largest, total))
 
     return looped(part, step, empty_forward(shape), shape)
@@ -158,7 +157,7 @@ def join_forward(first: Forward, second: Forward) -> Forward:
 
 def over_query(part: Part, arguments: Arguments, shape: Shape) -> OverQuery:
     """All sums are made before delta is known, in one sweep."""
-    features, order, _, cotangents, statistics = arguments
+    features, order, dropout, cotangents, statistics = arguments
     query = tiles.load_row(features.query, part.row, shape)
     d_out = tiles.load_row(cotangents.d_out, part.row, shape)
     lse = finite(tiles.load(statistics.lse, part.row, shape.heads))
@@ -170,7 +169,8 @@ def over_query(part: Part, arguments: Arguments, shape: Shape) -> OverQuery:
         pair = tiles.pair_of(query[None], key, tile, features, order, shape)
         scores = tiles.score(pair, attn, tile, features, order, shape)
         p = jnp.exp(scores - lse[None])
-        d = d_alpha_of(d_out[None], key, tile, scores, arguments, shape)
+        keep = tiles.keep_of(tile, order, dropout, shape)
+        d = d_alpha_of(keep * jnp.sum(d_out[None] * key, axis=2), tile, scores, cotangents, shape)
         weight = p[:, :, None] * slope_of(pair, shape)
         own = (weight, weight * d[:, :, None], p, p * d)
         return add(sums, OverQuery(*(x.sum(axis=0) for x in own)))
@@ -179,18 +179,9 @@ def over_query(part: Part, arguments: Arguments, shape: Shape) -> OverQuery:
 
 
 def d_alpha_of(
-    d_out: jax.Array,
-    key: jax.Array,
-    tile: Tile,
-    scores: jax.Array,
-    arguments: Arguments,
-    shape: Shape,
+    d: jax.Array, tile: Tile, scores: jax.Array, cotangents: Cotangents, shape: Shape
 ) -> jax.Array:
-    """The gradient of each coefficient, dp, `[edges, heads]`; zero where a head has no edge."""
-    _, order, dropout, cotangents, _ = arguments
-    d = jnp.sum(d_out * key, axis=2)
-    if dropout.seed is not None:
-        d = d * tiles.keep_of(tile, order, dropout, shape)
+    """The gradient of each coefficient, dp, of d_out . key; zero where a head has no edge."""
     if cotangents.d_alpha is not None:
         d = d + tiles.load_heads(cotangents.d_alpha, tile.number, tile.is_used, shape)
     return tiles.only_used(d, scores)
@@ -228,13 +219,12 @@ def weights_of(
     """Of edges: d_out of their queries, keep * p, and de."""
     _, order, dropout, cotangents, statistics = arguments
     d_out = tiles.load_rows(cotangents.d_out, tile.query, tile.is_used, shape)
-    p = coefficients_of(tile, scores, statistics, shape)
-    d = d_alpha_of(d_out, key, tile, scores, arguments, shape)
+    keep = tiles.keep_of(tile, order, dropout, shape)
+    d = d_alpha_of(keep * jnp.sum(d_out * key, axis=2), tile, scores, cotangents, shape)
     delta = tiles.load_heads(statistics.delta, tile.query, tile.is_used, shape)
+    p = coefficients_of(tile, scores, statistics, shape)
     de = tiles.only_used(p * (d - delta), scores)
-    if dropout.seed is not None:
-        p = p * tiles.keep_of(tile, order, dropout, shape)
-    return tiles.only_used(d_out, scores), p, de
+    return tiles.only_used(d_out, scores), p * keep, de
 
 
 def coefficients_of(

@@ -214,8 +214,10 @@ def only_used(values: jax.Array, scores: jax.Array) -> jax.Array:
     return jnp.where(is_edge, values, 0)
 
 
-def keep_of(tile: Tile, order: Order, dropout: Dropout, shape: Shape) -> jax.Array:
+def keep_of(tile: Tile, order: Order, dropout: Dropout, shape: Shape) -> jax.Array | float:
     """The factor of each coefficient, `[edges, heads]`: that of `gatv2.jax.random.keep_mask`."""
+    if dropout.seed is None:
+        return 1.0
     block = tile.query // max(shape.block_queries, 1)
     numbers = []
     for node, ids, size in (

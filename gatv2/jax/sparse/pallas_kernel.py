@@ -13,8 +13,9 @@ from gatv2.jax.adjacency import Adjacency
 from gatv2.jax.fused import Options
 from gatv2.jax.graph import Graph
 from gatv2.jax.pallas import edge_pass, kernels
-from gatv2.jax.pallas.call import Call, Inputs, summed_like
+from gatv2.jax.pallas.call import Call, Inputs, padded_sizes, summed_like
 from gatv2.jax.pallas.passes import Statistics
+from gatv2.jax.precision import computed_in
 from gatv2.jax.sparse.tangent import Features
 
 Arrays = tuple[jax.Array, ...]
@@ -27,6 +28,12 @@ def unsupported(features: Features, adjacency: Adjacency, *, with_alpha: bool) -
         reasons.append("it reads edges, and not a mask (backend='dense')")
     if features.query.dtype not in ("float16", "bfloat16", "float32", "float64"):
         reasons.append(f"it does not compute in {features.query.dtype}")
+    longest = edge_pass.LONGEST // computed_in(features.query.dtype).itemsize
+    if features.edges is not None and math.prod(padded_sizes(features.query)) > longest:
+        reasons.append(
+            f"of edges with features it takes nodes with {longest} numbers at most, heads and hidden "
+            "features each rounded up to a power of two"
+        )
     return reasons
 
 
