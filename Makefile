@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RESULTS ?= results
 
-JAX_LAWS = agreement batches bipartite dispatch dropout edge_features edge_features_transforms empty gradcheck \
-    head_masks order parallel_edges parts rows saved_tensors
+JAX_LAWS = agreement batches bipartite by_hand dispatch dropout edge_features edge_features_transforms empty \
+    gradcheck half_precision head_masks hostile_values order parallel_edges parts rows saved_tensors score_bias \
+    transforms
 WORKFLOWS = $(wildcard .github/workflows/*.yml)
 SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 
@@ -17,8 +18,8 @@ demo: $(VENV)/examples
 test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
-# laws that kernels obey, of those of JAX; not what asks PyTorch's compiler, maps over a graph, or asks for equal
-# bits of two programs
+# laws that kernels obey, of those of JAX; not what PyTorch's compiler and exporter are asked, what maps over a
+# graph, and what no kernel is asked: errors
 test-jax: $(VENV)/dev
 	HYPOTHESIS_PROFILE=few $(VENV)/bin/python -m pytest -n auto -p jax_kernels $(JAX_LAWS:%=tests/laws/test_%.py) -k jax
 
