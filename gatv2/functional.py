@@ -14,9 +14,9 @@ from gatv2.graph.adjacency import Adjacency, Sizes, all_pairs, as_adjacency, com
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.graph.part import AttendOptions
+from gatv2.graph.served import Kind
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.random import as_seed
-from gatv2.served import Kind
 from gatv2.sparse import reference as sparse_reference
 
 

@@ -15,7 +15,11 @@ from runnable import RUNNABLE
 from gatv2.dispatch import Kernel
 
 # hundreds of programs are compiled that run once
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 # modules that a first call imports, loaded now: poison is put into what is loaded
 _modules = ["dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort"]

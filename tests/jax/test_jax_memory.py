@@ -13,10 +13,10 @@ gat = pytest.importorskip("gatv2.jax")
 N, N_EDGES, H, F = 2000, 50_000, 8, 8
 
 
-def temporaries(function: Any, *inputs: Any) -> float:
+def temporaries(function: Any, *inputs: Any, n_edges: int = N_EDGES) -> float:
     """Bytes that a compiled program holds beside inputs and results, in units of `[E, H, F]` floats."""
     analysis = jax.jit(function).lower(*inputs).compile().memory_analysis()
-    return float(analysis.temp_size_in_bytes / (4 * N_EDGES * H * F))
+    return float(analysis.temp_size_in_bytes / (4 * n_edges * H * F))
 
 
 def attend(graph: Any, *features: Any, kernel: str, dropout: float) -> Any:
@@ -26,12 +26,19 @@ def attend(graph: Any, *features: Any, kernel: str, dropout: float) -> Any:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize(("kernel", "allowed"), [("auto", 0.1), ("jax", 1.0)])
-def test_temporaries_of_gradients(kernel: str, allowed: float, dropout: float) -> None:
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+def test_temporaries_of_gradients(
+    backend: str, kernel: str, allowed: float, dropout: float
+) -> None:
+    """Of edges, and of the pairs of a mask."""
     rng = np.random.default_rng(0)
-    graph = gat.Graph.from_edge_index(rng.integers(0, N, (2, N_EDGES)), N)
+    if backend == "sparse":
+        graph, n_edges = gat.Graph.from_edge_index(rng.integers(0, N, (2, N_EDGES)), N), N_EDGES
+    else:
+        graph, n_edges = jnp.asarray(rng.random((N, N, 1)) < 0.1), N * N
     features = [jnp.ones(shape) for shape in ((N, H, F), (N, H, F), (H, F))]
     gradient = jax.grad(partial(attend, kernel=kernel, dropout=dropout), argnums=(1, 2, 3))
-    assert temporaries(gradient, graph, *features) < allowed
+    assert temporaries(gradient, graph, *features, n_edges=n_edges) < allowed
 
 
 def test_the_measure_sees_what_is_held() -> None:

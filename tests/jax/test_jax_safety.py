@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,15 @@ import pytest
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 gat = pytest.importorskip("gatv2.jax")
+from gatv2.jax.fused import Options  # noqa: E402
+from gatv2.jax.sparse import pallas_kernel  # noqa: E402
+from gatv2.jax.sparse.tangent import Features  # noqa: E402
 
 N, M, H, F, D, N_EDGES = 5, 4, 2, 3, 2, 12
 N_DRAWN = 200
 BAD = (-1, -3, -N, M, N, 10**8, -(10**8), 2**31 - 1, -(2**31))
 KERNELS = ("auto", "jax")
+DROPOUT, SEED = 0.4, 3
 
 
 def attend(graph: Any, *features: Any, kernel: str) -> Any:
@@ -30,8 +36,8 @@ def attend(graph: Any, *features: Any, kernel: str) -> Any:
             graph,
             edge_features=edge_features,
             edge_projection=edge_projection,
-            dropout=0.4,
-            seed=3,
+            dropout=DROPOUT,
+            seed=SEED,
             kernel=kernel,
             return_attention=True,
         )
@@ -39,6 +45,20 @@ def attend(graph: Any, *features: Any, kernel: str) -> Any:
 
     gradients, results = jax.grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)(*features)
     return *results, *gradients
+
+
+def attend_by_pallas(graph: Any, *features: Any) -> Any:
+    """Result and gradients by the kernels for GPUs, interpreted; they read no edge features."""
+    if not isinstance(graph, gat.Graph):
+        graph = gat.Graph.from_edge_index(graph, (N, M))
+    options = Options(negative_slope=0.2, dropout=DROPOUT, with_alpha=False)
+    call = (Features(*features[:3], None, None), gat.random.as_seed(SEED), graph, options)
+    out, lse = pallas_kernel.forward(*call, interpret=True)
+    cotangents = (2 * out, jnp.zeros(0), lse)
+    return out, *pallas_kernel.backward(cotangents, *call, interpret=True)
+
+
+WAYS = {kernel: partial(attend, kernel=kernel) for kernel in KERNELS} | {"pallas": attend_by_pallas}
 
 
 def draw(rng: Any) -> Any:
@@ -69,10 +89,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     shapes = ((N, H, F), (M, H, F), (H, F), (N_EDGES, D), (H, F, D))
     features = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    compiled = {
-        kernel: (jax.jit(lambda *inputs, kernel=kernel: attend(*inputs, kernel=kernel)))
-        for kernel in KERNELS
-    }
+    compiled = {way: jax.jit(function) for way, function in WAYS.items()}
     n_bad = 0
     for _ in range(N_DRAWN):
         edge_index = draw(rng)
@@ -80,9 +97,10 @@ def main() -> None:
         n_bad += int(graph.query_ptr[-1]) < N_EDGES
         for step in compiled.values():
             assert_close(step(edge_index, *features), step(graph, *features))
-    wrong = compiled["jax"](gat.Graph.from_edge_index(edge_index % M, (N, M)), *features)
-    with pytest.raises(AssertionError):  # what the comparison must reject: indices that wrap
-        assert_close(wrong, compiled["jax"](graph, *features))
+    wrong = gat.Graph.from_edge_index(edge_index % M, (N, M))
+    for step in compiled.values():
+        with pytest.raises(AssertionError):  # what the comparison must reject: indices that wrap
+            assert_close(step(wrong, *features), step(graph, *features))
     print(n_bad)
 
 
@@ -95,13 +113,16 @@ def test_bad_indices_under_jit_are_dropped() -> None:
 
 def test_bad_indices_outside_of_jit_are_errors() -> None:
     features = jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((1, 2))
-    for kernel in KERNELS:
+    for kernel, backend in (*product(KERNELS, ("sparse", "dense")), ("pallas", "sparse")):
+        function = partial(gat.gatv2_attention, *features, kernel=kernel, backend=backend)
         with pytest.raises(
             IndexError, match=r"edge 1 has query 100000000, but there are 4 query nodes"
         ):
-            gat.gatv2_attention(*features, jnp.array([[0, 10**8], [1, 2]]), kernel=kernel)
+            function(jnp.array([[0, 10**8], [1, 2]]))
         with pytest.raises(IndexError, match=r"edge 0 has key -1, .* must lie in \[0, 4\)"):
-            gat.gatv2_attention(*features, np.array([[0, 1], [-1, 2]]), kernel=kernel)
+            function(np.array([[0, 1], [-1, 2]]))
+    with pytest.raises(TypeError, match=r"backend='dense' needs a mask where the graph is traced"):
+        jax.jit(partial(gat.gatv2_attention, *features, backend="dense"))(np.array([[0], [-1]]))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +141,29 @@ def test_a_graph_made_by_hand_is_checked(change: dict[str, list[int]], message: 
     features = jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((1, 2))
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         jax.block_until_ready(gat.gatv2_attention(*features, graph, kernel="numba"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ptr": [0, 9, 9, 9, 9]}, "`key_ptr` of the graph must ascend"),
+        ({"edge": [10**8, 0]}, "`by_key.edge` of the graph must lie in"),
+        ({"query": [0, -1]}, "`by_key.query` of the graph must lie in"),
+    ],
+)
+def test_so_is_its_order_by_key(change: dict[str, list[int]], message: str) -> None:
+    """Which gradients read."""
+    graph = gat.Graph.from_edge_index(np.array([[0, 1], [1, 2]]), 4)
+    arrays = {name: jnp.array(values) for name, values in change.items()}
+    graph = replace(graph, by_key=graph.by_key._replace(**arrays))
+    features = jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((1, 2))
+
+    def loss(query: Any, key: Any, attn: Any) -> Any:
+        return gat.gatv2_attention(query, key, attn, graph, kernel="numba").sum()
+
+    assert jnp.isfinite(loss(*features))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(jax.grad(loss)(*features))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -22,8 +22,10 @@ from typing import Any
 
 import pytest
 import torch
+from attention import by
 
 from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer
+from gatv2.dispatch import Kernel
 
 H = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-4.0, 2.0]], dtype=torch.float64)
 EDGE_INDEX = torch.tensor([[1, 0, 0], [2, 2, 1]])
@@ -41,14 +43,13 @@ def layer(layer_class: Any, **options: Any) -> Any:
     return made.eval()
 
 
-@pytest.mark.parametrize("backend", ["dense", "sparse"])
-def test_gatv2(backend: Any) -> None:
-    gatv2 = layer(GraphAttentionV2Layer, backend=backend)
+def test_gatv2(kernel: Kernel) -> None:
+    gatv2 = layer(GraphAttentionV2Layer, **by(kernel))
     out, alpha = gatv2(H, EDGE_INDEX, return_attention=True)
     expected = torch.tensor([[-4 * ALPHA_02, 1 + ALPHA_02], [-4, 2], [0, 0]])
     torch.testing.assert_close(out, expected.double(), rtol=1e-7, atol=1e-7)
     scores = gatv2.attention_scores(H, EDGE_INDEX)
-    if backend == "sparse":  # in the order of the edges given
+    if kernel.backend == "sparse":  # in the order of the edges given
         assert scores.squeeze().tolist() == [5.0, 3.25, 3.0]
         assert alpha.squeeze().tolist() == pytest.approx([1.0, ALPHA_02, ALPHA_01], rel=1e-14)
     else:
@@ -58,10 +59,9 @@ def test_gatv2(backend: Any) -> None:
         assert alpha.flatten().tolist() == pytest.approx(expected_alpha, rel=1e-14)
 
 
-@pytest.mark.parametrize("backend", ["dense", "sparse"])
-def test_query_side_is_linear_l_and_value_side_is_linear_r(backend: Any) -> None:
+def test_query_side_is_linear_l_and_value_side_is_linear_r(kernel: Kernel) -> None:
     """With W_l = 0 scores depend on the key alone; with W_r = 0 there is nothing to aggregate."""
-    gatv2 = layer(GraphAttentionV2Layer, backend=backend)
+    gatv2 = layer(GraphAttentionV2Layer, **by(kernel))
     with torch.no_grad():
         gatv2.linear_l.weight.zero_()
     # e_01 = a . (0, 1) = 2, e_02 = a . (-1, 2) = 3
@@ -85,11 +85,10 @@ def test_static_control(backend: Any) -> None:
         assert scores.squeeze().tolist() == [2.0, 1.0, 3.0]
 
 
-def test_averaged_heads() -> None:
+def test_averaged_heads(kernel: Kernel) -> None:
     """Two heads with a = (1, 2) and a = 0: the second takes the mean of its keys."""
-    averaged = GraphAttentionV2Layer(
-        2, 2, 2, is_concat=False, leaky_relu_negative_slope=0.25, dtype=torch.float64
-    ).eval()
+    options: Any = {"is_concat": False, "leaky_relu_negative_slope": 0.25, **by(kernel)}
+    averaged = GraphAttentionV2Layer(2, 2, 2, dtype=torch.float64, **options).eval()
     with torch.no_grad():
         for linear in (averaged.linear_l, averaged.linear_r):
             linear.weight.copy_(torch.eye(2).repeat(2, 1))

@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from runnable import RUNNABLE
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -20,6 +22,12 @@ FORMS = {
     "edge index": EDGE_INDEX,
     "graph": Graph.from_edge_index(EDGE_INDEX, N_NODES),
 }
+OWN: dict[str, Callable[..., Any]] = {"GATv2": GraphAttentionV2Layer, "GAT": GraphAttentionLayer}
+LAYERS = OWN | {
+    name: partial(GraphAttentionV2Layer, kernel=name)
+    for name in dict.fromkeys(kernel.name for kernel in RUNNABLE)
+    if name.startswith("jax")
+}
 
 
 @pytest.fixture(params=list(FORMS.values()), ids=list(FORMS))
@@ -28,10 +36,16 @@ def adj_mat(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(params=[GraphAttentionV2Layer, GraphAttentionLayer], ids=lambda c: c.__name__)
+@pytest.fixture(params=OWN)
+def own_layer(request: pytest.FixtureRequest) -> Any:
+    """Both layers in turn, in training, by kernels of PyTorch."""
+    return LAYERS[request.param](3, 4, 2, dropout=0.4, dtype=torch.float64)
+
+
+@pytest.fixture(params=LAYERS)
 def layer(request: pytest.FixtureRequest) -> Any:
-    """Both layers in turn, in training."""
-    return request.param(3, 4, 2, dropout=0.4, dtype=torch.float64)
+    """The same, and GATv2 by kernels of JAX where they stand beside those of PyTorch."""
+    return LAYERS[request.param](3, 4, 2, dropout=0.4, dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +89,10 @@ def test_vmap_over_features(layer: Any, adj_mat: Any) -> None:
         assert_agrees(out, layer(h, adj_mat, seed=1))
 
 
-def test_vmap_draws_as_it_is_told(layer: Any, adj_mat: Any, h: Tensor) -> None:
+def test_vmap_draws_as_it_is_told(own_layer: Any, adj_mat: Any, h: Tensor) -> None:
     features = h.expand(3, -1, -1)
     for randomness, is_same in (("same", True), ("different", False)):
-        outs = vmap(lambda h: layer(h, adj_mat), randomness=randomness)(features)
+        outs = vmap(lambda h: own_layer(h, adj_mat), randomness=randomness)(features)
         assert torch.equal(outs[0], outs[1]) == is_same
 
 
@@ -92,11 +106,11 @@ def test_vmap_over_an_ensemble(layer: Any, adj_mat: Any, h: Tensor) -> None:
         assert_agrees(out, member(h, adj_mat, seed=1))
 
 
-def test_vmap_over_masks(layer: Any, h: Tensor) -> None:
+def test_vmap_over_masks(own_layer: Any, h: Tensor) -> None:
     masks = torch.stack((MASK, ~MASK))
-    outs = vmap(lambda mask: layer(h, mask, seed=1))(masks)
+    outs = vmap(lambda mask: own_layer(h, mask, seed=1))(masks)
     for mask, out in zip(masks, outs, strict=True):
-        assert_agrees(out, layer(h, mask, seed=1))
+        assert_agrees(out, own_layer(h, mask, seed=1))
 
 
 def test_vmap_of_grad(layer: Any, adj_mat: Any) -> None:
@@ -130,37 +144,37 @@ def test_hessian(layer: Any, adj_mat: Any, h: Tensor) -> None:
     assert_agrees(second, twice_reverse)
 
 
-def test_a_graph_prepared_inside_a_transform_serves_outside(layer: Any, h: Tensor) -> None:
+def test_a_graph_prepared_inside_a_transform_serves_outside(own_layer: Any, h: Tensor) -> None:
     edge_index = EDGE_INDEX.clone()  # not prepared yet
-    jacobian = jacrev(jacrev(lambda h: layer(h, edge_index, seed=1).sum()))
+    jacobian = jacrev(jacrev(lambda h: own_layer(h, edge_index, seed=1).sum()))
     assert_agrees(jacobian(h), jacobian(h))
-    assert_agrees(layer(h, edge_index, seed=1), layer(h, EDGE_INDEX, seed=1))
+    assert_agrees(own_layer(h, edge_index, seed=1), own_layer(h, EDGE_INDEX, seed=1))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(layer: Any, adj_mat: Any, h: Tensor, dynamic: bool) -> None:
+def test_compile(own_layer: Any, adj_mat: Any, h: Tensor, dynamic: bool) -> None:
     """Without a break in the graph, values and gradients."""
     cotangent = torch.randn(N_NODES, 4, dtype=torch.float64)
-    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    compiled = torch.compile(own_layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     results = []
-    for function in (compiled, layer):
+    for function in (compiled, own_layer):
         leaf = h.clone().requires_grad_()
         out = function(leaf, adj_mat, seed=1)
-        results.append((out, *torch.autograd.grad(out, (leaf, *layer.parameters()), cotangent)))
+        results.append((out, *torch.autograd.grad(out, (leaf, *own_layer.parameters()), cotangent)))
     for actual, expected in zip(*results, strict=True):
         assert_agrees(actual, expected)
 
 
-def test_compile_draws_seeds(layer: Any, adj_mat: Any, h: Tensor) -> None:
-    compiled: Any = torch.compile(layer, fullgraph=True, backend="aot_eager")
+def test_compile_draws_seeds(own_layer: Any, adj_mat: Any, h: Tensor) -> None:
+    compiled: Any = torch.compile(own_layer, fullgraph=True, backend="aot_eager")
     assert not torch.equal(compiled(h, adj_mat), compiled(h, adj_mat))
 
 
 @pytest.mark.parametrize("form", ["mask", "edge index"])
-def test_export(layer: Any, form: str, h: Tensor) -> None:
-    layer.eval()
-    program: Any = torch.export.export(layer, (h, FORMS[form]))
-    assert_agrees(program.module()(h, FORMS[form]), layer(h, FORMS[form]))
+def test_export(own_layer: Any, form: str, h: Tensor) -> None:
+    own_layer.eval()
+    program: Any = torch.export.export(own_layer, (h, FORMS[form]))
+    assert_agrees(program.module()(h, FORMS[form]), own_layer(h, FORMS[form]))
 
 
 def test_autocast(layer: Any, adj_mat: Any, h: Tensor) -> None:

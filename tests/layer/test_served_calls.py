@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gatv2 import Graph, gatv2_attention
-from gatv2.served import MOST_KINDS
+from gatv2.graph.served import MOST_KINDS
 
 Call = dict[str, Any]
 N_NODES = 5

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from gatv2.graph import Graph
+from gatv2.graph.graph import Graph
 from gatv2.torch_internals import needs_dispatcher
 
 if TYPE_CHECKING:
