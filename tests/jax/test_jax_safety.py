@@ -13,6 +13,7 @@ import pytest
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 gat = pytest.importorskip("gatv2.jax")
+from gatv2.jax.edge_features import EdgeInputs  # noqa: E402
 from gatv2.jax.fused import Options  # noqa: E402
 from gatv2.jax.sparse import pallas_kernel  # noqa: E402
 from gatv2.jax.sparse.tangent import Features  # noqa: E402
@@ -48,14 +49,22 @@ def attend(graph: Any, *features: Any, kernel: str) -> Any:
 
 
 def attend_by_pallas(graph: Any, *features: Any) -> Any:
-    """Result and gradients by the kernels for GPUs, interpreted; they read no edge features."""
+    """The same by the kernels for GPUs, interpreted."""
     if not isinstance(graph, gat.Graph):
         graph = gat.Graph.from_edge_index(graph, (N, M))
-    options = Options(negative_slope=0.2, dropout=DROPOUT, with_alpha=False)
-    call = (Features(*features[:3], None, None), gat.random.as_seed(SEED), graph, options)
-    out, lse = pallas_kernel.forward(*call, interpret=True)
-    cotangents = (2 * out, jnp.zeros(0), lse)
-    return out, *pallas_kernel.backward(cotangents, *call, interpret=True)
+    query, key, attn, *edges = features
+    options = Options(negative_slope=0.2, dropout=DROPOUT, with_alpha=True)
+    call = (
+        Features(query, key, attn, EdgeInputs(*edges), None),
+        gat.random.as_seed(SEED),
+        graph,
+        options,
+    )
+    out, lse, alpha = pallas_kernel.forward(*call, interpret=True)
+    cotangents = (2 * out, jnp.zeros(0), 3 * alpha**2, lse)
+    wanted = (True,) * len(features)
+    gradients = pallas_kernel.backward(cotangents, *call, wanted, interpret=True)
+    return out, graph.in_callers_order(alpha, axis=-2), *gradients
 
 
 WAYS = {kernel: partial(attend, kernel=kernel) for kernel in KERNELS} | {"pallas": attend_by_pallas}
