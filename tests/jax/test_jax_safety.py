@@ -47,12 +47,13 @@ def attend(graph: Any, *features: Any, kernel: str) -> Any:
     return *results, *gradients
 
 
-def attend_by_pallas(graph: Any, *features: Any) -> Any:
+def attend_by_pallas(graph: Any, query: Any, key: Any, attn: Any, *_of_edges: Any) -> Any:
     """Result and gradients by the kernels for GPUs, interpreted; they read no edge features."""
     if not isinstance(graph, gat.Graph):
         graph = gat.Graph.from_edge_index(graph, (N, M))
     options = Options(negative_slope=0.2, dropout=DROPOUT, with_alpha=False)
-    call = (Features(*features[:3], None, None), gat.random.as_seed(SEED), graph, options)
+    features = Features(query, key, attn, None, None)
+    call = (features, gat.random.as_seed(SEED), graph, options)
     out, lse = pallas_kernel.forward(*call, interpret=True)
     cotangents = (2 * out, jnp.zeros(0), lse)
     return out, *pallas_kernel.backward(cotangents, *call, interpret=True)
@@ -109,6 +110,26 @@ def test_bad_indices_under_jit_are_dropped() -> None:
     result = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > N_DRAWN / 2
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int64"])
+def test_indices_are_compared_before_they_are_cut(dtype: str) -> None:
+    """To the 32 bits that are sorted, of which those of 2**32 + 1 would be those of 1."""
+    n, limits = 200, np.iinfo(dtype)
+    candidates = (limits.min, -1, limits.max, 2**32 + 1)
+    bad = [x for x in candidates if limits.min <= x <= limits.max and not 0 <= x < n]
+    good = np.array([[0, 5, 7], [1, 6, 100]])
+    with jax.enable_x64(True):
+        features = jnp.ones((n, 1, 2)), jnp.ones((n, 1, 2)), jnp.ones((1, 2))
+        attend = jax.jit(partial(gat.gatv2_attention, *features))
+        expected = attend(jnp.asarray(good, dtype))
+        for side in (0, 1):
+            with_bad = np.concatenate((good, np.full((2, len(bad)), 3)), axis=1).astype(dtype)
+            with_bad[side, 3:] = bad
+            assert_close([attend(jnp.asarray(with_bad))], [expected])
+        in_range = np.concatenate((good, [[3], [3]]), axis=1).astype(dtype)
+        with pytest.raises(AssertionError):  # what the comparison must reject: one edge more
+            assert_close([attend(jnp.asarray(in_range))], [expected])
 
 
 def test_bad_indices_outside_of_jit_are_errors() -> None:
