@@ -220,7 +220,7 @@ def keys_in_shard_map() -> None:
 def batch_and_heads() -> None:
     """By XLA on Auto and Explicit axes, with dropout, and in `shard_map`."""
     sparse, cotangent, mask = draw(B)
-    # with a bias of each head, heads would tell one another which edges they use
+    # with a bias of each head, gradients would be gathered over the heads that share edge features
     sparse = sparse._replace(score_bias=sparse.score_bias[:, :1])
     dense = laid_out_as(mask, sparse)
     nodes, heads = P("b", None, "h"), P("h")
