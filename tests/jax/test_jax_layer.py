@@ -210,6 +210,8 @@ def test_options_that_do_not_fit() -> None:
         gat.Config((3, 4), 8, 2, share_weights=True)
     with pytest.raises(TypeError, match=r"`dropout` must be known when a function is traced"):
         jax.jit(lambda dropout: gat.Config(3, 8, 2, dropout=dropout).n_hidden)(0.5)
+    with pytest.raises(TypeError, match=r"`is_concat` must be known when a function is traced"):
+        jax.jit(lambda is_concat: gat.Config(3, 8, 2, is_concat=is_concat).n_hidden)(True)
     with pytest.raises(ValueError, match=r"only kernel='jax'"):
         gat.StaticConfig(3, 8, 2, kernel="numba")
 

@@ -120,6 +120,26 @@ def test_bad_indices_under_jit_are_dropped() -> None:
     assert int(result.stdout) > N_DRAWN / 2
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int64"])
+def test_indices_are_compared_before_they_are_cut(dtype: str) -> None:
+    """To the 32 bits that are sorted, of which those of 2**32 + 1 would be those of 1."""
+    n, limits = 200, np.iinfo(dtype)
+    candidates = (limits.min, -1, limits.max, 2**32 + 1)
+    bad = [x for x in candidates if limits.min <= x <= limits.max and not 0 <= x < n]
+    good = np.array([[0, 5, 7], [1, 6, 100]])
+    with jax.enable_x64(True):
+        features = jnp.ones((n, 1, 2)), jnp.ones((n, 1, 2)), jnp.ones((1, 2))
+        attend = jax.jit(partial(gat.gatv2_attention, *features))
+        expected = attend(jnp.asarray(good, dtype))
+        for side in (0, 1):
+            with_bad = np.concatenate((good, np.full((2, len(bad)), 3)), axis=1).astype(dtype)
+            with_bad[side, 3:] = bad
+            assert_close([attend(jnp.asarray(with_bad))], [expected])
+        in_range = np.concatenate((good, [[3], [3]]), axis=1).astype(dtype)
+        with pytest.raises(AssertionError):  # what the comparison must reject: one edge more
+            assert_close([attend(jnp.asarray(in_range))], [expected])
+
+
 def test_bad_indices_outside_of_jit_are_errors() -> None:
     features = jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((1, 2))
     for kernel, backend in (*product(KERNELS, ("sparse", "dense")), ("pallas", "sparse")):
