@@ -42,8 +42,8 @@ CASES = {
     Case(8, 8): (96, 128, 168),
     Case(8, 8, dropout=0.5): (128, 128, 168),
     Case(8, 8, return_attention=True): (96, 96, 168, 168),
-    Case(8, 8, n_features=20, bias_heads=8): (200, 168, 168, 168, 200),
-    Case(8, 64, n_features=16): (168, 208, 168, 200),
+    Case(8, 8, n_features=20, bias_heads=8): (200, 168, 168, 168, 128),
+    Case(8, 64, n_features=16): (168, 208, 168, 128),
 }
 """Registers of a thread, at most: forward, of coefficients, over queries, keys, and what edges have."""
 

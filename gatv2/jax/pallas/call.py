@@ -63,15 +63,20 @@ class Call:
         self.dtype = computed_in(self.feature_dtype)
         self.is_empty = 0 in (*features.query.shape, features.key.shape[-3], graph.n_edges)
 
-    def tile(self, n_edges: int = 1) -> tuple[Shape, Run]:
-        """What passes are compiled for, with tiles of so many edges at least, and what runs them."""
+    def tile(self, n_edges: int = 1, elements: int = ELEMENTS) -> tuple[Shape, Run]:
+        """What passes are compiled for, and what runs them.
+
+        Args:
+            n_edges: edges of a tile, at least.
+            elements: features of a tile for each warp.
+        """
         length = self.heads * self.hidden
-        n_warps = min(max(n_edges * length // ELEMENTS, 1), MAX_WARPS)
+        n_warps = min(max(n_edges * length // elements, 1), MAX_WARPS)
         shape = Shape(
             self.n_heads,
             self.heads,
             self.hidden,
-            max(n_warps * ELEMENTS // length, n_edges),
+            max(n_warps * elements // length, n_edges),
             rows.SPLIT,
             self.dtype,
             self.options.negative_slope,

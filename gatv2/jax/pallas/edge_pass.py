@@ -21,10 +21,12 @@ from gatv2.jax.pallas.tiles import Shape, Tile
 
 WIDTH = 16
 """Features of edges whose gradients a program makes; the least that a product of matrices takes."""
-LONGEST = 2048
-"""Bytes of a row of heads * hidden, at most, of nodes whose edges have features.
+ELEMENTS = 512
+"""Features of a tile for each warp: few, as those of edges and of sums are in registers too."""
+LONGEST = {"float32": 512, "float64": 128}
+"""Numbers of a row of heads * hidden, at most, of nodes whose edges have features, by dtype.
 
-A product of matrices has both of them in shared memory, of which GPUs have 99 KiB and more.
+A product has both of its matrices in shared memory, of which GPUs have 99 KiB and more.
 """
 SHARES = 1 << 22
 """Numbers in the shares of the gradient of the projection, at most, in one feature set."""
@@ -88,9 +90,10 @@ def differentiate_features(
             g = (attn[None] * (de[:, :, None] * slope_of(pair, shape))).reshape(-1, length)
             row = tiles.feature_rows(tile, arguments.order)
             x = tiles.load_block(features.of_edges, row, tile.is_used, feature)
-            # what no head uses may be NaN, and 0 * NaN is not 0
-            is_used = jnp.max(jnp.where(de != 0, 1, 0), axis=1) > 0
-            x = jnp.where(is_used[:, None], x.astype(shape.dtype), 0)
+            x = x.astype(shape.dtype)
+            if features.bias is not None:  # of a head that does not use an edge, x may be NaN
+                x, spoiled = apart(x, scores, shape)
+                total = total + spoiled
             if wants_rows:
                 tiles.store_block(results[1], row, tile.is_there, feature, product(g, w, (1, 1)))
             return total + product(x, g, (0, 0))
@@ -104,6 +107,23 @@ def differentiate_features(
     rows = [like(arguments.features.of_edges)] if wants_rows else []
     results = run(program, n_chunks * n_slices, (arguments, query), [shares, *rows])
     return results[0].reshape(n_chunks, n_features, length), *results[1:]
+
+
+def apart(x: jax.Array, scores: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
+    """Features, zero where they are not finite, and NaN where those reach the projection's gradient.
+
+    They reach the heads that use the edge: 0 * NaN, of the others, is not 0.
+    """
+    is_finite = x - x == 0
+    uses = jnp.where(scores != -jnp.inf, 1, 0).astype(shape.dtype)
+    uses = jnp.broadcast_to(uses[:, :, None], (shape.edges, shape.heads, shape.hidden))
+    n_spoiled = product(
+        jnp.where(is_finite, 0, 1).astype(shape.dtype),
+        uses.reshape(shape.edges, shape.heads * shape.hidden),
+        (0, 0),
+    )
+    spoiled = jnp.where(n_spoiled > 0, jnp.nan, 0).astype(shape.dtype)
+    return jnp.where(is_finite, x, 0), spoiled
 
 
 def product(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:

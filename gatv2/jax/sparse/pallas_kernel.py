@@ -28,7 +28,7 @@ def unsupported(features: Features, adjacency: Adjacency, *, with_alpha: bool) -
         reasons.append("it reads edges, and not a mask (backend='dense')")
     if features.query.dtype not in ("float16", "bfloat16", "float32", "float64"):
         reasons.append(f"it does not compute in {features.query.dtype}")
-    longest = edge_pass.LONGEST // computed_in(features.query.dtype).itemsize
+    longest = edge_pass.LONGEST[computed_in(features.query.dtype).name]
     if features.edges is not None and math.prod(padded_sizes(features.query)) > longest:
         reasons.append(
             f"of edges with features it takes nodes with {longest} numbers at most, heads and hidden "
@@ -100,7 +100,7 @@ def backward(
         if wants_bias:
             results["bias"] = edge_pass.differentiate_bias(arguments, graph.query_index, shape, run)
         if wants_rows or wants_projection:
-            shape, run = call.tile(edge_pass.WIDTH)
+            shape, run = call.tile(edge_pass.WIDTH, edge_pass.ELEMENTS)
             shares, *rows = edge_pass.differentiate_features(
                 arguments, graph.query_index, shape, run, wants_rows=wants_rows
             )
