@@ -16,7 +16,7 @@ from gatv2.numba.support import unsupported as unsupported_by_numba
 from gatv2.operator.support import unsupported as unsupported_when_fused
 from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
-from gatv2.triton.support import IS_INTERPRETED
+from gatv2.triton.support import IS_INTERPRETED, too_wide
 from gatv2.triton.support import unsupported as unsupported_by_triton
 
 
@@ -81,7 +81,12 @@ def numba_unsupported(query: Tensor, *features: Tensor) -> list[str]:
 
 def triton_unsupported(query: Tensor, *features: Tensor) -> list[str]:
     """Reasons against the fused operators on the GPU."""
-    return unsupported_by_triton(query.device) + unsupported_when_fused(query, *features)
+    has_edge_features = len(features[2:]) > 1  # behind key and attn, with their projection
+    return (
+        unsupported_by_triton(query.device)
+        + (too_wide(query) if has_edge_features else [])
+        + unsupported_when_fused(query, *features)
+    )
 
 
 def _by_triton(attention: Callable[..., tuple[Tensor, Tensor, Tensor | None]]) -> Attention:

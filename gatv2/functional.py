@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
+from gatv2 import dispatch
 from gatv2.checks import check_projections, refuse_tracing
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import Attention, select_kernel
@@ -234,14 +235,14 @@ def attend(
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
     dropout = options["dropout"]
     kind = Kind.of(query, key, attn, graph, flow, options)
-    kernel = None if kind is None else kind.kernel()
+    kernel = None if kind is None else kind.kernel(dispatch.KERNELS)
     if kind is not None and kernel is not None:
         edges, score_bias = options["edges"], options["score_bias"]
         prepared = Prepared(query, key, kind.graph, edges, score_bias, query.shape)
     else:
         kernel, prepared = _select(query, key, attn, graph, flow, options)
         if kind is not None and prepared.is_as_given(query, graph, options):
-            kind.remember(kernel)
+            kind.remember(kernel, dispatch.KERNELS)
     out, lse, alpha = kernel(
         prepared.query,
         prepared.key,

@@ -148,7 +148,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         graph = prepared_once(
             given,
             (rows,),
-            Reading(sides, "target_to_source"),
+            Reading(sides, "target_to_source", ("PyG's", self.add_self_loops)),
             lambda: Graph.from_edge_index(rows, sides),
         )
         return graph, edge_attr

@@ -162,7 +162,11 @@ class Graph(SortedEdges):
         parts += [graph.key_index for graph in graphs]
         parts += [graph.edge_id for graph in graphs]
         joined = torch.cat(parts).to(dtype).view(3, n_edges)
-        query_index, key_index, edge_id = joined + first.to(joined.device, dtype)
+        first = first.to(joined.device, dtype)
+        # each in memory of its own
+        query_index, key_index, edge_id = (
+            part + begin for part, begin in zip(joined, first, strict=True)
+        )
         batch = cls(
             query_ptr=pointers(query_index, n_queries),
             key_index=key_index,

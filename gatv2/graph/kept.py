@@ -1,6 +1,6 @@
 """Graphs that are kept: an edge index or a sparse matrix that comes again is not prepared again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ class Reading(NamedTuple):
 
     n_nodes: tuple[int, int]
     flow: Flow
+    convention: Hashable = None
+    """What else tells which entries are edges; None for what :func:`gatv2.graph.as_adjacency` says."""
 
 
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -56,11 +58,15 @@ def prepared_once(
     with made_to_last(parts[0]):
         readings: dict[Reading, _Kept] = _kept.get(source, {})
         kept = readings.get(reading)
-        if kept is not None and all(map(_is_same, kept.parts, parts)):
+        if kept is not None and _are_same(kept.parts, parts):
             return kept.graph
         graph = prepare()
         _keep(source, reading, _Kept(tuple(part.detach().clone() for part in parts), graph))
         return graph
+
+
+def _are_same(kept: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:
+    return len(kept) == len(parts) and all(map(_is_same, kept, parts))
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

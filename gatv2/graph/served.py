@@ -13,16 +13,19 @@ from gatv2.graph.graph import Graph
 from gatv2.torch_internals import needs_dispatcher
 
 if TYPE_CHECKING:
-    from gatv2.dispatch import Attention
+    from gatv2.dispatch import Attention, Kernel
     from gatv2.graph.part import AttendOptions
     from gatv2.options import Flow
+
+    Kernels = tuple[Kernel, ...]
+    _Served = tuple[Kernels, Attention]
 
 MOST_KINDS = 16
 """Kinds of calls that a graph remembers."""
 
 
 class Kind(NamedTuple):
-    """All that the checks of a call and the choice of its kernel depend on."""
+    """All that the checks of a call, and the choice among some kernels, depend on."""
 
     graph: Graph
     rest: Hashable
@@ -39,31 +42,35 @@ class Kind(NamedTuple):
     ) -> "Kind | None":
         """The kind of a call of plain tensors and a graph; None if it depends on more than that."""
         slope, dropout = options["negative_slope"], options["dropout"]
+        names = flow, options["backend"], options["kernel"]
         tensors = query, key, attn, *(options["edges"] or (None, None)), options["score_bias"]
         if (
             type(graph) is not Graph
             or not {type(slope), type(dropout)} <= _NUMBERS
+            or set(map(type, names)) != {str}
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
             or needs_dispatcher(tensors)
         ):
             return None
-        features = tuple(
-            x if x is None else (x.shape, x.dtype, x.device, x.layout) for x in tensors
+        forms = tuple(
+            x if x is None else (x.shape, x.dtype, x.device, x.layout)
+            for x in (*tensors, graph.query_ptr, graph.key_index, graph.head_mask)
         )
-        return cls(graph, (features, slope, dropout, flow, options["backend"], options["kernel"]))
+        return cls(graph, (forms, graph.n_keys, graph.flow, slope, dropout, names))
 
-    def kernel(self) -> "Attention | None":
-        """What served such a call before, with the tensors and the graph as they came."""
-        served: dict[Hashable, Attention] = self.graph.__dict__.get("_served", {})
-        return served.get(self.rest)
+    def kernel(self, kernels: "Kernels") -> "Attention | None":
+        """Which of these kernels served such a call, with the tensors and the graph as they came."""
+        served: dict[Hashable, _Served] = self.graph.__dict__.get("_served", {})
+        chosen, kernel = served.get(self.rest, (None, None))
+        return kernel if chosen is kernels else None
 
-    def remember(self, kernel: "Attention") -> None:
-        """Note that `kernel` serves such calls."""
-        served: dict[Hashable, Attention] = self.graph.__dict__.setdefault("_served", {})
+    def remember(self, kernel: "Attention", kernels: "Kernels") -> None:
+        """Note that `kernel` was chosen among these for such calls."""
+        served: dict[Hashable, _Served] = self.graph.__dict__.setdefault("_served", {})
         if len(served) >= MOST_KINDS:
             served.clear()
-        served[self.rest] = kernel
+        served[self.rest] = kernels, kernel
 
 
 _NUMBERS = {int, float}  # not bool: True is no slope, and equals one

@@ -5,7 +5,7 @@ its `workqueue` layer aborts the process when two threads call at once, its `omp
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -69,15 +69,25 @@ def run_chunks(
         loop(chunks, *scratch(), *arguments)
 
     helpers: list[Future[None]] = []
-    with suppress(RuntimeError):  # once the main thread has ended, nobody can be called for help
-        submit = _pool(os.getpid()).submit
-        helpers.extend(submit(work) for _ in range(n_helpers))
     try:
+        with suppress(
+            RuntimeError
+        ):  # once the main thread has ended, nobody can be called for help
+            submit = _pool(os.getpid()).submit
+            helpers.extend(submit(work) for _ in range(n_helpers))
         work()
     finally:
+        _wait_for([helper for helper in helpers if not helper.cancel()])
+
+
+def _wait_for(helpers: Sequence[Future[None]]) -> None:
+    """Wait until no helper works, also if a signal's handler raises: they write to a caller's memory."""
+    try:
         for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+            helper.result()
+    except BaseException:
+        _wait_for([helper for helper in helpers if not helper.done()])
+        raise
 
 
 @lru_cache(maxsize=1)

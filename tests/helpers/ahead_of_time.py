@@ -62,6 +62,8 @@ class Compiled(NamedTuple):
     registers: int
     spilled: int
     """Bytes of the stack."""
+    shared: int
+    """Bytes of shared memory of a program."""
     code: str
     """Its disassembly."""
 
@@ -182,7 +184,8 @@ def inspected(binary: Any) -> Compiled:
         usage = _printed(TOOLS / "cuobjdump", "-res-usage", cubin)
         numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
         spilled = numbers["STACK"] + numbers["LOCAL"]
-        return Compiled(numbers["REG"], spilled, _printed(TOOLS / "nvdisasm", "-c", cubin))
+        shared: int = binary.metadata.shared
+        return Compiled(numbers["REG"], spilled, shared, _printed(TOOLS / "nvdisasm", "-c", cubin))
 
 
 def _paths(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, str]]:

@@ -1,8 +1,11 @@
 """Memory that is kept between calls: nobody's twice, bounded, never read before it is written."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +17,7 @@ from torch import Tensor
 from gatv2 import gatv2_attention, release_scratch
 from gatv2.numba import scratch as module
 from gatv2.numba.scratch import scratch
+from gatv2.numba.threads import run_chunks
 
 N_BYTES = 1 << 23
 
@@ -47,6 +51,29 @@ def test_it_is_kept_and_released() -> None:
         assert memory.ctypes.data == address
     release_scratch()
     assert not module._kept
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no such timer")
+def test_no_helper_outlives_a_call_that_is_interrupted() -> None:
+    """A helper writes to memory that the caller gives away once the call has ended."""
+    has_ended: list[bool] = []
+
+    def loop(_chunks: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.5)
+            has_ended.append(True)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            run_chunks(loop, 3, 3)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert has_ended == [True, True]
 
 
 def test_nobody_has_anothers() -> None:
@@ -99,6 +126,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 FORKED = """
 import os
 from gatv2.numba.scratch import scratch
+from gatv2.numba.threads import run_chunks
 with scratch(1 << 23) as memory:
     memory.fill(1)
     child = os.fork()

@@ -13,6 +13,8 @@ pytest.importorskip("triton")
 
 from ahead_of_time import Case, Compiled, compiled
 
+from gatv2.triton.support import too_wide
+
 CAPABILITIES = (80, 90)
 PASSES = ("forward", "query", "key")
 
@@ -99,6 +101,29 @@ def test_passes(case: Case, capability: int) -> None:
     assert_loads_16_bytes(kernel)
     if case in PLAIN and case.n_hidden <= 32 and case.name != "key":
         assert_no_barrier(kernel)
+
+
+LONGEST = [
+    Case("edge", *size, dtype=dtype, has_edge_features=True)
+    for dtype, sizes in {
+        torch.float32: [(8, 64), (1, 512)],
+        torch.bfloat16: [(5, 33)],
+        torch.float64: [(8, 32), (1, 256)],
+    }.items()
+    for size in sizes
+]
+SHARED = 99 << 10
+"""Bytes of shared memory that a program can have on any GPU of these capabilities."""
+
+
+@pytest.mark.parametrize("case", LONGEST, ids=str)
+def test_the_longest_rows_with_edge_features_fit_into_shared_memory(case: Case) -> None:
+    assert too_wide(torch.empty(1, case.n_heads, case.n_hidden, dtype=case.dtype)) == []
+    assert compiled(case, 80).shared <= SHARED
+    longer = case._replace(n_hidden=2 * case.n_hidden)
+    (reason,) = too_wide(torch.empty(1, longer.n_heads, longer.n_hidden, dtype=case.dtype))
+    assert "rounded up to a power of two" in reason
+    assert compiled(longer, 80).shared > SHARED
 
 
 def test_the_checks_see_what_is_wrong() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gatv2 import Graph, gatv2_attention
+from gatv2 import Graph, dispatch, gatv2_attention
 from gatv2.graph.served import MOST_KINDS
 
 Call = dict[str, Any]
@@ -67,6 +67,8 @@ BAD = {
     "no flow": with_argument("flow", "up"),
     "no backend": with_argument("backend", "spares"),
     "no kernel": with_argument("kernel", "nunba"),
+    "a list of kernels": with_argument("kernel", ["numba"]),
+    "a list of flows": with_argument("flow", ["source_to_target"]),
     "a kernel for GPUs": with_argument("kernel", "triton"),
     "no seed": lambda call: {**call, "dropout": 0.5, "seed": "7"},
     "edge features alone": with_argument("edge_features", torch.zeros(N_NODES, 3)),
@@ -97,6 +99,43 @@ def test_what_a_fresh_graph_refuses_is_refused(spoil: Callable[[Call], Call]) ->
     with pytest.raises(expected.type) as got:
         gatv2_attention(graph=served_graph(), **call)
     assert str(got.value) == str(expected.value)
+
+
+SWAPPED: dict[str, Callable[[Graph], None]] = {
+    "more queries": lambda graph: graph.query_ptr.set_(torch.zeros(9, dtype=torch.int32)),  # type: ignore[call-overload]
+    "more keys": lambda graph: object.__setattr__(graph, "n_keys", 9),
+    "the other flow": lambda graph: object.__setattr__(graph, "flow", "source_to_target"),
+    "a mask of other heads": lambda graph: object.__setattr__(
+        graph, "head_mask", torch.ones(N_NODES, 3, dtype=torch.bool)
+    ),
+}
+
+
+@pytest.mark.parametrize("swap", SWAPPED.values(), ids=SWAPPED)
+def test_a_graph_whose_form_has_changed_is_looked_at(swap: Callable[[Graph], None]) -> None:
+    served, fresh = served_graph(), fresh_graph()
+    swap(served)
+    swap(fresh)
+    outcomes = []
+    for graph in (fresh, served):
+        try:
+            outcomes.append(str(gatv2_attention(graph=graph, **good_call())))
+        except ValueError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_other_kernels_are_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = served_graph()
+    plain = tuple(kernel for kernel in dispatch.KERNELS if kernel.name == "torch")
+    monkeypatch.setattr(dispatch, "KERNELS", plain)
+    with torch.autograd.profiler.profile() as profile:
+        gatv2_attention(graph=graph, **good_call())
+    assert not any("gatv2" in event.name for event in profile.function_events)
+    out = gatv2_attention(graph=graph, **good_call())
+    torch.testing.assert_close(out, gatv2_attention(graph=graph, **good_call(), kernel="torch"))
+    kernel, *_ = vars(graph)["_served"].values()
+    assert kernel == (plain, plain[0].attention)
 
 
 GOOD: dict[str, Callable[[Call], Call]] = {

@@ -1,5 +1,6 @@
 """Sparse matrices: `gatv2.pyg.GATv2Conv` reads what PyTorch Geometric reads, and refuses the rest."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 
 import gatv2.pyg
+from gatv2 import gatv2_attention
 from gatv2.graph.kept import _kept
 from gatv2.testing import assert_agrees
 
@@ -129,3 +131,21 @@ def test_its_graph_is_made_once(make: Any) -> None:
     first, of_other, again = graphs
     assert first is again
     assert (first.n_edges, of_other.n_edges) == (N_NODES * 2 - 1, N_NODES * 2 - 2)
+
+
+@pytest.mark.parametrize("is_ours_first", [False, True])
+def test_each_convention_has_a_graph_of_its_own(is_ours_first: bool) -> None:
+    """An entry of value 0 is an edge in PyTorch Geometric, and none in a mask; loops are an option."""
+    x = torch.randn(N_NODES, 3, dtype=torch.float64)
+    rows, size = ROWS[:, [0, 1, 2, 3, 5]], (N_NODES, N_NODES)
+    matrix = coo(rows, torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0]), size)
+    _, with_loops = layers()
+    _, without = layers(add_self_loops=False)
+    calls: list[Callable[[Tensor], Any]] = [
+        lambda matrix: without(x, matrix),
+        lambda matrix: with_loops(x, matrix),
+        lambda matrix: gatv2_attention(x[:, None], x[:, None], x[:1], matrix),
+    ]
+    for call in calls[::-1] if is_ours_first else calls:
+        assert_agrees(call(matrix), call(matrix.clone()))
+    assert len({kept.graph.n_edges for kept in _kept[matrix].values()}) == 3
