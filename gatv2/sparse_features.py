@@ -5,7 +5,7 @@ does the gradient of that matrix. What comes out is dense, as all that follows.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import embedding_bag
 
+from gatv2.graph.kept import prepared_once
 from gatv2.graph.sort import sort_by_key
 from gatv2.optional import is_from
 from gatv2.projection import is_plain
-from gatv2.torch_internals import without_transforms
+from gatv2.torch_internals import coo_entries, made_to_last, without_transforms
 
 
 class SciPyMatrix(Protocol):
@@ -60,8 +61,9 @@ def project(projection: nn.Module, h: Tensor, plain: type[nn.Module] = nn.Linear
     bias: Any = projection.bias
     computed_in = torch.promote_types(weight.dtype, torch.float32)  # there are no products in half
     with without_transforms():  # which would wrap the matrix, and can't
-        parts = h.crow_indices(), h.col_indices(), h.values().to(computed_in)
-    product = _product(*parts, weight.to(computed_in))
+        crow, column, value = h.crow_indices(), h.col_indices(), h.values().to(computed_in)
+    order = prepared_once(h, (crow, column), _Order, lambda: _Order(crow, column, h.shape[1]))
+    product = _product(order, value, weight.to(computed_in))
     device = h.device.type
     is_autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if is_autocast else weight.dtype
@@ -102,8 +104,14 @@ def _of_torch(h: Tensor, name: str) -> Tensor:
             f"a sparse `{name}` must not require a gradient, as what it does not store would have none: "
             "pass it dense, `.to_dense()`, or detached"
         )
+    if h.layout == torch.sparse_csr:
+        return h
     with _quietly():
-        return h if h.layout == torch.sparse_csr else h.to_sparse_coo().to_sparse_csr()
+        if h.layout != torch.sparse_coo:
+            csr: Tensor = h.to_sparse_coo().to_sparse_csr()
+            return csr
+        convert: Callable[[], Tensor] = h.to_sparse_csr
+        return prepared_once(h, coo_entries(h), torch.sparse_csr, convert)
 
 
 def _check_ndim(ndim: int, shape: tuple[int, ...], name: str) -> None:
@@ -127,16 +135,41 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _product(crow: Tensor, column: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    product: Tensor = _Product.apply(crow, column, value, weight)  # type: ignore[no-untyped-call]
+class _Order:
+    """Where the stored values of a matrix are.
+
+    Attributes:
+        crow: `[n_rows + 1]`, where the values of each row start.
+        column: `[n_stored]`, the column of each value.
+        n_columns: columns of the matrix.
+    """
+
+    def __init__(self, crow: Tensor, column: Tensor, n_columns: int) -> None:
+        self.crow, self.column, self.n_columns = crow, column, n_columns
+        self._transposed: tuple[_Order, Tensor] | None = None
+
+    def transposed(self) -> "tuple[_Order, Tensor]":
+        """That of the transposed matrix, and which value is where in it; made when first asked for."""
+        if self._transposed is None:
+            n_rows = self.crow.shape[0] - 1
+            with made_to_last(self.crow):
+                row = torch.arange(n_rows, device=self.crow.device)
+                row = row.repeat_interleave(self.crow.diff()).to(self.column.dtype)
+                ptr, stored, row = sort_by_key(self.crow, self.column, row, self.n_columns)
+            self._transposed = _Order(ptr, row, n_rows), stored
+        return self._transposed
+
+
+def _product(order: _Order, value: Tensor, weight: Tensor) -> Tensor:
+    product: Tensor = _Product.apply(value, weight, order)  # type: ignore[no-untyped-call]
     return product
 
 
 class _Context(Protocol):
     """What the other methods get of `forward`."""
 
-    n_columns: int
-    saved_tensors: tuple[Tensor, Tensor, Tensor]
+    order: _Order
+    saved_tensors: tuple[Tensor]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
@@ -150,46 +183,48 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(crow: Tensor, column: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    def forward(value: Tensor, weight: Tensor, order: _Order) -> Tensor:
         rows = weight.t().contiguous()
         # faster than a product of PyTorch's sparse matrices, and without their warnings
         return embedding_bag(
-            column, rows, crow, mode="sum", per_sample_weights=value, include_last_offset=True
+            order.column,
+            rows,
+            order.crow,
+            mode="sum",
+            per_sample_weights=value,
+            include_last_offset=True,
         )
 
     @staticmethod
-    def setup_context(ctx: _Context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        *parts, weight = inputs
-        ctx.save_for_backward(*parts)
-        ctx.save_for_forward(*parts)
-        ctx.n_columns = weight.shape[1]
+    def setup_context(ctx: _Context, inputs: tuple[Tensor, Tensor, _Order], output: Tensor) -> None:
+        value, _, ctx.order = inputs
+        ctx.save_for_backward(value)
+        ctx.save_for_forward(value)
 
     @staticmethod
-    def backward(ctx: _Context, d_out: Tensor) -> tuple[None, None, None, Tensor]:
-        crow, column, value = ctx.saved_tensors
-        row = torch.arange(crow.shape[0] - 1, device=crow.device).repeat_interleave(crow.diff())
-        ptr, stored, row = sort_by_key(crow, column, row.to(column.dtype), ctx.n_columns)
-        return None, None, None, _product(ptr, row, value[stored], d_out.t()).t()
+    def backward(ctx: _Context, d_out: Tensor) -> tuple[None, Tensor, None]:
+        (value,) = ctx.saved_tensors
+        order, stored = ctx.order.transposed()
+        return None, _product(order, value[stored], d_out.t()).t(), None
 
     @staticmethod
-    def jvp(ctx: _Context, _crow: None, _column: None, _value: None, d_weight: Tensor) -> Tensor:
-        crow, column, value = ctx.saved_tensors
-        return _product(crow, column, value, d_weight)
+    def jvp(ctx: _Context, _value: None, d_weight: Tensor, _order: None) -> Tensor:
+        (value,) = ctx.saved_tensors
+        return _product(ctx.order, value, d_weight)
 
     @staticmethod
     def vmap(
         info: object,
-        in_dims: tuple[int | None, ...],
-        crow: Tensor,
-        column: Tensor,
+        in_dims: tuple[int | None, int | None, None],
         value: Tensor,
         weight: Tensor,
+        order: _Order,
     ) -> tuple[Tensor, int]:
-        *of_parts, of_weight = in_dims
-        if of_weight is None or any(dim is not None for dim in of_parts):
+        of_value, of_weight, _ = in_dims
+        if of_weight is None or of_value is not None:
             raise NotImplementedError(
                 "vmap maps over the weights of a projection, not over a sparse `h`: pass it dense"
             )
         weights = weight.movedim(of_weight, 0)
-        product = _product(crow, column, value, weights.flatten(0, 1))
+        product = _product(order, value, weights.flatten(0, 1))
         return product.unflatten(1, weights.shape[:2]), 1

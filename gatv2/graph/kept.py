@@ -1,14 +1,13 @@
-"""Graphs that are kept: an edge index or a sparse matrix that comes again is not prepared again."""
+"""What is kept of an edge index or a sparse matrix that comes again: its graph is not prepared again."""
 
 from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from gatv2.graph.graph import Graph
 from gatv2.options import Flow
 from gatv2.torch_internals import is_inspectable, made_to_last
 
@@ -18,11 +17,14 @@ _MOST_READINGS = 4
 """Graphs of one of them, which has been read with other flows or numbers of nodes."""
 
 
+T = TypeVar("T")
+
+
 class _Kept(NamedTuple):
-    """What a graph was made of, as it was, and the graph."""
+    """What something was made of, as it was, and what was made."""
 
     parts: tuple[Tensor, ...]
-    graph: Graph
+    made: object
 
 
 class Reading(NamedTuple):
@@ -39,8 +41,8 @@ _lock = Lock()
 
 
 def prepared_once(
-    source: object, parts: Sequence[Tensor], reading: Reading, prepare: Callable[[], Graph]
-) -> Graph:
+    source: object, parts: Sequence[Tensor], reading: Hashable, prepare: Callable[[], T]
+) -> T:
     """Prepare a graph, or find the one that was made of the same object with the same values.
 
     Values are compared and not the versions of tensors, which miss writes through NumPy or `.data`:
@@ -51,18 +53,18 @@ def prepared_once(
         source: an edge index or a matrix.
         parts: the tensors that it stores.
         reading: how it is read.
-        prepare: makes the graph.
+        prepare: makes the graph, or what else takes time.
     """
     if not all(map(is_inspectable, parts)):
         return prepare()
     with made_to_last(parts[0]):
-        readings: dict[Reading, _Kept] = _kept.get(source, {})
+        readings: dict[Hashable, _Kept] = _kept.get(source, {})
         kept = readings.get(reading)
         if kept is not None and _are_same(kept.parts, parts):
-            return kept.graph
-        graph = prepare()
-        _keep(source, reading, _Kept(tuple(part.detach().clone() for part in parts), graph))
-        return graph
+            return cast(T, kept.made)
+        made = prepare()
+        _keep(source, reading, _Kept(tuple(part.detach().clone() for part in parts), made))
+        return made
 
 
 def _are_same(kept: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:
@@ -73,9 +75,9 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
-def _keep(source: object, reading: Reading, kept: _Kept) -> None:
+def _keep(source: object, reading: Hashable, kept: _Kept) -> None:
     with _lock:
-        readings: dict[Reading, _Kept] = _kept.setdefault(source, {})
+        readings: dict[Hashable, _Kept] = _kept.setdefault(source, {})
         readings.pop(reading, None)
         while len(readings) >= _MOST_READINGS:
             del readings[next(iter(readings))]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 from gatv2 import GATv2, GraphAttentionLayer, GraphAttentionV2Layer
+from gatv2.graph.kept import _kept
 from gatv2.inference import apply_in_blocks
-from gatv2.sparse_features import drop_features, project
+from gatv2.sparse_features import as_features, drop_features, project
 
 N, N_FEATURES = 12, 30
 EDGES = torch.tensor([[0, 1, 1, 5, 7, 7, 11], [3, 2, 1, 0, 7, 8, 4]])
@@ -239,3 +240,20 @@ def test_refused(h: Any, error: type[Exception], message: str) -> None:
     for module in (GraphAttentionV2Layer(N_FEATURES, 8, 2), GATv2(N_FEATURES, 8, 3, n_heads=2)):
         with pytest.raises(error, match=message):
             module(h, EDGES)
+
+
+def test_a_matrix_is_converted_and_sorted_once_unless_it_has_changed() -> None:
+    h = torch.tensor([[0.0, 2.0], [1.0, 0.0]]).to_sparse()
+    first = as_features(h)
+    assert as_features(h) is first
+    layer = GraphAttentionV2Layer(2, 4, 2)
+    orders: list[Any] = []
+    for _ in range(2):
+        layer(h, torch.tensor([[0], [1]])).square().sum().backward()
+        orders += [kept.made for kept in _kept[first].values()]
+    one, again = orders
+    assert one is again
+    h.values()[0] = 3
+    changed = as_features(h)
+    assert changed is not first
+    assert changed.values().tolist() == [3, 1]
