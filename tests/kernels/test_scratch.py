@@ -57,9 +57,13 @@ def test_it_is_kept_and_released() -> None:
 def test_no_helper_outlives_a_call_that_is_interrupted() -> None:
     """A helper writes to memory that the caller gives away once the call has ended."""
     has_ended: list[bool] = []
+    all_work = threading.Barrier(3)
 
     def loop(_chunks: object) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        all_work.wait(timeout=60)
+        if threading.current_thread() is threading.main_thread():
+            signal.setitimer(signal.ITIMER_REAL, 0.1)  # by then it waits for the others
+        else:
             time.sleep(0.5)
             has_ended.append(True)
 
@@ -68,10 +72,10 @@ def test_no_helper_outlives_a_call_that_is_interrupted() -> None:
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(KeyboardInterrupt):
             run_chunks(loop, 3, 3)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert has_ended == [True, True]
 
