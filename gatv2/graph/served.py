@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from gatv2.graph.edges import is_trusted
 from gatv2.graph.graph import Graph
 from gatv2.torch_internals import needs_dispatcher
 
@@ -45,10 +46,11 @@ class Kind(NamedTuple):
         names = flow, options["backend"], options["kernel"]
         tensors = query, key, attn, *(options["edges"] or (None, None)), options["score_bias"]
         if (
-            type(graph) is not Graph
+            torch.compiler.is_compiling()
+            or type(graph) is not Graph
+            or not is_trusted(graph)  # one made by hand may hold anything
             or not {type(slope), type(dropout)} <= _NUMBERS
             or set(map(type, names)) != {str}
-            or torch.compiler.is_compiling()
             or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
             or needs_dispatcher(tensors)
         ):
