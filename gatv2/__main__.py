@@ -189,7 +189,7 @@ def _jax_results(
         adjacency = JaxGraph.from_torch(graph) if is_sparse else as_jax(graph.to_mask())
         name = f"{kernel.backend} {kernel.name} (JAX)"
         features = Features(query, key, attn, None, None)
-        if reasons := kernel.unsupported(features, adjacency, with_alpha=False):
+        if reasons := kernel.unsupported(features, adjacency):
             yield name, "; ".join(reasons)
             continue
 

@@ -8,6 +8,7 @@ In `jax.shard_map` each device has the kernel that it would have alone; what XLA
 devices by itself is plain JAX.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -58,32 +59,24 @@ class Kernel:
         name: what a user passes as `kernel`.
         backend: "dense" if it reads a mask, "sparse" if it reads a `Graph`.
         attention: the function that does it.
-        unsupported: given what attention is differentiated by, an adjacency and whether coefficients are
-            wanted, the reasons why it can't; empty if it can.
+        unsupported: given what attention is differentiated by and an adjacency, the reasons why it
+            can't; empty if it can.
     """
 
     name: str
     backend: Literal["dense", "sparse"]
     attention: Attention
-    unsupported: "Unsupported"
+    unsupported: Callable[[Features, Adjacency], list[str]]
 
 
-class Unsupported(Protocol):
-    """Tells the reasons against a call."""
-
-    def __call__(  # noqa: D102
-        self, features: Features, adjacency: Adjacency, /, *, with_alpha: bool
-    ) -> list[str]: ...
-
-
-def serves_every_call(*_inputs: object, with_alpha: bool) -> list[str]:
+def serves_every_call(*_inputs: object) -> list[str]:
     """No reason against any call."""
     return []
 
 
-def unsupported_by_all(features: Features, adjacency: Adjacency, *, with_alpha: bool) -> list[str]:
+def unsupported_by_all(features: Features, adjacency: Adjacency) -> list[str]:
     """The reasons against every fused kernel; none if one of them serves the call."""
-    reasons = [tell(features, adjacency, with_alpha=with_alpha) for tell in UNSUPPORTED.values()]
+    reasons = [unsupported(features, adjacency) for unsupported in UNSUPPORTED.values()]
     return [] if [] in reasons else [reason for of_one in reasons for reason in of_one]
 
 
@@ -111,7 +104,6 @@ def select_kernel(
     *,
     edges: EdgeInputs | None = None,
     score_bias: jax.Array | None = None,
-    return_attention: bool = False,
     kernel: str = "auto",
 ) -> Kernel:
     """Tell which kernel serves these inputs.
@@ -123,7 +115,6 @@ def select_kernel(
         adjacency: a `Graph` for the sparse backend, a bool mask for the dense one.
         edges: edge features and their projection, or None.
         score_bias: what is added to the scores, or None.
-        return_attention: whether coefficients are wanted.
         kernel: the name of a kernel, which is then taken or an error; "auto" for the first that can.
 
     Raises:
@@ -147,7 +138,7 @@ def select_kernel(
         )
     selected = candidates[kernel]
     features = Features(query, key, attn, edges, score_bias)
-    if reasons := selected.unsupported(features, adjacency, with_alpha=return_attention):
+    if reasons := selected.unsupported(features, adjacency):
         if kernel == "auto":
             return candidates["jax"]
         raise ValueError(

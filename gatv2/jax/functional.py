@@ -208,7 +208,6 @@ def gatv2_attention(
         call.adjacency,
         edges=call.edges,
         score_bias=call.score_bias,
-        return_attention=return_attention,
         kernel=kernel,
     )
 

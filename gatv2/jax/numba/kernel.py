@@ -22,7 +22,7 @@ from gatv2.jax.sparse.tangent import Features
 Arrays = tuple[jax.Array, ...]
 
 
-def unsupported(features: Features, adjacency: Adjacency, *, with_alpha: bool) -> list[str]:
+def unsupported(features: Features, adjacency: Adjacency) -> list[str]:
     """The reasons why a fused CPU kernel can't serve a call; the platform is seen later."""
     reasons = []
     if features.query.dtype not in ("float16", "bfloat16", "float32", "float64"):

@@ -63,9 +63,7 @@ def attend(
     leaves, structure = jax.tree.flatten(adjacency)
     read = Features(query, key, attn, edges, score_bias)
     fused = tuple(
-        name
-        for name, unsupported in UNSUPPORTED.items()
-        if not unsupported(read, adjacency, with_alpha=return_attention)
+        name for name, unsupported in UNSUPPORTED.items() if not unsupported(read, adjacency)
     )
     call = Call(structure, len(features), negative_slope, dropout, return_attention, kernel, fused)
     words = jnp.zeros(2, jnp.uint32) if seed is None else seed

@@ -21,7 +21,7 @@ from gatv2.jax.sparse.tangent import Features
 Arrays = tuple[jax.Array, ...]
 
 
-def unsupported(features: Features, adjacency: Adjacency, *, with_alpha: bool) -> list[str]:
+def unsupported(features: Features, adjacency: Adjacency) -> list[str]:
     """The reasons why the kernels can't serve a call; the platform is seen later."""
     reasons = []
     if not isinstance(adjacency, Graph):
