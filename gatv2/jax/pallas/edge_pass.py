@@ -91,9 +91,8 @@ def differentiate_features(
             row = tiles.feature_rows(tile, arguments.order)
             x = tiles.load_block(features.of_edges, row, tile.is_used, feature)
             x = x.astype(shape.dtype)
-            if features.bias is not None:  # of a head that does not use an edge, x may be NaN
-                x, spoiled = apart(x, scores, shape)
-                total = total + spoiled
+            if features.bias is not None:  # 0 * NaN is not 0; where a head does use it, g is NaN
+                x = jnp.where(x - x == 0, x, 0)
             if wants_rows:
                 tiles.store_block(results[1], row, tile.is_there, feature, product(g, w, (1, 1)))
             return total + product(x, g, (0, 0))
@@ -107,23 +106,6 @@ def differentiate_features(
     rows = [like(arguments.features.of_edges)] if wants_rows else []
     results = run(program, n_chunks * n_slices, (arguments, query), [shares, *rows])
     return results[0].reshape(n_chunks, n_features, length), *results[1:]
-
-
-def apart(x: jax.Array, scores: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
-    """Features, zero where they are not finite, and NaN where those reach the projection's gradient.
-
-    They reach the heads that use the edge: 0 * NaN, of the others, is not 0.
-    """
-    is_finite = x - x == 0
-    uses = jnp.where(scores != -jnp.inf, 1, 0).astype(shape.dtype)
-    uses = jnp.broadcast_to(uses[:, :, None], (shape.edges, shape.heads, shape.hidden))
-    n_spoiled = product(
-        jnp.where(is_finite, 0, 1).astype(shape.dtype),
-        uses.reshape(shape.edges, shape.heads * shape.hidden),
-        (0, 0),
-    )
-    spoiled = jnp.where(n_spoiled > 0, jnp.nan, 0).astype(shape.dtype)
-    return jnp.where(is_finite, x, 0), spoiled
 
 
 def product(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
