@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain, filterfalse
+from itertools import chain
 from os import PathLike
 from typing import NamedTuple, SupportsIndex
 
@@ -149,7 +149,7 @@ class Graph(SortedEdges):
         if not graphs:
             raise ValueError("a batch needs at least one graph; got none")
         flow = common_flow(graph.flow for graph in graphs)
-        for graph in filterfalse(is_trusted, graphs):
+        for graph in graphs:
             check_once(graph)
         # a few operations on all graphs, not on each: of small graphs there are many
         sizes = chain.from_iterable(graph.sizes for graph in graphs)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_KINDS = 16
 """Kinds of calls that a graph remembers."""
+_NUMBERS = {int, float}  # not bool: True is no slope, and equals one
 
 
 class Kind(NamedTuple):
@@ -73,6 +74,3 @@ class Kind(NamedTuple):
         if len(served) >= MOST_KINDS:
             served.clear()
         served[self.rest] = kernels, kernel
-
-
-_NUMBERS = {int, float}  # not bool: True is no slope, and equals one
