@@ -247,11 +247,11 @@ class GraphAttention(nn.Module, ABC):
             (dense). With `add_self_loops` the edges of a list are those of
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
-
-        def forward() -> tuple[Tensor, Tensor | None]:
-            return self._forward(h, adj_mat, edge_features, score_bias, return_attention, seed)
-
-        out, alpha = adj_mat.told(forward) if isinstance(adj_mat, Part) else forward()
+        call = h, adj_mat, edge_features, score_bias, return_attention, seed
+        if type(adj_mat) is not Graph and isinstance(adj_mat, Part):
+            out, alpha = adj_mat.told(lambda: self._forward(*call))
+        else:
+            out, alpha = self._forward(*call)
         return out if alpha is None else (out, alpha)
 
     if TYPE_CHECKING:
@@ -267,7 +267,8 @@ class GraphAttention(nn.Module, ABC):
         seed: int | Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The result, and the coefficients if they are asked for."""
-        check_order(h, adj_mat)
+        if type(h) is not Tensor or type(adj_mat) is not Graph:
+            check_order(h, adj_mat)
         h_query, h_key = self.as_pair(h)
         if seed is not None:
             as_seed(seed, h_query.device)
@@ -307,6 +308,12 @@ class GraphAttention(nn.Module, ABC):
 
     def as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
         """Features of queries and of keys, checked."""
+        if (
+            type(h) is Tensor
+            and _fits(h, self.linear_l)
+            and (self.share_weights or _fits(h, self.linear_r))
+        ):
+            return h, h
         refuse_tracing()
         if isinstance(h, (tuple, list)):
             if len(h) != 2:
@@ -390,7 +397,8 @@ class GraphAttention(nn.Module, ABC):
         score_bias: Tensor | None,
     ) -> Projected:
         self.check_edge_features(edge_features)
-        self.check_score_bias(score_bias, h_query)
+        if score_bias is not None:
+            self.check_score_bias(score_bias, h_query)
         if adj_mat is None:
             adj_mat = all_pairs((h_query.shape[-2], h_key.shape[-2]), score_bias, self.flow)
         linear_l, linear_r = self.linear_l, self.linear_r
@@ -398,10 +406,9 @@ class GraphAttention(nn.Module, ABC):
         if not are_plain and -1 in (n_inputs_of(linear_l), n_inputs_of(linear_r)):
             # a call that is refused must not tell the layer its sizes
             self._check_graph(h_query, h_key, adj_mat, edge_features, score_bias)
-        heads = (self.n_heads, self.n_hidden)
-        query = project(linear_l, h_query).unflatten(-1, heads)
-        is_same = self.share_weights and h_key is h_query
-        key = query if is_same else project(linear_r, h_key).unflatten(-1, heads)
+        query = key = self._heads(project(linear_l, h_query))
+        if not self.share_weights or h_key is not h_query:
+            key = self._heads(project(linear_r, h_key))
         if score_bias is not None:
             score_bias = score_bias.to(query.dtype)
         if not self.add_self_loops:
@@ -411,6 +418,9 @@ class GraphAttention(nn.Module, ABC):
         return self._with_loops(
             Projected(query, key, adj_mat, edge_features, score_bias, self.flow), sizes
         )
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:-1], self.n_heads, self.n_hidden)
 
     def _with_loops(self, inputs: Projected, sizes: Sizes) -> Projected:
         """The same with a self-loop at each node."""
@@ -517,6 +527,20 @@ class GraphAttention(nn.Module, ABC):
             f"backend={self.backend!r}, kernel={self.kernel!r}, flow={self.flow!r}, "
             f"residual={self.linear_residual is not None}, add_self_loops={self.add_self_loops}{loops}"
         )
+
+
+def _fits(h: Tensor, projection: nn.Module) -> bool:
+    """Whether plain features are what a plain projection takes; what is not may still be taken."""
+    if type(projection) is not nn.Linear:
+        return False
+    weight = projection.weight
+    return (
+        h.layout is torch.strided
+        and h.ndim >= 2
+        and h.shape[-1] == weight.shape[1]
+        and h.dtype is weight.dtype
+        and h.device == weight.device
+    )
 
 
 def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
 from gatv2.triton.support import IS_INTERPRETED, too_wide
 from gatv2.triton.support import unsupported as unsupported_by_triton
+
+T = TypeVar("T")
 
 
 class Attention(Protocol):
@@ -50,6 +52,9 @@ class Kernel:
         attention: the function that does it.
         unsupported: given query, key, attn and, if there are any, edge features, their projection
             and a bias of the scores, the reasons why it can't; empty if it can.
+        bind: given a call's arguments, an `attention` for it and others that differ in the values of
+            the features and the seed alone, and that no transform, mode or compiler is to see; None
+            if that is no faster.
 
     Raises:
         ValueError: no such backend, or a name that means something else.
@@ -59,6 +64,7 @@ class Kernel:
     backend: Literal["dense", "sparse"]
     attention: Attention
     unsupported: Callable[..., list[str]]
+    bind: Callable[..., Attention] | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in ("dense", "sparse"):
@@ -89,13 +95,25 @@ def triton_unsupported(query: Tensor, *features: Tensor) -> list[str]:
     )
 
 
-def _by_triton(attention: Callable[..., tuple[Tensor, Tensor, Tensor | None]]) -> Attention:
-    return partial(attention, is_interpreted=True) if IS_INTERPRETED else attention
+def _by_triton(function: Callable[..., T]) -> Callable[..., T]:
+    return partial(function, is_interpreted=True) if IS_INTERPRETED else function
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("numba", "sparse", sparse_operator.gatv2_attention, numba_unsupported),
-    Kernel("triton", "sparse", _by_triton(sparse_operator.gatv2_attention), triton_unsupported),
+    Kernel(
+        "numba",
+        "sparse",
+        sparse_operator.gatv2_attention,
+        numba_unsupported,
+        sparse_operator.bind,
+    ),
+    Kernel(
+        "triton",
+        "sparse",
+        _by_triton(sparse_operator.gatv2_attention),
+        triton_unsupported,
+        _by_triton(sparse_operator.bind),
+    ),
     Kernel("torch", "sparse", sparse_reference.gatv2_attention, serves_every_call),
     Kernel("numba", "dense", dense_operator.gatv2_attention, numba_unsupported),
     Kernel("triton", "dense", _by_triton(dense_operator.gatv2_attention), triton_unsupported),

@@ -9,15 +9,16 @@ from torch import Tensor
 from gatv2 import dispatch
 from gatv2.checks import check_projections, refuse_tracing
 from gatv2.dense import reference as dense_reference
-from gatv2.dispatch import Attention, select_kernel
+from gatv2.dispatch import Kernel, select_kernel
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Adjacency, Sizes, all_pairs, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.graph.part import AttendOptions
-from gatv2.graph.served import Kind
+from gatv2.graph.served import kind_of, remember, served
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.random import as_seed
+from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
 
 
@@ -233,37 +234,43 @@ def attend(
     **options: Unpack[AttendOptions],
 ) -> Attended:
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
-    dropout = options["dropout"]
-    kind = Kind.of(query, key, attn, graph, flow, options)
-    kernel = None if kind is None else kind.kernel(dispatch.KERNELS)
-    if kind is not None and kernel is not None:
-        edges, score_bias = options["edges"], options["score_bias"]
-        prepared = Prepared(query, key, kind.graph, edges, score_bias, query.shape)
-    else:
-        kernel, prepared = _select(query, key, attn, graph, flow, options)
-        if kind is not None and prepared.is_as_given(query, graph, options):
-            kind.remember(kernel, dispatch.KERNELS)
-    out, lse, alpha = kernel(
-        prepared.query,
-        prepared.key,
-        attn,
-        prepared.adjacency,
-        negative_slope=options["negative_slope"],
-        dropout=dropout,
-        seed=as_seed(options["seed"], query.device) if dropout > 0 else None,
-        return_attention=options["return_attention"],
-        edges=prepared.edges,
-        score_bias=prepared.score_bias,
-    )
+    kind = kind_of(query, key, attn, graph, flow, options)
+    known = None if kind is None else served(kind, dispatch.KERNELS)
+    if known is not None:
+        out, lse, alpha = known(query, key, attn, graph, **_told(query, options))
+        return Attended(out, alpha, lse)
+    kernel, prepared = _select(query, key, attn, graph, flow, options)
+    inputs = prepared.query, prepared.key, attn, prepared.adjacency
+    told = _told(query, options)
+    told["edges"], told["score_bias"] = prepared.edges, prepared.score_bias
+    attention = kernel.attention
+    if kind is not None and prepared.is_as_given(query, graph, options):
+        if kernel.bind is not None:
+            attention = kernel.bind(*inputs, **told)
+        remember(kind, attention, dispatch.KERNELS)
+    out, lse, alpha = attention(*inputs, **told)
     shape = prepared.out_shape
     if out.shape != shape:
         out, lse = out.reshape(shape), lse.reshape(shape[:-1])
     return Attended(out, alpha, lse)
 
 
+def _told(query: Tensor, options: AttendOptions) -> sparse_operator.Options:
+    """What a kernel is told."""
+    dropout = options["dropout"]
+    return {
+        "negative_slope": options["negative_slope"],
+        "dropout": dropout,
+        "seed": as_seed(options["seed"], query.device) if dropout > 0 else None,
+        "return_attention": options["return_attention"],
+        "edges": options["edges"],
+        "score_bias": options["score_bias"],
+    }
+
+
 def _select(
     query: Tensor, key: Tensor, attn: Tensor, graph: object, flow: Flow, options: AttendOptions
-) -> tuple[Attention, "Prepared"]:
+) -> tuple[Kernel, "Prepared"]:
     """The kernel of a call, and what it gets; all checked."""
     check_projections(query, key, attn=attn)
     check_slope(options["negative_slope"])
@@ -281,7 +288,7 @@ def _select(
         score_bias=prepared.score_bias,
         kernel=options["kernel"],
     )
-    return selection.kernel.attention, prepared
+    return selection.kernel, prepared
 
 
 def gatv2_scores(

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, Projected
 from gatv2.functional import attend, gatv2_scores
+from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, Part
 from gatv2.options import check_flow_of_graph
@@ -108,9 +109,11 @@ class GraphAttentionV2Layer(GraphAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Heads `[*batch, n_queries, n_heads, n_hidden]`, and coefficients if they are asked for."""
         query, key, graph, _, score_bias, flow = inputs
-        attn = self.attn.to(query.dtype)
+        attn: Tensor = self.attn
+        if attn.dtype is not query.dtype:  # under autocast
+            attn = attn.to(query.dtype)
         options: AttendOptions = {
-            "edges": self._edge_inputs(inputs),
+            "edges": None if self.linear_e is None else self._edge_inputs(inputs),
             "score_bias": score_bias,
             "negative_slope": self.leaky_relu_negative_slope,
             "dropout": self._active_dropout(),
@@ -119,7 +122,7 @@ class GraphAttentionV2Layer(GraphAttention):
             "kernel": self.kernel,
             "return_attention": return_attention,
         }
-        if isinstance(graph, Part):
+        if type(graph) is not Graph and isinstance(graph, Part):
             check_flow_of_graph(graph.flow, flow)
             return graph.attend(query, key, attn, **options)
         out, alpha, _ = attend(query, key, attn, graph, flow=flow, **options)

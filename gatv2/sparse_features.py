@@ -54,7 +54,7 @@ def as_features(h: object, name: str = "h") -> Tensor:
 
 def project(projection: nn.Module, h: Tensor, plain: type[nn.Module] = nn.Linear) -> Tensor:
     """What a projection makes of features, dense or in CSR; one that is not plain sees them itself."""
-    if not _is_sparse(h) or not is_plain(projection, plain):
+    if h.layout is torch.strided or not _is_sparse(h) or not is_plain(projection, plain):
         projected: Tensor = projection(h)
         return projected
     weight: Any = projection.weight

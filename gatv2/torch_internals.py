@@ -147,8 +147,8 @@ def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_exported_to_onnx() -> bool:
     """`torch.onnx.is_in_onnx_export()`, asked only while something is traced: it is slow."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return is_traced and torch.onnx.is_in_onnx_export()
+    is_watched = torch.compiler.is_compiling() or is_traced()
+    return is_watched and torch.onnx.is_in_onnx_export()
 
 
 def fits_int32(count: int) -> bool:
@@ -166,6 +166,17 @@ def fits_int32(count: int) -> bool:
     except ImportError:
         return count < 2**31
     return guard_or_false(count < 2**31)
+
+
+def is_traced() -> bool:
+    """Whether torch.jit.trace is at work.
+
+    Private because the public question takes three calls; without it, that one is asked.
+    """
+    try:
+        return torch._C._get_tracing_state() is not None
+    except AttributeError:
+        return torch.jit.is_tracing()  # type: ignore[attr-defined, no-any-return, no-untyped-call]
 
 
 def is_forward_mode(*tensors: Tensor) -> bool:
@@ -209,27 +220,36 @@ _ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 def needs_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
     """Whether something that the dispatcher serves may want to see an operator's call.
 
-    That is a transform, forward mode, a subclass of Tensor, a mode, or the profiler. Private because no
-    public function tells of the last two; without it, there may always be one.
+    That is a compiler, a trace, a transform, forward mode, a subclass of Tensor, a mode, or the
+    profiler. Private because public functions tell of some alone, and slowly; without one name, there
+    may always be something.
     """
-    if is_transformed() or forward_mode_level() >= 0:
+    if torch.compiler.is_compiling():
         return True
     if not _ORDINARY.issuperset(map(type, tensors)) or has_torch_function(tensors):
         return True
+    internals = torch._C
     try:
-        return torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
+        return (
+            forward_ad._current_level >= 0
+            or internals._functorch.get_interpreter_stack() is not None
+            or internals._get_tracing_state() is not None
+            or internals._len_torch_dispatch_stack() > 0
+            or internals._autograd._profiler_enabled()
+        )
     except AttributeError:
         return True
 
 
-def is_mapped_by_autograd(cotangents: Sequence[Tensor]) -> bool:
+def is_mapped_by_autograd(cotangents: Sequence[Tensor | None]) -> bool:
     """Whether a backward pass is mapped over many cotangents, by `is_grads_batched`.
 
     Private because its vmap, which is not that of `torch.func`, is seen by nothing else; without it,
     each may be mapped.
     """
     try:
-        return any(map(torch._C._functorch.is_legacy_batchedtensor, cotangents))
+        is_mapped = torch._C._functorch.is_legacy_batchedtensor
+        return any(x is not None and is_mapped(x) for x in cotangents)
     except AttributeError:
         return True
 

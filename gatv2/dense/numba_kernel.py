@@ -23,7 +23,7 @@ from gatv2.numba.arguments import (
     as_edge_features,
     as_problem,
 )
-from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch
+from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch, Sizes
 from gatv2.numba.compile import inline, kernel
 from gatv2.numba.counting_sort import transpose
 from gatv2.numba.forward_row import forward_row
@@ -44,35 +44,121 @@ class Adjacency(NamedTuple):
     """[queries, keys, 1 or heads], or with batch dimensions in front."""
 
 
-def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
-    """(out, log-sum-exp, alpha); alpha is empty unless it is wanted."""
-    launch, mask = _launch(arguments)
-    tiles, shape = launch.tiles, arguments.query.shape[:-2]
-    n_keys, n_mask_heads = mask.shape[-2:]
-    out, lse, alpha, *_ = arguments.memory
-    results = (
-        tiles.empty(*shape, given=out),
-        tiles.empty_heads(*shape),
-        tiles.empty_heads(*shape, given=lse),
-        tiles.empty_heads(*shape, n_keys, given=alpha)
-        if arguments.wants_rows
-        else tiles.empty_heads(0),
-    )
-    n_rows = launch.n_copies * launch.n_queries
-    run_chunks(
-        _forward,
-        arguments.n_threads,
-        min(count_chunks(n_rows * n_keys * tiles.length), max(n_rows, 1)),
-        tiles.vectors,
-        launch.problem,
-        launch.plain_edges,
-        n_rows,
-        mask.ravel(),
-        None if n_mask_heads == 1 else n_mask_heads,
-        tuple(x.ravel() for x in results),
-        scratch=partial(_row_buffers, launch, n_keys, n_mask_heads),
-    )
-    return launch.results(*results)
+class Plan:
+    """Calls of one kind over one mask: what they have in common, and how they run.
+
+    Args:
+        arguments: of such a call, of which features are only looked at.
+    """
+
+    def __init__(self, arguments: ArrayArguments) -> None:
+        adjacency: Adjacency = arguments.adjacency
+        mask = adjacency.mask
+        # if each feature set has its own, they are one of a block-diagonal graph
+        has_batch = prod(mask.shape[:-3]) > 1
+        if has_batch:
+            batch = arguments.query.shape[arguments.n_mapped : -3]
+            mask = np.broadcast_to(mask, (*batch, *mask.shape[-3:]))
+        self._n_keys, self._n_mask_heads = mask.shape[-2:]
+        self._mask = mask
+        self._sizes = Sizes(arguments, folds_batch=has_batch)
+        self._rows = arguments.query.shape[:-2]
+
+    def forward(self, arguments: ArrayArguments) -> tuple[Array, Array, Array | None]:
+        """(out, log-sum-exp, alpha, which is None unless it is wanted)."""
+        launch, sizes = Launch(arguments, self._sizes), self._sizes
+        tiles, rows, n_keys = sizes.tiles, self._rows, self._n_keys
+        out, lse, alpha, *_ = arguments.memory
+        results = (
+            tiles.empty(*rows, given=out),
+            tiles.empty_heads(*rows),
+            tiles.empty_heads(*rows, given=lse),
+            tiles.empty_heads(*rows, n_keys, given=alpha)
+            if arguments.wants_rows
+            else tiles.nothing,
+        )
+        n_rows = sizes.n_copies * sizes.n_queries
+        run_chunks(
+            _forward,
+            arguments.n_threads,
+            min(count_chunks(n_rows * n_keys * tiles.length), max(n_rows, 1)),
+            tiles.vectors,
+            launch.problem,
+            launch.plain_edges,
+            n_rows,
+            self._mask.ravel(),
+            None if self._n_mask_heads == 1 else self._n_mask_heads,
+            tuple(x.ravel() for x in results),
+            scratch=partial(_row_buffers, launch, n_keys, self._n_mask_heads),
+        )
+        return launch.results(*results)
+
+    def backward(
+        self, cotangents: ArrayCotangents, arguments: ArrayArguments
+    ) -> tuple[Array | None, ...]:
+        """Gradients of query, key, attn, edge_features, edge_projection, score_bias; None for None."""
+        launch, sizes, n_heads = Launch(arguments, self._sizes), self._sizes, self._n_mask_heads
+        tiles, n_queries = launch.tiles, sizes.n_queries
+        mask = self._mask.ravel()
+        ptr = self._pointers(mask, arguments.n_threads)
+        limit = max(_BLOCK // tiles.padded[0], 1)
+        n_chunks = sizes.count_chunks(min(int(ptr[-1]), limit))
+        gradients = Gradients(launch, cotangents, n_chunks)
+        if gradients.edges is not None:
+            gradients.edges.d_x.fill(0)
+        gradients.d_bias.fill(0)
+        begin = 0
+        while begin < n_queries:
+            end = max(int(np.searchsorted(ptr, ptr[begin] + limit, side="right")) - 1, begin + 1)
+            block = (ptr[begin : end + 1] - ptr[begin]).astype(np.int32)
+            key_index = empty((int(block[-1]),), np.int32)
+            head_mask = empty((key_index.size, n_heads), np.bool_) if n_heads > 1 else None
+            run_chunks(
+                list_keys,
+                arguments.n_threads,
+                min(self._count_row_chunks(), end - begin),
+                MASK_VECTORS,
+                mask,
+                self._n_keys,
+                n_heads,
+                n_queries // sizes.n_blocks,
+                begin,
+                block,
+                key_index,
+                None if head_mask is None else head_mask.ravel(),
+            )
+            d_alpha, edge_id = _of_edges(launch, cotangents.d_alpha, begin, block, key_index)
+            gradients.add(
+                block,
+                (key_index, edge_id),
+                transpose(block, key_index, sizes.n_keys),
+                None if head_mask is None else tiles.pad_heads(head_mask),
+                d_alpha,
+            )
+            begin = end
+        if n_queries == 0:
+            gradients.d_key.fill(0)
+        return gradients.results()
+
+    def _count_row_chunks(self) -> int:
+        n_chunks: int = min(count_chunks(self._mask.size * 8), max(self._sizes.n_queries, 1))
+        return n_chunks
+
+    def _pointers(self, mask: Array, n_threads: int) -> Array:
+        """Where the edges of each query start."""
+        n_heads = self._n_mask_heads
+        ptr = np.zeros(self._sizes.n_queries + 1, np.int64)
+        run_chunks(
+            count_edges,
+            n_threads,
+            self._count_row_chunks(),
+            MASK_VECTORS,
+            mask,
+            self._n_keys * n_heads,
+            n_heads,
+            ptr,
+        )
+        return np.cumsum(ptr, out=ptr)
 
 
 def _row_buffers(launch: Launch, n_keys: int, n_mask_heads: int) -> tuple[Plain, ...]:
@@ -86,91 +172,25 @@ def _row_buffers(launch: Launch, n_keys: int, n_mask_heads: int) -> tuple[Plain,
     return *own_buffers(tiles), keys, alpha, head_mask
 
 
-def backward(cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
-    """Gradients of query, key, attn, edge_features, edge_projection, score_bias; empty for None."""
-    launch, mask = _launch(arguments)
-    tiles, n_heads, n_queries = launch.tiles, mask.shape[-1], launch.n_queries
-    rows = mask.ravel()
-    ptr = _pointers(launch, rows, mask.shape[-2] * n_heads, n_heads)
-    limit = max(_BLOCK // tiles.padded[0], 1)
-    gradients = Gradients(launch, cotangents, min(int(ptr[-1]), limit))
-    if gradients.edges is not None:
-        gradients.edges.d_x.fill(0)
-    gradients.d_bias.fill(0)
-    begin = 0
-    while begin < n_queries:
-        end = max(int(np.searchsorted(ptr, ptr[begin] + limit, side="right")) - 1, begin + 1)
-        block = (ptr[begin : end + 1] - ptr[begin]).astype(np.int32)
-        key_index = empty((int(block[-1]),), np.int32)
-        head_mask = empty((key_index.size, n_heads), np.bool_) if n_heads > 1 else None
-        run_chunks(
-            list_keys,
-            arguments.n_threads,
-            min(_count_row_chunks(launch, rows), end - begin),
-            MASK_VECTORS,
-            rows,
-            mask.shape[-2],
-            n_heads,
-            n_queries // launch.n_blocks,
-            begin,
-            block,
-            key_index,
-            None if head_mask is None else head_mask.ravel(),
-        )
-        d_alpha, edge_id = _of_edges(launch, cotangents.d_alpha, begin, block, key_index)
-        gradients.add(
-            block,
-            (key_index, edge_id),
-            transpose(block, key_index, launch.n_keys),
-            None if head_mask is None else tiles.pad_heads(head_mask),
-            d_alpha,
-        )
-        begin = end
-    if n_queries == 0:
-        gradients.d_key.fill(0)
-    return gradients.results()
-
-
-def _launch(arguments: ArrayArguments) -> tuple[Launch, Array]:
-    """The call and its mask; if each feature set has its own, one of a block-diagonal graph."""
-    adjacency: Adjacency = arguments.adjacency
-    mask = adjacency.mask
-    has_batch = prod(mask.shape[:-3]) > 1
-    if has_batch:
-        batch = arguments.query.shape[arguments.n_mapped : -3]
-        mask = np.broadcast_to(mask, (*batch, *mask.shape[-3:]))
-    return Launch(arguments, folds_batch=has_batch), mask
-
-
-def _count_row_chunks(launch: Launch, rows: Array) -> int:
-    n_chunks: int = min(count_chunks(rows.size * 8), max(launch.n_queries, 1))
-    return n_chunks
-
-
-def _pointers(launch: Launch, rows: Array, stride: int, n_heads: int) -> Array:
-    """Where the edges of each query start, given its `stride` elements of the mask."""
-    ptr = np.zeros(launch.n_queries + 1, np.int64)
-    n_threads, n_chunks = launch.arguments.n_threads, _count_row_chunks(launch, rows)
-    run_chunks(count_edges, n_threads, n_chunks, MASK_VECTORS, rows, stride, n_heads, ptr)
-    return np.cumsum(ptr, out=ptr)
-
-
 def _of_edges(
-    launch: Launch, d_alpha: Array, begin: int, ptr: Array, key_index: Array
+    launch: Launch, d_alpha: Array | None, begin: int, ptr: Array, key_index: Array
 ) -> tuple[Array, Array | None]:
     """The cotangent of alpha for a block's edges, padded; the row of each in what edges have."""
     has_rows = launch.edges is not None or launch.bias is not None
-    if d_alpha.size == 0 and not has_rows:
-        return d_alpha, None
-    n_keys = launch.n_keys // launch.n_blocks
+    has_cotangent = d_alpha is not None and d_alpha.size > 0
+    if not has_cotangent and not has_rows:
+        return launch.tiles.nothing, None
+    sizes = launch.sizes
+    n_keys = sizes.n_keys // sizes.n_blocks
     query = np.repeat(np.arange(begin, begin + ptr.size - 1), np.diff(ptr))
     cells = query * n_keys + key_index % max(n_keys, 1)
-    if launch.n_queries * n_keys < 2**31:  # as a `Graph` has them
+    if sizes.n_queries * n_keys < 2**31:  # as a `Graph` has them
         cells = cells.astype(np.int32)
-    if d_alpha.size:
-        pairs = d_alpha.reshape(launch.n_copies, -1, d_alpha.shape[-1])
-        d_alpha = launch.tiles.pad_heads(pairs.take(cells, axis=1))
-    return d_alpha, cells if has_rows else None
+    of_edges = launch.tiles.nothing
+    if d_alpha is not None and has_cotangent:
+        pairs = d_alpha.reshape(sizes.n_copies, -1, d_alpha.shape[-1])
+        of_edges = launch.tiles.pad_heads(pairs.take(cells, axis=1))
+    return of_edges, cells if has_rows else None
 
 
 @kernel

@@ -1,6 +1,7 @@
 """The fused operator over a dense mask, on every device: same function as `gatv2.dense.reference`."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from gatv2.dense import reference
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.operator.arguments import Arguments
-from gatv2.operator.define import Launcher, define
+from gatv2.operator.define import Kernels, define
 from gatv2.triton.support import IS_INTERPRETED
 
 
@@ -63,17 +64,17 @@ def gatv2_attention(
     return out, lse, alpha if return_attention else None
 
 
-def _numba() -> Launcher:
+def _numba() -> Kernels:
     from gatv2.dense import numba_kernel
     from gatv2.operator.on_arrays import OnArrays
 
-    return OnArrays(numba_kernel)
+    return partial(OnArrays, numba_kernel)
 
 
-def _triton() -> Launcher:
+def _triton() -> Kernels:
     from gatv2.dense import triton_kernel
 
-    return triton_kernel
+    return triton_kernel.Plan
 
 
 def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:

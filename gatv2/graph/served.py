@@ -4,7 +4,7 @@ Below some hundred edges, to check a call and to choose its kernel takes longer 
 """
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,56 +21,72 @@ if TYPE_CHECKING:
     Kernels = tuple[Kernel, ...]
     _Served = tuple[Kernels, Attention]
 
+Kind: TypeAlias = tuple[Graph, Hashable]
+"""A graph, and all else that the checks of a call, and the choice among some kernels, depend on."""
 MOST_KINDS = 16
 """Kinds of calls that a graph remembers."""
 _NUMBERS = {int, float}  # not bool: True is no slope, and equals one
 
 
-class Kind(NamedTuple):
-    """All that the checks of a call, and the choice among some kernels, depend on."""
+def kind_of(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    flow: "Flow",
+    options: "AttendOptions",
+) -> Kind | None:
+    """The kind of a call of plain tensors and a graph; None if it depends on more than that."""
+    slope, dropout, edges = options["negative_slope"], options["dropout"], options["edges"]
+    backend, kernel, score_bias = options["backend"], options["kernel"], options["score_bias"]
+    tensors: tuple[Tensor | None, ...] = query, key, attn
+    if edges is not None or score_bias is not None:
+        tensors = *tensors, *(edges or (None, None)), score_bias
+    if (
+        type(graph) is not Graph
+        or not is_trusted(graph)  # one made by hand may hold anything
+        or type(slope) not in _NUMBERS
+        or type(dropout) not in _NUMBERS
+        or type(flow) is not str
+        or type(backend) is not str
+        or type(kernel) is not str
+        or needs_dispatcher(tensors)
+    ):
+        return None
+    is_differentiated = False
+    forms: list[Hashable] = []
+    for x in tensors:
+        if x is not None:
+            is_differentiated = is_differentiated or x.requires_grad
+            forms += x.shape, x.dtype, x.device, x.layout
+        else:
+            forms.append(None)
+    ptr, index, mask = graph.query_ptr, graph.key_index, graph.head_mask
+    return graph, (
+        *forms,
+        *(ptr.shape, ptr.dtype, ptr.data_ptr()),
+        *(index.shape, index.dtype, index.device, index.data_ptr()),
+        *(() if mask is None else (mask.shape, mask.dtype, mask.data_ptr())),
+        *(graph.n_keys, graph.flow, slope, dropout, flow, backend, kernel),
+        options["return_attention"],
+        is_differentiated and torch.is_grad_enabled(),
+    )
 
-    graph: Graph
-    rest: Hashable
 
-    @classmethod
-    def of(
-        cls,
-        query: Tensor,
-        key: Tensor,
-        attn: Tensor,
-        graph: object,
-        flow: "Flow",
-        options: "AttendOptions",
-    ) -> "Kind | None":
-        """The kind of a call of plain tensors and a graph; None if it depends on more than that."""
-        slope, dropout = options["negative_slope"], options["dropout"]
-        names = flow, options["backend"], options["kernel"]
-        tensors = query, key, attn, *(options["edges"] or (None, None)), options["score_bias"]
-        if (
-            torch.compiler.is_compiling()
-            or type(graph) is not Graph
-            or not is_trusted(graph)  # one made by hand may hold anything
-            or not {type(slope), type(dropout)} <= _NUMBERS
-            or set(map(type, names)) != {str}
-            or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-            or needs_dispatcher(tensors)
-        ):
-            return None
-        forms = tuple(
-            x if x is None else (x.shape, x.dtype, x.device, x.layout)
-            for x in (*tensors, graph.query_ptr, graph.key_index, graph.head_mask)
-        )
-        return cls(graph, (forms, graph.n_keys, graph.flow, slope, dropout, names))
+def served(kind: Kind, kernels: "Kernels") -> "Attention | None":
+    """What served such a call, with the tensors and the graph as they came; chosen among `kernels`."""
+    graph, rest = kind
+    calls: dict[Hashable, _Served] | None = graph.__dict__.get("_served")
+    if calls is None or rest not in calls:
+        return None
+    chosen, attention = calls[rest]
+    return attention if chosen is kernels else None
 
-    def kernel(self, kernels: "Kernels") -> "Attention | None":
-        """Which of these kernels served such a call, with the tensors and the graph as they came."""
-        served: dict[Hashable, _Served] = self.graph.__dict__.get("_served", {})
-        chosen, kernel = served.get(self.rest, (None, None))
-        return kernel if chosen is kernels else None
 
-    def remember(self, kernel: "Attention", kernels: "Kernels") -> None:
-        """Note that `kernel` was chosen among these for such calls."""
-        served: dict[Hashable, _Served] = self.graph.__dict__.setdefault("_served", {})
-        if len(served) >= MOST_KINDS:
-            served.clear()
-        served[self.rest] = kernels, kernel
+def remember(kind: Kind, attention: "Attention", kernels: "Kernels") -> None:
+    """Note that `attention`, chosen among these kernels, serves such calls."""
+    graph, rest = kind
+    calls: dict[Hashable, _Served] = graph.__dict__.setdefault("_served", {})
+    if len(calls) >= MOST_KINDS:
+        calls.clear()
+    calls[rest] = kernels, attention

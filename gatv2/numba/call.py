@@ -8,8 +8,14 @@ import numpy as np
 from gatv2.numba.arguments import EdgeFeatures, Plain, ScoreBias
 from gatv2.numba.edge_order import is_identity, moved
 from gatv2.numba.memory import Array
+from gatv2.numba.threads import count_chunks
 from gatv2.numba.tiles import tiles_of
 from gatv2.philox import WORDS_PER_COUNTER
+
+_LEAST_TOTAL = np.finfo(np.float32).tiny
+"""Less than a sum of exponentials of which one is that of zero."""
+_KEEPS_ALL: Plain = 0, 1.0, 0, 0
+"""The elements of `gatv2.numba.arguments.Dropout` without dropout."""
 
 
 class ArrayArguments(NamedTuple):
@@ -53,25 +59,77 @@ class ArrayArguments(NamedTuple):
 
 
 class ArrayCotangents(NamedTuple):
-    """What `gatv2.operator.arguments.Cotangents` holds, as arrays; empty where there is none."""
+    """What `gatv2.operator.arguments.Cotangents` holds, as arrays; None, or an empty one, is zero."""
 
     d_out: Array
-    d_lse: Array
-    d_alpha: Array
+    d_lse: Array | None
+    d_alpha: Array | None
     lse: Array
     """The log-sum-exp that forward gave."""
 
 
+class Sizes:
+    """What calls of one kind have in common: their sizes, and how rows are cut.
+
+    Attributes:
+        tiles: how a row of features is cut.
+        n_copies: feature sets that share one graph.
+        n_batches: of them, those that dropout tells apart.
+        n_queries: queries of a feature set.
+        n_keys: keys of a feature set.
+        n_blocks: blocks of a block-diagonal graph.
+        n_edge_rows: rows of edge features, or of score_bias, of a feature set; 0 if there are none.
+
+    Args:
+        arguments: of such a call.
+        folds_batch: read a batch of feature sets as one, of a block-diagonal graph.
+    """
+
+    def __init__(self, arguments: ArrayArguments, *, folds_batch: bool = False) -> None:
+        *batch, self.n_queries, n_heads, n_hidden = arguments.query.shape
+        self.n_keys = arguments.key.shape[-3]
+        self.n_copies, self.n_batches = prod(batch), prod(batch[arguments.n_mapped :])
+        self.n_blocks = arguments.n_blocks
+        x = arguments.edge_features if arguments.score_bias is None else arguments.score_bias
+        self.n_edge_rows = 0 if x is None else prod(x.shape[len(batch) : -1])
+        self.tiles = tiles_of(n_heads, n_hidden, arguments.query.dtype == np.float64)
+        if folds_batch:
+            self._fold_batch()
+        self.layout = self.tiles.n_groups, self.tiles.span
+        self.counts = self._counts()
+
+    def count_chunks(self, n_edges: int) -> int:
+        """Chunks of a loop over the edges of a feature set and its queries, or its keys."""
+        return count_chunks((n_edges + max(self.n_queries, self.n_keys)) * self.tiles.length)
+
+    def _fold_batch(self) -> None:
+        self.n_blocks, self.n_batches = self.n_batches, 1
+        self.n_copies //= self.n_blocks
+        self.n_queries *= self.n_blocks
+        self.n_keys *= self.n_blocks
+        self.n_edge_rows *= self.n_blocks
+
+    def _counts(self) -> Plain:
+        """The elements of `gatv2.numba.arguments.Problem` between attn and the slope."""
+        n_blocks = max(self.n_blocks, 1)
+        return (
+            self.n_queries,
+            self.n_keys,
+            max(self.n_batches, 1),
+            self.n_queries // n_blocks,
+            self.n_keys // n_blocks,
+            -(-self.tiles.n_heads // WORDS_PER_COUNTER),
+            self.n_edge_rows,
+        )
+
+
 class Launch:
-    """A call's sizes, and its arrays as the kernels read them.
+    """A call's arrays as the kernels read them.
 
     Attributes:
         arguments: of the call.
-        tiles: how a row of features is cut.
-        n_copies: feature sets that share one graph.
-        n_queries: queries of a feature set.
-        n_keys: keys of a feature set.
-        n_edge_rows: rows of edge features, or of score_bias, of a feature set; 0 if there are none.
+        sizes: of the call.
+        tiles: those of the sizes.
         attn: attn, padded.
         problem: the elements of `gatv2.numba.arguments.Problem`.
         edges: edge features, as the kernels read them; None if there are none.
@@ -82,30 +140,26 @@ class Launch:
 
     Args:
         arguments: of the call.
+        sizes: of the call.
         edge_id: the caller's number of each edge, of one list for the whole call; None if kernels
             make the lists.
-        folds_batch: read a batch of feature sets as one, of a block-diagonal graph.
     """
 
     def __init__(
-        self,
-        arguments: ArrayArguments,
-        *,
-        edge_id: Array | None = None,
-        folds_batch: bool = False,
+        self, arguments: ArrayArguments, sizes: Sizes, *, edge_id: Array | None = None
     ) -> None:
-        self.arguments = arguments
-        *batch, self.n_queries, n_heads, n_hidden = arguments.query.shape
-        self.n_keys = arguments.key.shape[-3]
-        self.n_copies, self.n_batches = prod(batch), prod(batch[arguments.n_mapped :])
-        self.n_blocks = arguments.n_blocks
-        x = arguments.edge_features if arguments.score_bias is None else arguments.score_bias
-        self.n_edge_rows = 0 if x is None else prod(x.shape[len(batch) : -1])
-        self.tiles = tiles_of(n_heads, n_hidden, arguments.query.dtype == np.float64)
-        if folds_batch:
-            self._fold_batch()
-        self.attn = self.tiles.pad(arguments.attn)
-        self.problem = self._problem()
+        self.arguments, self.sizes = arguments, sizes
+        self.tiles = tiles = sizes.tiles
+        self.attn = tiles.pad(arguments.attn)
+        self.problem: Plain = (
+            _KEEPS_ALL if arguments.seed is None else self._dropout(arguments.seed),
+            sizes.layout,
+            tiles.pad(arguments.query),
+            tiles.pad(arguments.key),
+            self.attn,
+            *sizes.counts,
+            arguments.negative_slope,
+        )
         x, projection = arguments.edge_features, arguments.edge_projection
         self.edges: EdgeFeatures | None = None
         if x is not None and projection is not None:
@@ -116,36 +170,8 @@ class Launch:
         self.bias = None if bias is None else self._score_bias(bias, edge_id)
         self.plain_bias: Plain | None = None if self.bias is None else tuple(self.bias)
 
-    def _fold_batch(self) -> None:
-        self.n_blocks, self.n_batches = self.n_batches, 1
-        self.n_copies //= self.n_blocks
-        self.n_queries *= self.n_blocks
-        self.n_keys *= self.n_blocks
-        self.n_edge_rows *= self.n_blocks
-
-    def _problem(self) -> Plain:
-        call, tiles, n_blocks = self.arguments, self.tiles, max(self.n_blocks, 1)
-        return (
-            self._dropout(),
-            (tiles.n_groups, tiles.span),
-            tiles.pad(call.query),
-            tiles.pad(call.key),
-            self.attn,
-            self.n_queries,
-            self.n_keys,
-            max(self.n_batches, 1),
-            self.n_queries // n_blocks,
-            self.n_keys // n_blocks,
-            -(-tiles.n_heads // WORDS_PER_COUNTER),
-            self.n_edge_rows,
-            call.negative_slope,
-        )
-
-    def _dropout(self) -> Plain:
-        """The elements of `gatv2.numba.arguments.Dropout`."""
-        seed, dropout = self.arguments.seed, self.arguments.dropout
-        if seed is None:
-            return 0, 1.0, 0, 0
+    def _dropout(self, seed: int) -> Plain:
+        dropout = self.arguments.dropout
         return int(dropout * 2**32), 1 / (1 - dropout), seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
 
     def _edge_features(self, x: Array, projection: Array) -> EdgeFeatures:
@@ -182,18 +208,19 @@ class Launch:
     def _once(self, rows: Array) -> Array:
         """Rows of edges without the batch, if all feature sets share them."""
         n_batch = self.arguments.query.ndim - 3
-        is_folded = prod(rows.shape[n_batch:-1]) < self.n_edge_rows
-        is_shared = self.n_copies > 0 and not any(rows.strides[:n_batch])
+        is_folded = prod(rows.shape[n_batch:-1]) < self.sizes.n_edge_rows
+        is_shared = self.sizes.n_copies > 0 and not any(rows.strides[:n_batch])
         return rows[(0,) * n_batch] if is_shared and not is_folded else rows
 
     def results(
         self, out: Array, largest: Array, total: Array, alpha: Array
-    ) -> tuple[Array, Array, Array]:
-        """(out, log-sum-exp, alpha) of padded results."""
-        with np.errstate(divide="ignore"):  # a head without edges: the logarithm of zero
-            lse = np.log(total, out=total)
+    ) -> tuple[Array, Array, Array | None]:
+        """(out, log-sum-exp, alpha) of padded results; alpha is None unless it is wanted."""
+        # without a warning for a head without edges, whose total is zero, and largest minus infinity
+        lse = np.log(np.maximum(total, _LEAST_TOTAL, out=total), out=total)
         lse += largest
-        tiles = self.tiles
-        if not self.arguments.wants_rows:
-            return tiles.crop(out), tiles.crop_heads(lse), np.empty(0, tiles.dtype)
-        return tiles.crop(out), tiles.crop_heads(lse), tiles.crop_heads(alpha)
+        tiles, wanted = self.tiles, alpha if self.arguments.wants_rows else None
+        if not tiles.is_padded:
+            return out, lse, wanted
+        wanted = None if wanted is None else tiles.crop_heads(wanted)
+        return tiles.crop(out), tiles.crop_heads(lse), wanted

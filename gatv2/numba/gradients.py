@@ -33,15 +33,16 @@ from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import place_of, rows_of
 from gatv2.numba.scores import own_buffers
-from gatv2.numba.scratch import scratch
-from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
+from gatv2.numba.scratch import Scratch
+from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
 
 class Gradients:
     """Gradients of the features, of one block of queries after another."""
 
-    def __init__(self, launch: Launch, cotangents: ArrayCotangents, n_edges: int) -> None:
+    def __init__(self, launch: Launch, cotangents: ArrayCotangents, n_chunks: int) -> None:
         self.launch, tiles, call = launch, launch.tiles, launch.arguments
+        self.sizes = sizes = launch.sizes
         self.d_out = tiles.pad(cotangents.d_out)
         # a head that is padding has no weights: a bias of all heads is added to its scores, too
         self.lse = tiles.pad_heads(cotangents.lse, np.inf)
@@ -49,15 +50,14 @@ class Gradients:
         d_query, d_key, _, d_features, _, d_bias = call.memory
         self.d_query = tiles.empty(*call.query.shape[:-2], given=d_query)
         self.d_key = tiles.empty(*call.key.shape[:-2], given=d_key)
-        n_rows = max(launch.n_queries, launch.n_keys)
-        self.n_chunks = count_chunks((n_edges + n_rows) * tiles.length)
-        self.d_attn = np.zeros((launch.n_copies, self.n_chunks, tiles.length), tiles.dtype)
+        self.n_chunks = n_chunks
+        self.d_attn = np.zeros((sizes.n_copies, self.n_chunks, tiles.length), tiles.dtype)
         self.edges: EdgeFeatureGradients | None = None
         if launch.edges is not None:
             self.edges = EdgeFeatureGradients(launch, launch.edges, self.n_chunks, d_features)
-        self.d_bias = empty((0, 1), tiles.dtype)
+        self.d_bias = tiles.nothing
         if launch.bias is not None and call.wants_bias_rows:
-            n_rows = launch.n_copies * launch.n_edge_rows
+            n_rows = sizes.n_copies * sizes.n_edge_rows
             self.d_bias = empty((n_rows, launch.bias.width), tiles.dtype, d_bias)
         self.first_query = 0
 
@@ -80,17 +80,17 @@ class Gradients:
             d_alpha: cotangent of alpha, padded; empty if there is none.
             node_ids: the elements of `NodeIds`; None if they are the positions.
         """
-        launch, tiles = self.launch, self.launch.tiles
+        launch, tiles, n_copies = self.launch, self.launch.tiles, self.sizes.n_copies
         n_edges, n_threads = edge_list[0].size, launch.arguments.n_threads
-        n_weights = launch.n_copies * n_edges * 2 * tiles.padded[0] * tiles.dtype.itemsize
-        n_signs = launch.n_copies * n_edges * tiles.length // 8
+        n_weights = n_copies * n_edges * 2 * tiles.padded[0] * tiles.dtype.itemsize
+        n_signs = n_copies * n_edges * tiles.length // 8
         d_attn = self.d_attn.ravel()
         mask_or_bias: Any = head_mask
         if launch.bias is not None:
             mask_or_bias = tuple(launch.bias._replace(gradient=self.d_bias.ravel()))
             # of which the pass over keys asks only whether there is one
             head_mask = np.empty(0, np.bool_) if launch.bias.removes else None
-        with scratch(n_weights + n_signs) as memory:
+        with Scratch(n_weights + n_signs) as memory:
             per_edge = memory[:n_weights].view(tiles.dtype), memory[n_weights:]
             run_chunks(
                 _backward_queries,
@@ -106,7 +106,7 @@ class Gradients:
                 (self.d_out, self.d_lse, d_alpha, self.lse),
                 per_edge,
                 (self.d_query.ravel(), d_attn, None if self.edges is None else self.edges.plain),
-                n_copies=launch.n_copies,
+                n_copies=n_copies,
                 scratch=partial(own_buffers, tiles),
             )
             run_chunks(
@@ -121,17 +121,17 @@ class Gradients:
                 self.d_out,
                 per_edge,
                 (self.d_key.ravel(), self.first_query > 0, d_attn),
-                n_copies=launch.n_copies,
+                n_copies=n_copies,
             )
         self.first_query += query_ptr.size - 1
 
-    def results(self) -> tuple[Array, ...]:
+    def results(self) -> tuple[Array | None, ...]:
         """Of query, key, attn, edge_features, edge_projection, score_bias.
 
-        Empty for what is None or not wanted.
+        None for what is None or not wanted.
         """
         tiles, d_attn = self.launch.tiles, _total(self.launch, self.d_attn)
-        d_features, d_projection = np.empty(0, tiles.dtype), np.empty(0, tiles.dtype)
+        d_features = d_projection = None
         if self.edges is not None:
             d_attn_of_edges, d_features, d_projection = self.edges.results()
             d_attn = d_attn + d_attn_of_edges
@@ -144,10 +144,10 @@ class Gradients:
             self._d_bias(),
         )
 
-    def _d_bias(self) -> Array:
+    def _d_bias(self) -> Array | None:
         launch, bias = self.launch, self.launch.arguments.score_bias
         if bias is None or not launch.arguments.wants_bias_rows:
-            return np.empty(0, self.d_bias.dtype)
+            return None
         d_bias = self.d_bias
         if bias.shape[-1] > 1:
             d_bias = launch.tiles.crop_heads(d_bias)
@@ -170,9 +170,10 @@ class EdgeFeatureGradients:
     ) -> None:
         self.launch, self.projection, tiles = launch, edges.projection, launch.tiles
         n_features = edges.n_features
-        self.shares = tiles.empty(launch.n_copies, n_chunks, n_features)
+        self.shares = tiles.empty(launch.sizes.n_copies, n_chunks, n_features)
         self.shares.fill(0)
-        n_rows = launch.n_copies * launch.n_edge_rows if launch.arguments.wants_rows else 0
+        n_rows = launch.sizes.n_copies * launch.sizes.n_edge_rows
+        n_rows = n_rows if launch.arguments.wants_rows else 0
         self.d_x = empty((n_rows, n_features), tiles.dtype, d_features)
         n_padded = n_features + -n_features % tiles.line
         by_lane = np.zeros((tiles.length, n_padded), tiles.dtype)
@@ -181,13 +182,13 @@ class EdgeFeatureGradients:
         ).T
         self.plain: Plain = (self.d_x.ravel(), self.shares.ravel(), by_lane.ravel())
 
-    def results(self) -> tuple[Array, Array, Array]:
-        """Of attn, padded; of edge_features, empty if nobody wants it; of edge_projection."""
+    def results(self) -> tuple[Array, Array | None, Array]:
+        """Of attn, padded; of edge_features, None if nobody wants it; of edge_projection."""
         launch, tiles = self.launch, self.launch.tiles
         total = _total(launch, self.shares)  # [*mapped, D, *padded]
         d_attn = (self.projection.reshape(total.shape[-3:]) * total).sum(-3)
         d_projection = tiles.crop(launch.attn.reshape(tiles.padded) * total)
-        x, d_features = launch.arguments.edge_features, np.empty(0, tiles.dtype)
+        x, d_features = launch.arguments.edge_features, None
         if x is not None and launch.arguments.wants_rows:
             d_features = self.d_x.reshape(x.shape)
         return d_attn, d_features, np.moveaxis(d_projection, -3, -1).copy()
@@ -199,7 +200,7 @@ def _total(launch: Launch, shares: Array) -> Array:
     mapped, rows = launch.arguments.query.shape[:n_mapped], shares.shape[2:-2]
     if shares.shape[:2] == (1, 1):
         return shares.reshape(*mapped, *rows, *launch.tiles.padded)
-    total = shares.sum(1).reshape(*mapped, launch.n_batches, *rows, *launch.tiles.padded)
+    total = shares.sum(1).reshape(*mapped, launch.sizes.n_batches, *rows, *launch.tiles.padded)
     return total.sum(n_mapped)  # type: ignore[no-any-return]
 
 

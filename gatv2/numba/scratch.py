@@ -6,8 +6,6 @@ as free meanwhile, where the system knows such a mark, and taken away when memor
 """
 
 import mmap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Lock
 
 import numpy as np
@@ -23,17 +21,26 @@ _kept: list[mmap.mmap] = []
 _lock = Lock()
 
 
-@contextmanager
-def scratch(n_bytes: int) -> Iterator[Array]:
-    """Bytes that are not initialised, and that belong to nobody else as long as the context lasts."""
-    if n_bytes < _LEAST_KEPT:
-        yield empty((n_bytes,), np.uint8)
-        return
-    memory = _take(n_bytes)
-    try:
-        yield np.frombuffer(memory, np.uint8, n_bytes)
-    finally:
-        _give_back(memory)
+class Scratch:
+    """Bytes that are not initialised, and that belong to nobody else as long as the context lasts.
+
+    Args:
+        n_bytes: how many.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        self._n_bytes = n_bytes
+        self._memory: mmap.mmap | None = None
+
+    def __enter__(self) -> Array:
+        if self._n_bytes < _LEAST_KEPT:
+            return empty((self._n_bytes,), np.uint8)
+        self._memory = _take(self._n_bytes)
+        return np.frombuffer(self._memory, np.uint8, self._n_bytes)
+
+    def __exit__(self, *_: object) -> None:
+        if self._memory is not None:
+            _give_back(self._memory)
 
 
 def release_scratch() -> None:

@@ -60,14 +60,14 @@ def run_chunks(
         scratch: gives the arrays that the thread which calls it has for itself.
     """
     chunks = np.zeros(1, np.int64), n_chunks * n_copies, n_chunks
+    if n_threads == 1 or chunks[1] <= 1:
+        loop(chunks, *scratch(), *arguments)
+        return
 
     def work() -> None:
         loop(chunks, *scratch(), *arguments)
 
     n_helpers = min(n_threads, chunks[1]) - 1
-    if n_helpers < 1:
-        work()
-        return
     helpers: list[Future[None]] = []
     try:
         # once the main thread has ended, nobody can be called for help

@@ -71,21 +71,30 @@ class Tiles:
             word=(np.uint32, MASK_LANES),
         )
 
+    @cached_property
+    def nothing(self) -> Array:
+        """No numbers."""
+        return np.empty(0, self.dtype)
+
     def pad(self, features: Array) -> Array:
         """`[..., heads, features]` padded to whole tiles, flat."""
         if not self.is_padded:
-            return features.astype(self.dtype, copy=False).ravel()
+            return (
+                features if features.dtype == self.dtype else features.astype(self.dtype)
+            ).ravel()
         padded = self.empty(*features.shape[:-2])
         padded[..., self.n_heads :, :] = 0
         padded[..., : self.n_heads, self.n_hidden :] = 0
         padded[..., : self.n_heads, : self.n_hidden] = features
         return padded.ravel()
 
-    def pad_heads(self, values: Array, filling: float = 0) -> Array:
+    def pad_heads(self, values: Array | None, filling: float = 0) -> Array:
         """`[..., heads]`, or nothing, padded to whole groups, flat; bool stays bool."""
+        if values is None:
+            return self.nothing
         dtype = values.dtype if values.dtype == np.bool_ else self.dtype
         if not self.is_padded or values.size == 0:
-            return values.astype(dtype, copy=False).ravel()
+            return (values if values.dtype == dtype else values.astype(dtype)).ravel()
         padded = empty((*values.shape[:-1], self.padded[0]), dtype)
         padded[..., self.n_heads :] = filling
         padded[..., : self.n_heads] = values

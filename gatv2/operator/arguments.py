@@ -47,19 +47,26 @@ class Arguments(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """What a gradient takes before the `Arguments`: what is zero is empty, but for `d_out`."""
+    """What a gradient takes before the `Arguments`; None is zero."""
 
     d_out: Tensor
-    d_lse: Tensor
-    d_alpha: Tensor
+    d_lse: Tensor | None
+    d_alpha: Tensor | None
     lse: Tensor
     """The log-sum-exp that the operator returned."""
 
 
 N_FEATURES = _AT = Arguments._fields.index("adjacency")
 """How many arguments have gradients; they come first."""
+N_NODE_FEATURES = Arguments._fields.index("edge_features")
+"""How many of them are always there."""
 N_NUMBERS = sum(kind in (int, float, bool) for kind in Arguments.__annotations__.values())
 """How many arguments are no tensors; they come last."""
+
+
+def features_of(arguments: Arguments) -> tuple[Tensor | None, ...]:
+    """The arguments that have gradients, or None."""
+    return arguments[:_AT]  # type: ignore[return-value]
 
 
 def tensors_of(arguments: Arguments) -> tuple[Tensor | None, ...]:

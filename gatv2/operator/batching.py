@@ -51,8 +51,6 @@ def _mapped(name: str, argument: Argument, dim: int | None, batch_size: int) -> 
         return argument + 1
     if name not in _MAPPABLE or argument is None:
         return argument
-    if argument.ndim - (dim is not None) == 1:  # no cotangent
-        return argument.new_empty(0)
     if dim is None:
         return argument.expand(batch_size, *argument.shape)
     return argument.movedim(dim, 0)

@@ -27,18 +27,18 @@ from gatv2.operator.gradient import (
     double_backward,
     wanted,
 )
-from gatv2.operator.shortcut import Dispatched, Launcher, take_shortcut
+from gatv2.operator.shortcut import Dispatched, Kernels, Operator, Outputs
 from gatv2.precision import computed_in
 
 if TYPE_CHECKING:
-    from gatv2.torch_internals import Operator
+    from gatv2.torch_internals import Operator as RegisteredOperator
 
-__all__ = ["Arguments", "Cotangents", "Launcher", "define"]
+__all__ = ["Arguments", "Cotangents", "Kernels", "Operator", "Outputs", "define"]
 
 
 class _Defined(NamedTuple):
     library: torch.library.Library
-    functions: dict[str, Callable[[Arguments], tuple[Tensor, ...]]]
+    operators: dict[str, Operator]
 
 
 # kept with PyTorch's names of the operators, which outlive this module when it is loaded again
@@ -53,10 +53,10 @@ _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float"
 def define(
     name: str,
     adjacency: type[NamedTuple],
-    launchers: Mapping[str, Callable[[], Launcher]],
+    kernels: Mapping[str, Callable[[], Kernels]],
     reference: Reference,
     alpha_shape: Callable[[Arguments], tuple[int, ...]],
-) -> Callable[[Arguments], tuple[Tensor, ...]]:
+) -> Operator:
     """Define the operator `gatv2::name` and its gradient, `gatv2::name_backward`.
 
     The operator takes `Arguments`, flat, and returns (out, log-sum-exp, alpha); its gradient takes
@@ -65,17 +65,17 @@ def define(
     Args:
         name: name of the operator.
         adjacency: the named tuple of tensors that tells the kernels the graph.
-        launchers: for each device, by PyTorch's dispatch key ("CPU", "CUDA"), a function that imports
+        kernels: for each device, by PyTorch's dispatch key ("CPU", "CUDA"), a function that imports
             the compiled kernels, and is called when they are needed.
         reference: the same function by plain PyTorch operations.
         alpha_shape: the shape of alpha.
 
     Returns:
-        The function: the operator, of `Arguments`.
+        The operator, of `Arguments`.
     """
-    if name in _defined.functions:
-        return _defined.functions[name]
-    launchers = {key: cache(launcher) for key, launcher in launchers.items()}
+    if name in _defined.operators:
+        return _defined.operators[name]
+    kernels = {key: cache(get) for key, get in kernels.items()}
     schema = ", ".join(_schema(Arguments, adjacency=_schema(adjacency)))
     cotangents = ", ".join(_schema(Cotangents))
     # flags have names of their own in exported programs
@@ -83,8 +83,8 @@ def define(
     schema = schema.replace("wants_rows", "with_d_edge_features")
     inputs = f"{cotangents}, {schema.replace('wants_bias_rows', 'with_d_score_bias')}"
     gradient = _declare(f"{name}_backward", inputs, len(Gradients._fields))
-    for key, launcher in launchers.items():
-        _launch(name, adjacency, key, launcher)
+    for key, get in kernels.items():
+        _launch(name, adjacency, key, get)
     _register_shapes(operator, gradient, adjacency, alpha_shape)
 
     names = names_of(adjacency)
@@ -111,9 +111,8 @@ def define(
         lambda arguments: call(*flatten(arguments)),
         lambda cotangents, arguments: call_gradient(*cotangents, *flatten(arguments)),
     )
-    function = take_shortcut(by_dispatcher, adjacency, launchers)
-    _defined.functions[name] = function
-    return function
+    _defined.operators[name] = Operator(by_dispatcher, kernels)
+    return _defined.operators[name]
 
 
 def _schema(fields: type[NamedTuple], **parts: list[str]) -> list[str]:
@@ -123,30 +122,39 @@ def _schema(fields: type[NamedTuple], **parts: list[str]) -> list[str]:
     return [argument for arguments in each for argument in arguments]
 
 
-def _declare(name: str, inputs: str, n_results: int) -> "Operator":
+def _declare(name: str, inputs: str, n_results: int) -> "RegisteredOperator":
     _library.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * n_results)})")
-    operator: Operator = getattr(torch.ops.gatv2, name).default
+    operator: RegisteredOperator = getattr(torch.ops.gatv2, name).default
     return operator
 
 
 def _launch(
-    name: str, adjacency: type[NamedTuple], key: str, launcher: Callable[[], Launcher]
+    name: str, adjacency: type[NamedTuple], key: str, kernels: Callable[[], Kernels]
 ) -> None:
     """Have a device's kernels called for its tensors."""
 
     def forward(*flat: Argument) -> tuple[Tensor, ...]:
-        return launcher().forward(unflatten(flat, adjacency))
+        arguments = unflatten(flat, adjacency)
+        return _without_none(kernels()(arguments).forward(arguments))
 
     def backward(*flat: Argument) -> tuple[Tensor, ...]:
-        return launcher().backward(*unflatten_gradient(flat, adjacency))
+        cotangents, arguments = unflatten_gradient(flat, adjacency)
+        return _without_none(kernels()(arguments).backward(cotangents, arguments))
 
     _library.impl(name, forward, key)
     _library.impl(f"{name}_backward", backward, key)
 
 
+def _without_none(results: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Results as an operator has them, which are tensors."""
+    (first, *_) = results
+    assert first is not None
+    return tuple(first.new_empty(0) if x is None else x for x in results)
+
+
 def _register_shapes(
-    operator: "Operator",
-    gradient: "Operator",
+    operator: "RegisteredOperator",
+    gradient: "RegisteredOperator",
     adjacency: type[NamedTuple],
     alpha_shape: Callable[[Arguments], tuple[int, ...]],
 ) -> None:
@@ -198,7 +206,10 @@ def _backward(
     ctx: Context, d_results: Results, adjacency: type[NamedTuple], gradient: Call
 ) -> tuple[Tensor | None, ...]:
     lse, *tensors = ctx.saved_tensors
-    arguments = wanted(unflatten((*tensors, *ctx.numbers), adjacency), ctx.needs_input_grad)
+    arguments = unflatten((*tensors, *ctx.numbers), adjacency)
+    if not arguments.wants_rows:  # an alpha that is empty may come with a cotangent
+        d_results = *d_results[:2], None
+    arguments = wanted(arguments, ctx.needs_input_grad)
 
     def by_operator(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
         return gradient(*cotangents, *flatten(arguments))

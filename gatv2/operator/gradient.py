@@ -58,14 +58,9 @@ def backward(
     """
     query, attn, edge_projection = arguments.query, arguments.attn, arguments.edge_projection
     d_out, d_lse, d_alpha = d_results
-    nothing = query.new_empty(0)
-    cotangents = Cotangents(
-        torch.zeros_like(query) if d_out is None else d_out,
-        nothing if d_lse is None else d_lse,
-        nothing if d_alpha is None else d_alpha,
-        lse,
-    )
-    found = gradient(cotangents, arguments)
+    if d_out is None:
+        d_out = torch.zeros_like(query)
+    found = gradient(Cotangents(d_out, d_lse, d_alpha, lse), arguments)
     d_query, d_key, d_attn, d_edge_features, d_edge_projection, d_score_bias = found
     return Gradients(
         d_query,
@@ -90,8 +85,8 @@ def double_backward(
         What `cotangents` and what the features get; None where there is nothing.
     """
     given = {"d_out": cotangents.d_out}
-    given |= {} if cotangents.d_lse.numel() == 0 else {"d_lse": cotangents.d_lse}
-    given |= {} if cotangents.d_alpha.numel() == 0 else {"d_alpha": cotangents.d_alpha}
+    given |= {} if cotangents.d_lse is None else {"d_lse": cotangents.d_lse}
+    given |= {} if cotangents.d_alpha is None else {"d_alpha": cotangents.d_alpha}
     features = {name: getattr(arguments, name) for name in Gradients._fields}
     features = {name: feature for name, feature in features.items() if feature is not None}
     is_wanted = {"edge_features": arguments.wants_rows, "score_bias": arguments.wants_bias_rows}

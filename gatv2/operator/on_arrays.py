@@ -4,6 +4,7 @@ Tensors become arrays once a call, without a copy, but for half precision, which
 it becomes float32 here, which is what the kernels compute it in.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +12,21 @@ from torch import Tensor
 
 from gatv2.numba.call import ArrayArguments, ArrayCotangents
 from gatv2.numba.memory import Array
-from gatv2.operator.arguments import Arguments, Cotangents
+from gatv2.operator.arguments import Arguments, Cotangents, features_of
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+class ArrayPlan(Protocol):
+    """Kernels on arrays, for calls of one kind over one graph."""
+
+    def forward(self, arguments: ArrayArguments, /) -> tuple[Array, Array, Array | None]:
+        """(out, log-sum-exp, alpha)."""
+
+    def backward(
+        self, cotangents: ArrayCotangents, arguments: ArrayArguments, /
+    ) -> tuple[Array | None, ...]:
+        """Gradients of query, key, attn, edge_features, edge_projection and score_bias."""
 
 
 class ArrayKernels(Protocol):
@@ -22,65 +35,76 @@ class ArrayKernels(Protocol):
     Adjacency: type[Any]
     """The graph, a named tuple of arrays."""
 
-    def forward(self, arguments: ArrayArguments) -> tuple[Array, Array, Array]:
-        """(out, log-sum-exp, alpha)."""
-
-    def backward(self, cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
-        """Gradients of query, key, attn, edge_features, edge_projection and score_bias."""
+    def Plan(self, arguments: ArrayArguments) -> ArrayPlan:  # noqa: N802
+        """Made of a call's arguments, for it and others of its kind."""
 
 
 class OnArrays:
-    """Launches kernels that compute on arrays.
+    """Launches kernels that compute on arrays, for calls of one kind over one graph.
 
     Args:
         kernels: their module.
+        arguments: of such a call.
     """
 
-    def __init__(self, kernels: ArrayKernels) -> None:
-        self._kernels = kernels
+    def __init__(self, kernels: ArrayKernels, arguments: Arguments) -> None:
+        arrays = [None if x is None else x.numpy() for x in arguments.adjacency]
+        self._adjacency = kernels.Adjacency(*arrays)
+        self._make_plan = kernels.Plan
+        self._plan: ArrayPlan | None = None  # made of the first call's arrays
 
-    def forward(self, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
         """(out, log-sum-exp, alpha) of the operator's arguments."""
-        dtype = arguments.query.dtype
-        out, lse, alpha = self._kernels.forward(_as_arrays(arguments, self._kernels.Adjacency))
-        return _as_tensor(out, dtype), torch.from_numpy(lse), _as_tensor(alpha, dtype)
+        dtype, arrays = arguments.query.dtype, self._as_arrays(arguments)
+        plan = self._plan or self._planned(arrays)
+        out, lse, alpha = plan.forward(arrays)
+        in_dtype = None if alpha is None else _as_tensor(alpha, dtype)
+        return _as_tensor(out, dtype), torch.from_numpy(lse), in_dtype
 
-    def backward(self, cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
+    def backward(self, cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor | None, ...]:
         """Gradients of query, key, attn, edge_features, edge_projection and score_bias."""
-        dtype = arguments.query.dtype
-        arrays = ArrayCotangents(*map(_as_array, cotangents))
-        gradients = self._kernels.backward(arrays, _as_arrays(arguments, self._kernels.Adjacency))
-        return tuple(_as_tensor(gradient, dtype) for gradient in gradients)
+        dtype, arrays = arguments.query.dtype, self._as_arrays(arguments)
+        plan = self._plan or self._planned(arrays)
+        gradients = plan.backward(ArrayCotangents(*_as_arrays(cotangents)), arrays)
+        return tuple([x if x is None else _as_tensor(x, dtype) for x in gradients])
+
+    def _planned(self, arrays: ArrayArguments) -> ArrayPlan:
+        self._plan = self._make_plan(arrays)
+        return self._plan
+
+    def _as_arrays(self, arguments: Arguments) -> ArrayArguments:
+        query, key, attn, x, projection, bias = _as_arrays(features_of(arguments))
+        return ArrayArguments(
+            query,
+            key,
+            attn,
+            x,
+            projection,
+            self._adjacency,
+            None if arguments.seed is None else int(arguments.seed),
+            arguments.n_blocks,
+            arguments.n_mapped,
+            arguments.negative_slope,
+            arguments.dropout,
+            arguments.wants_rows,
+            torch.get_num_threads(),
+            bias,
+            arguments.wants_bias_rows,
+        )
 
 
-def _as_arrays(arguments: Arguments, adjacency: type[Any]) -> ArrayArguments:
-    x, projection, seed = arguments.edge_features, arguments.edge_projection, arguments.seed
-    bias = arguments.score_bias
-    return ArrayArguments(
-        _as_array(arguments.query),
-        _as_array(arguments.key),
-        _as_array(arguments.attn),
-        None if x is None else _as_array(x),
-        None if projection is None else _as_array(projection),
-        adjacency(*[None if x is None else x.numpy() for x in arguments.adjacency]),
-        None if seed is None else int(seed),
-        arguments.n_blocks,
-        arguments.n_mapped,
-        arguments.negative_slope,
-        arguments.dropout,
-        arguments.wants_rows,
-        torch.get_num_threads(),
-        None if bias is None else _as_array(bias),
-        arguments.wants_bias_rows,
-    )
+def _as_arrays(tensors: Sequence[Tensor | None]) -> list[Any]:
+    return [
+        # of one that requires a gradient, too
+        x if x is None else (_wide(x) if x.dtype in _HALF else x).numpy(force=True)
+        for x in tensors
+    ]
 
 
-def _as_array(tensor: Tensor) -> Array:
-    if tensor.dtype in _HALF:
-        # not what is expanded: a copy of everything
-        once = tensor[tuple(slice(None if stride else 1) for stride in tensor.stride())]
-        tensor = once.float().expand(tensor.shape)
-    return tensor.numpy(force=True)  # of one that requires a gradient, too
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32; not what is expanded: a copy of everything."""
+    once = tensor[tuple(slice(None if stride else 1) for stride in tensor.stride())]
+    return once.float().expand(tensor.shape)
 
 
 def _as_tensor(array: Array, dtype: torch.dtype) -> Tensor:

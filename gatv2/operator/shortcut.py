@@ -11,32 +11,46 @@ import torch
 from torch import Tensor
 
 from gatv2.operator.arguments import (
-    N_FEATURES,
+    N_NODE_FEATURES,
     N_NUMBERS,
     Arguments,
     Cotangents,
+    features_of,
     tensors_of,
-    unflatten,
 )
 from gatv2.operator.gradient import Results, backward, wanted
-from gatv2.torch_internals import is_mapped_by_autograd, needs_dispatcher
+from gatv2.torch_internals import (
+    is_mapped_by_autograd,
+    needs_dispatcher,
+    single_level_autograd,
+)
 
-Outputs = tuple[Tensor, ...]
+Outputs = tuple[Any, ...]
+"""Tensors, or None where one is not wanted; the dispatcher gives an empty one there."""
 
 
 class Launcher(Protocol):
-    """The compiled kernels of one device."""
+    """The compiled kernels of one device, for calls of one kind over one graph.
 
-    def forward(self, arguments: Arguments, /) -> tuple[Tensor, Tensor, Tensor]:
-        """(out, log-sum-exp, alpha); alpha is empty unless `wants_rows`."""
+    A kind is all but the values of the features and the seed; which results are wanted may differ.
+    """
 
-    def backward(self, cotangents: Cotangents, arguments: Arguments, /) -> tuple[Tensor, ...]:
+    def forward(self, arguments: Arguments, /) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(out, log-sum-exp, alpha); alpha is None unless `wants_rows`."""
+
+    def backward(
+        self, cotangents: Cotangents, arguments: Arguments, /
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of query, key, attn, edge_features, edge_projection and score_bias.
 
         Those of attn and edge_projection have the `n_mapped` leading batch dimensions. That of
-        edge_features is empty unless `wants_rows`, that of score_bias unless `wants_bias_rows`, and so
+        edge_features is None unless `wants_rows`, that of score_bias unless `wants_bias_rows`, and so
         are those of what is None.
         """
+
+
+Kernels = Callable[[Arguments], Launcher]
+"""The compiled kernels of one device: what makes the launcher of a call, and of others of its kind."""
 
 
 class Dispatched(NamedTuple):
@@ -46,62 +60,116 @@ class Dispatched(NamedTuple):
     backward: Callable[[Cotangents, Arguments], Outputs]
 
 
-def take_shortcut(
-    operator: Dispatched,
-    adjacency: type[NamedTuple],
-    launchers: Mapping[str, Callable[[], Launcher]],
-) -> Callable[[Arguments], Outputs]:
+class Operator:
     """An operator that calls its kernels itself where it can.
 
     Args:
-        operator: the operator by the dispatcher, for all other calls.
-        adjacency: the named tuple of tensors that tells the kernels the graph.
-        launchers: what gives the kernels of a device, by its dispatch key; called each time.
+        dispatched: the operator by the dispatcher, for all other calls.
+        kernels: what imports the kernels of a device, by its dispatch key; called each time.
     """
-    by_device = {key.lower(): make for key, make in launchers.items()}
 
-    def launcher_for(tensors: tuple[Tensor | None, ...], device: torch.device) -> Launcher | None:
-        make = by_device.get(device.type)
-        return None if make is None or needs_dispatcher(tensors) else make()
+    def __init__(
+        self, dispatched: Dispatched, kernels: Mapping[str, Callable[[], Kernels]]
+    ) -> None:
+        self._dispatched = dispatched
+        self._kernels = {key.lower(): get for key, get in kernels.items()}
 
-    def gradient(cotangents: Cotangents, arguments: Arguments) -> Outputs:
-        tensors = (*cotangents, *tensors_of(arguments))
-        launcher = launcher_for(tensors, arguments.query.device)
-        if launcher is None or torch.is_grad_enabled() or is_mapped_by_autograd(cotangents):
-            return operator.backward(cotangents, arguments)
-        return launcher.backward(cotangents, arguments)
+    def __call__(self, arguments: Arguments) -> Outputs:
+        """(out, log-sum-exp, alpha)."""
+        kernels = self._kernels.get(arguments.query.device.type)
+        if kernels is None or needs_dispatcher(tensors_of(arguments)):
+            return self._dispatched.forward(arguments)
+        tensors = (*features_of(arguments), arguments.seed)
+        return Bound(self._dispatched, kernels()(arguments), arguments)(*tensors)
 
-    class Function(torch.autograd.Function):
-        """The kernels of one device, differentiated; without `setup_context`, which takes time."""
+    def bind(self, arguments: Arguments) -> "Bound":
+        """What serves calls of the kind of this one that the dispatcher need not see."""
+        kernels = self._kernels[arguments.query.device.type]()
+        return Bound(self._dispatched, kernels(arguments), arguments)
 
-        @staticmethod
-        def forward(
-            ctx: Any, launcher: Launcher, arguments: Arguments, *_features: Tensor | None
-        ) -> Outputs:
-            ctx.set_materialize_grads(False)
-            results = launcher.forward(arguments)
-            tensors = tensors_of(arguments)
-            ctx.numbers = arguments[-N_NUMBERS:]
-            ctx.save_for_backward(results[1], *tensors)
+
+class Bound:
+    """An operator with the graph and the numbers of a call, and the forms of its tensors.
+
+    Args:
+        dispatched: the operator, for a backward pass that the dispatcher must see.
+        launcher: of the call.
+        arguments: of the call.
+    """
+
+    def __init__(self, dispatched: Dispatched, launcher: Launcher, arguments: Arguments) -> None:
+        self.launcher = launcher
+        self._dispatched = dispatched
+        self.adjacency = arguments.adjacency
+        self._numbers: tuple[Any, ...] = arguments[-N_NUMBERS:]
+        self._is_differentiated = torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in features_of(arguments)
+        )
+
+    def __call__(self, *tensors: Any) -> Outputs:
+        """(out, log-sum-exp, alpha) of the tensors that `arguments` takes."""
+        if self._is_differentiated:
+            results: Outputs = _Function.apply(self, *tensors)
             return results
+        return self.launcher.forward(self.arguments(*tensors))
 
-        @staticmethod
-        def backward(ctx: Any, *d_results: *Results) -> tuple[Tensor | None, ...]:
-            lse, *tensors = ctx.saved_tensors
-            arguments = unflatten((*tensors, *ctx.numbers), adjacency)
-            arguments = wanted(arguments, ctx.needs_input_grad[2:])
-            return None, None, *backward(gradient, d_results, lse, arguments)
+    def arguments(
+        self,
+        query: Tensor,
+        key: Tensor,
+        attn: Tensor,
+        edge_features: Tensor | None = None,
+        edge_projection: Tensor | None = None,
+        score_bias: Tensor | None = None,
+        seed: Tensor | None = None,
+    ) -> Arguments:
+        """The arguments of a call."""
+        return Arguments(
+            query,
+            key,
+            attn,
+            edge_features,
+            edge_projection,
+            score_bias,
+            self.adjacency,
+            seed,
+            *self._numbers,
+        )
 
-    def call(arguments: Arguments) -> Outputs:
-        if torch.compiler.is_compiling():
-            return operator.forward(arguments)
-        launcher = launcher_for(tensors_of(arguments), arguments.query.device)
-        if launcher is None:
-            return operator.forward(arguments)
-        features: tuple[Tensor | None, ...] = arguments[:N_FEATURES]  # type: ignore[assignment]
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in features):
-            results: Outputs = Function.apply(launcher, arguments, *features)  # type: ignore[no-untyped-call]
-            return results
-        return launcher.forward(arguments)
+    def gradient(self, cotangents: Cotangents, arguments: Arguments) -> Outputs:
+        """The gradient of the operator, with respect to features."""
+        needs_graph = torch.is_grad_enabled() or is_mapped_by_autograd(cotangents)
+        tensors = (*cotangents, *features_of(arguments))
+        if needs_graph or needs_dispatcher(tensors):
+            return self._dispatched.backward(cotangents, arguments)
+        return self.launcher.backward(cotangents, arguments)
 
-    return call
+
+# that of one level of transforms has none to look for at each call
+_internals = single_level_autograd()
+_Base: Any = torch.autograd.Function if _internals is None else _internals.function
+
+
+class _Function(_Base):  # type: ignore[misc]
+    """A bound operator, differentiated; without `setup_context`, which takes time."""
+
+    @staticmethod
+    def forward(ctx: Any, bound: Bound, *tensors: Any) -> Outputs:
+        ctx.set_materialize_grads(False)
+        results = bound.launcher.forward(bound.arguments(*tensors))
+        ctx.bound = bound
+        ctx.n_tensors = len(tensors)
+        # the graph too, so that a write to it is noticed
+        ctx.save_for_backward(results[1], *tensors, *bound.adjacency)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *d_results: *Results) -> tuple[Tensor | None, ...]:
+        bound: Bound = ctx.bound
+        n_tensors: int = ctx.n_tensors
+        lse, *tensors = ctx.saved_tensors[: 1 + n_tensors]
+        arguments = bound.arguments(*tensors)
+        if n_tensors > N_NODE_FEATURES:
+            arguments = wanted(arguments, ctx.needs_input_grad[1:])
+        gradients = backward(bound.gradient, d_results, lse, arguments)
+        return (None, *gradients, None)[: 1 + n_tensors]

@@ -18,7 +18,7 @@ from gatv2.numba.arguments import (
     as_problem,
     key_ids,
 )
-from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch
+from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch, Sizes
 from gatv2.numba.compile import kernel
 from gatv2.numba.counting_sort import transpose
 from gatv2.numba.forward_row import forward_row
@@ -27,7 +27,7 @@ from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array
 from gatv2.numba.rows import place_of, rows_of
 from gatv2.numba.scores import own_buffers
-from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
+from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
 
 class Adjacency(NamedTuple):
@@ -47,77 +47,81 @@ class Adjacency(NamedTuple):
     key_id: Array | None = None
 
 
-def forward(arguments: ArrayArguments) -> tuple[Array, Array, Array]:
-    """(out, log-sum-exp, alpha); alpha is empty unless it is wanted, and has the edges' order here."""
-    graph = _graph(arguments)
-    launch = Launch(arguments, edge_id=graph.edge_id)
-    tiles, (*batch, n_queries, _, _) = launch.tiles, arguments.query.shape
-    n_edges = graph.key_index.size
-    out, lse, alpha, *_ = arguments.memory
-    results = (
-        tiles.empty(*batch, n_queries, given=out),
-        tiles.empty_heads(*batch, n_queries),
-        tiles.empty_heads(*batch, n_queries, given=lse),
-        tiles.empty_heads(*batch, n_edges, given=alpha)
-        if arguments.wants_rows
-        else tiles.empty_heads(0),
-    )
-    run_chunks(
-        _forward,
-        arguments.n_threads,
-        count_chunks((n_edges + n_queries) * tiles.length),
-        tiles.vectors,
-        launch.problem,
-        launch.plain_edges,
-        _node_ids(graph),
-        graph.query_ptr,
-        _edge_list(graph),
-        _head_mask(launch, graph) if launch.bias is None else launch.plain_bias,
-        tuple(x.ravel() for x in results),
-        n_copies=launch.n_copies,
-        scratch=partial(own_buffers, tiles),
-    )
-    return launch.results(*results)
+class Plan:
+    """Calls of one kind over one graph: what they have in common, and how they run.
 
+    Args:
+        arguments: of such a call, of which features are only looked at.
+    """
 
-def backward(cotangents: ArrayCotangents, arguments: ArrayArguments) -> tuple[Array, ...]:
-    """Gradients of query, key, attn, edge_features, edge_projection, score_bias; empty for None."""
-    graph = _graph(arguments)
-    launch = Launch(arguments, edge_id=graph.edge_id)
-    gradients = Gradients(launch, cotangents, graph.key_index.size)
-    gradients.add(
-        graph.query_ptr,
-        _edge_list(graph),
-        _key_order(graph, launch.n_keys),
-        _head_mask(launch, graph),
-        launch.tiles.pad_heads(cotangents.d_alpha),
-        _node_ids(graph),
-    )
-    return gradients.results()
+    def __init__(self, arguments: ArrayArguments) -> None:
+        # contiguous, as all kernels read them
+        arrays = [None if x is None else np.ascontiguousarray(x) for x in arguments.adjacency]
+        self._graph = graph = Adjacency(*arrays)  # type: ignore[arg-type]
+        self._sizes = sizes = Sizes(arguments)
+        self._rows = arguments.query.shape[:-2]
+        self._edge_list = graph.key_index, graph.edge_id
+        self._node_ids = None if graph.query_id is None else (graph.query_id, graph.key_id)
+        self._n_chunks = sizes.count_chunks(graph.key_index.size)
+        self._buffers = partial(own_buffers, sizes.tiles)
 
+    def forward(self, arguments: ArrayArguments) -> tuple[Array, Array, Array | None]:
+        """(out, log-sum-exp, alpha in the order of the graph's edges, or None if nobody wants it)."""
+        graph, rows = self._graph, self._rows
+        launch = Launch(arguments, self._sizes, edge_id=graph.edge_id)
+        tiles = launch.tiles
+        out, lse, alpha, *_ = arguments.memory
+        results = (
+            tiles.empty(*rows, given=out),
+            tiles.empty_heads(*rows),
+            tiles.empty_heads(*rows, given=lse),
+            tiles.empty_heads(*rows[:-1], graph.key_index.size, given=alpha)
+            if arguments.wants_rows
+            else tiles.nothing,
+        )
+        run_chunks(
+            _forward,
+            arguments.n_threads,
+            self._n_chunks,
+            tiles.vectors,
+            launch.problem,
+            launch.plain_edges,
+            self._node_ids,
+            graph.query_ptr,
+            self._edge_list,
+            launch.plain_bias or self._head_mask(),
+            tuple([x.ravel() for x in results]),
+            n_copies=self._sizes.n_copies,
+            scratch=self._buffers,
+        )
+        return launch.results(*results)
 
-def _graph(arguments: ArrayArguments) -> Adjacency:
-    """The graph in contiguous arrays, as all kernels read them."""
-    arrays = [None if x is None else np.ascontiguousarray(x) for x in arguments.adjacency]
-    return Adjacency(*arrays)  # type: ignore[arg-type]
+    def backward(
+        self, cotangents: ArrayCotangents, arguments: ArrayArguments
+    ) -> tuple[Array | None, ...]:
+        """Gradients of query, key, attn, edge_features, edge_projection, score_bias; None for None."""
+        graph = self._graph
+        launch = Launch(arguments, self._sizes, edge_id=graph.edge_id)
+        gradients = Gradients(launch, cotangents, self._n_chunks)
+        gradients.add(
+            graph.query_ptr,
+            self._edge_list,
+            self._key_order(),
+            self._head_mask(),
+            launch.tiles.pad_heads(cotangents.d_alpha),
+            self._node_ids,
+        )
+        return gradients.results()
 
+    def _key_order(self) -> Plain:
+        graph = self._graph
+        if graph.key_ptr is None:  # made for an inference that was then differentiated
+            return transpose(graph.query_ptr, graph.key_index, self._sizes.n_keys)
+        return graph.key_ptr, graph.edges_by_key, graph.queries_by_key
 
-def _edge_list(graph: Adjacency) -> Plain:
-    return graph.key_index, graph.edge_id
-
-
-def _key_order(graph: Adjacency, n_keys: int) -> Plain:
-    if graph.key_ptr is None:  # made for an inference that was then differentiated
-        return transpose(graph.query_ptr, graph.key_index, n_keys)
-    return graph.key_ptr, graph.edges_by_key, graph.queries_by_key
-
-
-def _head_mask(launch: Launch, graph: Adjacency) -> Array | None:
-    return None if graph.head_mask is None else launch.tiles.pad_heads(graph.head_mask)
-
-
-def _node_ids(graph: Adjacency) -> Plain | None:
-    return None if graph.query_id is None else (graph.query_id, graph.key_id)
+    def _head_mask(self) -> Array | None:
+        mask = self._graph.head_mask
+        return None if mask is None else self._sizes.tiles.pad_heads(mask)
 
 
 @kernel

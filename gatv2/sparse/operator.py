@@ -1,7 +1,9 @@
 """The fused operator over a list of edges, on any device: same function as `gatv2.sparse.reference`."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -9,9 +11,20 @@ from torch import Tensor
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.operator.arguments import Arguments
-from gatv2.operator.define import Launcher, define
+from gatv2.operator.define import Kernels, Outputs, define
 from gatv2.sparse import reference
 from gatv2.triton.support import IS_INTERPRETED
+
+
+class Options(TypedDict):
+    """What every kernel is told; see `gatv2.dispatch.Attention`."""
+
+    negative_slope: float
+    dropout: float
+    seed: Tensor | None
+    return_attention: bool
+    edges: NotRequired[EdgeInputs | None]
+    score_bias: NotRequired[Tensor | None]
 
 
 class Adjacency(NamedTuple):
@@ -37,13 +50,8 @@ def gatv2_attention(
     attn: Tensor,
     graph: Graph,
     *,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    return_attention: bool,
-    edges: EdgeInputs | None = None,
-    score_bias: Tensor | None = None,
     is_interpreted: bool = False,
+    **options: Unpack[Options],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """GATv2 attention without anything of `[E, H, F]`; see `gatv2.sparse.reference`.
 
@@ -52,6 +60,43 @@ def gatv2_attention(
     Edge features are projected while they are read. `is_interpreted`: on the CPU by Triton's
     interpreter, in a process that was started with TRITON_INTERPRET=1.
     """
+    operator = _interpreted if is_interpreted else _attention
+    results = operator(_arguments(query, key, attn, graph, options))
+    return _as_caller_sees(results, graph, options["return_attention"])
+
+
+def bind(
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: Graph,
+    *,
+    is_interpreted: bool = False,
+    **options: Unpack[Options],
+) -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+    """:func:`gatv2_attention` for calls of the kind of this one, with its graph and its numbers."""
+    operator = _interpreted if is_interpreted else _attention
+    bound = operator.bind(_arguments(query, key, attn, graph, options))
+
+    def attention(
+        query: Tensor, key: Tensor, attn: Tensor, graph: Graph, **options: Unpack[Options]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        seed, edges, score_bias = options["seed"], options.get("edges"), options.get("score_bias")
+        if seed is None and edges is None and score_bias is None:
+            results = bound(query, key, attn)
+        else:
+            if score_bias is not None:
+                score_bias = _of_used_heads(score_bias, graph)
+            results = bound(query, key, attn, *(edges or (None, None)), score_bias, seed)
+        return _as_caller_sees(results, graph, options["return_attention"])
+
+    return attention
+
+
+def _arguments(
+    query: Tensor, key: Tensor, attn: Tensor, graph: Graph, options: Options
+) -> Arguments:
+    seed, edges, score_bias = options["seed"], options.get("edges"), options.get("score_bias")
     edge_features, edge_projection = edges or (None, None)
     features = (query, key, attn, edge_features, edge_projection, score_bias)
     is_differentiated = torch.is_grad_enabled() and any(
@@ -60,40 +105,46 @@ def gatv2_attention(
     key_ptr, edges_by_key, queries_by_key = graph.by_key if is_differentiated else [None] * 3
     query_id, key_id = (None, None) if seed is None else _node_ids(graph)
     has_rows = edges is not None or score_bias is not None
-    head_mask = graph.head_mask
-    if score_bias is not None and head_mask is not None:  # kernels read one of the two
-        used = graph.in_callers_order(head_mask, dim=-2)
-        score_bias, head_mask = score_bias.where(used, -math.inf), None
     adjacency = Adjacency(
         graph.query_ptr,
         graph.key_index,
         key_ptr,
         edges_by_key,
         queries_by_key,
-        head_mask,
+        graph.head_mask if score_bias is None else None,  # kernels read one of the two
         graph.edge_id if has_rows else None,
         query_id,
         key_id,
     )
-    operator = _interpreted if is_interpreted else _attention
-    out, lse, alpha = operator(
-        Arguments(
-            query,
-            key,
-            attn,
-            edge_features,
-            edge_projection,
-            score_bias,
-            adjacency,
-            seed,
-            graph.n_blocks,
-            n_mapped=0,
-            negative_slope=negative_slope,
-            dropout=dropout,
-            wants_rows=return_attention,
-            wants_bias_rows=False,
-        )
+    return Arguments(
+        query,
+        key,
+        attn,
+        edge_features,
+        edge_projection,
+        None if score_bias is None else _of_used_heads(score_bias, graph),
+        adjacency,
+        seed,
+        graph.n_blocks,
+        n_mapped=0,
+        negative_slope=options["negative_slope"],
+        dropout=options["dropout"],
+        wants_rows=options["return_attention"],
+        wants_bias_rows=False,
     )
+
+
+def _of_used_heads(score_bias: Tensor, graph: Graph) -> Tensor:
+    """A bias that takes from heads what the graph's mask of heads takes from them."""
+    if graph.head_mask is None:
+        return score_bias
+    return score_bias.where(graph.in_callers_order(graph.head_mask, dim=-2), -math.inf)
+
+
+def _as_caller_sees(
+    results: Outputs, graph: Graph, return_attention: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    out, lse, alpha = results
     return out, lse, graph.in_callers_order(alpha, dim=-2) if return_attention else None
 
 
@@ -110,17 +161,17 @@ def _node_ids(graph: Graph) -> tuple[Tensor | None, Tensor | None]:
     return query_id, key_id
 
 
-def _numba() -> Launcher:
+def _numba() -> Kernels:
     from gatv2.operator.on_arrays import OnArrays
     from gatv2.sparse import numba_kernel
 
-    return OnArrays(numba_kernel)
+    return partial(OnArrays, numba_kernel)
 
 
-def _triton() -> Launcher:
+def _triton() -> Kernels:
     from gatv2.sparse import triton_kernel
 
-    return triton_kernel
+    return triton_kernel.Plan
 
 
 def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:

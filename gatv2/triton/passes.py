@@ -72,8 +72,8 @@ def backward(
     statistics = call.empty(call.n_copies * call.n_queries, 3, call.n_heads)
     given = of_kernel.Cotangents(
         call.pad(cotangents.d_out),
-        _or_none(cotangents.d_lse),
-        _or_none(cotangents.d_alpha),
+        None if cotangents.d_lse is None else cotangents.d_lse.contiguous(),
+        None if cotangents.d_alpha is None else cotangents.d_alpha.contiguous(),
         cotangents.lse.contiguous(),
         statistics,
     )
@@ -89,11 +89,6 @@ def backward(
         d_edge_projection,
         d_bias,
     )
-
-
-def _or_none(tensor: Tensor) -> Tensor | None:
-    """A cotangent as kernels read it: an empty one is zero."""
-    return tensor.contiguous() if tensor.numel() else None
 
 
 def _over_queries(call: Call, given: of_kernel.Cotangents) -> Tensor:

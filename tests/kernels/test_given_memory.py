@@ -57,12 +57,13 @@ def call_of(kernels: ModuleType, n_heads: int, n_hidden: int, dtype: Any) -> Arr
 
 def run(kernels: ModuleType, call: ArrayArguments, direction: str) -> tuple[Array, ...]:
     """The results of a pass; the gradients are of a function of all that forward returns."""
-    out, lse, alpha = kernels.forward(call._replace(memory=(None,) * 6))
+    plan = kernels.Plan(call)
+    out, lse, alpha = plan.forward(call._replace(memory=(None,) * 6))
     if direction == "forward":
-        results: tuple[Array, ...] = kernels.forward(call)
+        results: tuple[Array, ...] = plan.forward(call)
         return results
     d_lse = np.where(np.isfinite(lse), np.float64(0.5), 0).astype(lse.dtype)
-    gradients: tuple[Array, ...] = kernels.backward(ArrayCotangents(out, d_lse, alpha, lse), call)
+    gradients: tuple[Array, ...] = plan.backward(ArrayCotangents(out, d_lse, alpha, lse), call)
     return gradients
 
 

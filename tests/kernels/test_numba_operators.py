@@ -76,7 +76,8 @@ def test_opcheck(
     operator = getattr(torch.ops.gatv2, f"{backend}_attention").default
     torch.library.opcheck(operator, (*features, *adjacency, *options))
     out, lse, alpha = operator(*features, *adjacency, *options)
-    d_out, d_lse, d_alpha = torch.randn_like(out), torch.randn_like(lse), torch.randn_like(alpha)
+    d_out, d_lse = torch.randn_like(out), torch.randn_like(lse)
+    d_alpha = torch.randn_like(alpha) if with_alpha else None
     gradient = getattr(torch.ops.gatv2, f"{backend}_attention_backward").default
     d_out, d_lse = d_out.requires_grad_(), d_lse.masked_fill(lse.isinf(), 0.0).requires_grad_()
     arguments = (d_out, d_lse, d_alpha, lse.detach(), *features, *adjacency, *options)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gatv2 import gatv2_attention, release_scratch
 from gatv2.numba import scratch as module
-from gatv2.numba.scratch import scratch
+from gatv2.numba.scratch import Scratch
 from gatv2.numba.threads import run_chunks
 
 N_BYTES = 1 << 23
@@ -43,11 +43,11 @@ def gradients(seed: int) -> list[Tensor]:
 
 
 def test_it_is_kept_and_released() -> None:
-    with scratch(N_BYTES) as memory:
+    with Scratch(N_BYTES) as memory:
         address = memory.ctypes.data
         assert memory.shape == (N_BYTES,)
         assert not module._kept
-    with scratch(N_BYTES - 5) as memory:
+    with Scratch(N_BYTES - 5) as memory:
         assert memory.ctypes.data == address
     release_scratch()
     assert not module._kept
@@ -81,27 +81,27 @@ def test_no_helper_outlives_a_call_that_is_interrupted() -> None:
 
 
 def test_nobody_has_anothers() -> None:
-    with scratch(N_BYTES) as one, scratch(N_BYTES) as other:
+    with Scratch(N_BYTES) as one, Scratch(N_BYTES) as other:
         one.fill(1)
         other.fill(2)
         assert one.all()
         assert (one == 1).all()
-    with scratch(N_BYTES // 2) as one, scratch(N_BYTES // 2) as other:
+    with Scratch(N_BYTES // 2) as one, Scratch(N_BYTES // 2) as other:
         assert not np.shares_memory(one, other)
 
 
 def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_KEPT", 3 * N_BYTES)
-    with scratch(N_BYTES), scratch(N_BYTES), scratch(N_BYTES), scratch(N_BYTES):
+    with Scratch(N_BYTES), Scratch(N_BYTES), Scratch(N_BYTES), Scratch(N_BYTES):
         pass
     assert sum(map(len, module._kept)) == 3 * N_BYTES
-    with scratch(4 * N_BYTES):
+    with Scratch(4 * N_BYTES):
         pass
     assert sum(map(len, module._kept)) <= 3 * N_BYTES
 
 
 def test_an_error_gives_it_back() -> None:
-    with pytest.raises(ZeroDivisionError), scratch(N_BYTES):
+    with pytest.raises(ZeroDivisionError), Scratch(N_BYTES):
         raise ZeroDivisionError
     assert len(module._kept) == 1
 
@@ -110,7 +110,7 @@ def test_an_error_gives_it_back() -> None:
 def test_what_was_left_there_is_not_read(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = gradients(0)
     monkeypatch.setattr(module, "_LEAST_KEPT", 1)
-    with scratch(N_BYTES) as memory:
+    with Scratch(N_BYTES) as memory:
         memory.fill(left)
     assert all(map(torch.equal, gradients(0), expected))
     (kept,) = module._kept
@@ -129,9 +129,9 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FORKED = """
 import os
-from gatv2.numba.scratch import scratch
+from gatv2.numba.scratch import Scratch
 from gatv2.numba.threads import run_chunks
-with scratch(1 << 23) as memory:
+with Scratch(1 << 23) as memory:
     memory.fill(1)
     child = os.fork()
     if child == 0:

@@ -188,6 +188,23 @@ def test_is_forward_mode() -> None:
     assert seen == [False, False, True, True, True, False, True]
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("has_name", [True, False])
+def test_is_traced(monkeypatch: pytest.MonkeyPatch, has_name: bool) -> None:
+    if not has_name:
+        monkeypatch.delattr(torch._C, "_get_tracing_state")
+    seen: list[bool] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(torch_internals.is_traced())
+        return x.sin()
+
+    look(torch.ones(2))
+    if has_name:  # PyTorch itself needs it to trace
+        torch.jit.trace(look, torch.ones(2), check_trace=False)
+    assert seen == ([False, True] if has_name else [False])
+
+
 def test_is_transformed() -> None:
     seen: list[bool] = []
 
@@ -228,15 +245,25 @@ def test_needs_dispatcher() -> None:
         look(x)
     with torch.profiler.profile():
         look(x)
+    torch.jit.trace(look, x, check_trace=False)
     look(x)
-    assert seen == [False, False, *[True] * 7, False]
+    assert seen == [False, False, *[True] * 8, False]
 
 
-@pytest.mark.parametrize("name", ["_len_torch_dispatch_stack", "_profiler_enabled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_get_tracing_state",
+        "_len_torch_dispatch_stack",
+        "_profiler_enabled",
+        "get_interpreter_stack",
+    ],
+)
 def test_without_the_name_the_dispatcher_is_needed(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.delattr(f"{NAMES[name]}.{name}")
+    # PyTorch's modules can't do without the first one
+    monkeypatch.delattr(f"{NAMES.get(name, 'torch._C')}.{name}")
     assert torch_internals.needs_dispatcher((torch.ones(2),))
 
 

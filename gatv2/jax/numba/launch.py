@@ -40,7 +40,7 @@ def forward(
 ) -> None:
     """Write (out, log-sum-exp, alpha) to the outputs; inputs are query, key and attn."""
     arguments = _arguments(backend, inputs, arrays, options)._replace(memory=tuple(outputs))
-    _write(outputs, _KERNELS[backend].forward(arguments))
+    _write(outputs, _KERNELS[backend].Plan(arguments).forward(arguments))
 
 
 def backward(
@@ -62,7 +62,7 @@ def backward(
         memory=tuple(next(given) if there else None for there in is_there)
     )
     wide = ArrayCotangents(*map(_wide, cotangents))
-    gradients = _KERNELS[backend].backward(wide, arguments)
+    gradients = _KERNELS[backend].Plan(arguments).backward(wide, arguments)
     _write(outputs, compress(gradients, is_there))
 
 
