@@ -85,22 +85,38 @@ def floors(case: Case) -> dict[str, Callable[[], object]]:
     return {"gather": gather, "projections": project}
 
 
+_TURN_MS = 10
+"""Of a function that takes less."""
+
+
 def interleaved(
     work: dict[str, Callable[[], object]], seconds: float, tick: Callable[[], object]
 ) -> Times:
-    """Run everything in turn, again and again, at least three times; times in milliseconds."""
-    for function in work.values():  # compile, and get memory
-        function()
+    """Run everything in turn, again and again, at least three times; times of a call in milliseconds.
+
+    What is short runs several times in a turn, as a training step does: behind another function's
+    every step would find its code and its data gone from the processor's caches.
+    """
+    n_calls: dict[str, int] = {}
+    for name, function in work.items():
+        function()  # compile, and get memory
+        n_calls[name] = max(int(_TURN_MS / _milliseconds(function, 1)), 1)
         tick()
     times: Times = {name: [] for name in work}
     begin = perf_counter()
     while len(next(iter(times.values()))) < 3 or perf_counter() - begin < seconds:
         for name, function in work.items():
-            start = perf_counter()
-            function()
-            times[name].append(1e3 * (perf_counter() - start))
+            times[name].append(_milliseconds(function, n_calls[name]))
         tick()
     return times
+
+
+def _milliseconds(function: Callable[[], object], n_calls: int) -> float:
+    """Of one of some calls."""
+    start = perf_counter()
+    for _ in range(n_calls):
+        function()
+    return 1e3 * (perf_counter() - start) / n_calls
 
 
 def summary(times: Times) -> dict[str, float]:
