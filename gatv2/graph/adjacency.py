@@ -18,7 +18,7 @@ from torch import Tensor
 from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import remedy_for_edge_index
 from gatv2.graph.edges import changed
-from gatv2.graph.graph import Graph
+from gatv2.graph.graph import Graph, graph_for_gradients
 from gatv2.graph.kept import Reading, prepared_once
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.numba.memory import Array as NumPyArray
@@ -127,7 +127,7 @@ def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Ad
         return _checked_graph(adj_mat, sizes, flow)
     if isinstance(adj_mat, Tensor) and adj_mat.layout == torch.strided:
         if adj_mat.ndim == 2 and adj_mat.dtype != torch.bool:
-            _check_is_edge_index(adj_mat, _matrix_shape(sizes, flow))
+            _check_is_edge_index(adj_mat, sizes, flow)
             return prepare_edge_index(adj_mat, sizes, flow)
         mask = _as_mask(adj_mat, sizes, flow)
         if not wants_graph:
@@ -171,12 +171,12 @@ def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
     return graph
 
 
-def _check_is_edge_index(tensor: Tensor, matrix_shape: tuple[int, int]) -> None:
+def _check_is_edge_index(tensor: Tensor, sizes: Sizes, flow: Flow) -> None:
     """Raise unless a 2-D tensor of numbers is an edge index, which it is whatever its second size."""
     is_whole = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
     if is_whole and tensor.shape[0] == 2:
         return
-    remedies = []
+    remedies, matrix_shape = [], _matrix_shape(sizes, flow)
     if 2 in tensor.shape:
         remedies.append(f"`adj_mat{remedy_for_edge_index(tensor)}` for an edge index")
     if tensor.shape == matrix_shape:
@@ -248,9 +248,10 @@ def _check_numbers(mask: Tensor) -> None:
 def prepare_edge_index(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
     """The graph of an edge index, kept for when it comes again."""
     reading = Reading((sizes.n_queries, sizes.n_keys), flow)
-    return prepared_once(
-        edge_index,
-        (edge_index,),
-        reading,
-        lambda: Graph.from_edge_index(edge_index, reading.n_nodes, flow=flow),
-    )
+
+    def prepare() -> Graph:
+        if torch.is_grad_enabled():
+            return graph_for_gradients(edge_index, reading.n_nodes, flow)
+        return Graph.from_edge_index(edge_index, reading.n_nodes, flow=flow)
+
+    return prepared_once(edge_index, (edge_index,), reading, prepare)

@@ -93,6 +93,10 @@ class SortedEdges:
         """The edges sorted by (key, query); made when first asked for."""
         return KeyOrder(*sort_by_key(self.query_ptr, self.key_index, self.query_index, self.n_keys))
 
+    def keep_by_key(self, order: KeyOrder) -> None:
+        """Keep what `by_key` would make, of a graph that is being made."""
+        self.__dict__["_by_key"] = order
+
     @property
     def multiplicity(self) -> Tensor:
         """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gatv2.graph.check import check_graph, check_once
 from gatv2.graph.edge_index import read_edge_index
-from gatv2.graph.edges import SortedEdges, changed, is_trusted, trusted
+from gatv2.graph.edges import KeyOrder, SortedEdges, changed, is_trusted, trusted
 from gatv2.graph.file import load_graph, save_graph
-from gatv2.graph.sort import pointers, sort_edges
+from gatv2.graph.sort import merge_loops, pointers, sort_both_ways, sort_edges
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow, common_flow
 from gatv2.torch_internals import made_once, refuse_mapped
@@ -331,6 +331,18 @@ class Graph(SortedEdges):
 torch.serialization.add_safe_globals([Graph])
 
 
+def graph_for_gradients(
+    edge_index: Tensor | NumPyArray, n_nodes: tuple[int, int], flow: Flow
+) -> Graph:
+    """As `Graph.from_edge_index`, with what the backward pass reads: both at once are made faster."""
+    query, key, n_queries, n_keys = read_edge_index(edge_index, n_nodes, flow)
+    edges, by_key = sort_both_ways(query, key, n_queries, n_keys)
+    graph = trusted(Graph(*edges, n_keys=n_keys, flow=flow))
+    if by_key is not None:
+        graph.keep_by_key(KeyOrder(*by_key))
+    return graph
+
+
 class SelfLoops(NamedTuple):
     """A graph with one self-loop at each node, and what it has of the graph it was made of."""
 
@@ -386,17 +398,29 @@ def _add_self_loops(graph: Graph) -> SelfLoops:
             f"keys, {graph.n_queries}: with add_self_loops=False pass the edges that you want"
         )
     refuse_mapped(graph.key_index, "add the self-loops before vmap, or pass masks")
-    edge_index, n_nodes = graph.edge_index, graph.n_queries
-    kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
-    edge_index = edge_index[:, kept]
-    loop = torch.arange(n_nodes, device=graph.device).expand(2, -1)
-    result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), (n_nodes, n_nodes))
+    result, kept, query = loops_at_first(graph, graph.n_queries)
     head_mask = graph.head_mask
     if head_mask is not None:
         kept_mask = graph.in_callers_order(head_mask, dim=0)[kept]
-        loop_mask = head_mask.new_ones(n_nodes, head_mask.shape[1])
+        loop_mask = head_mask.new_ones(graph.n_queries, head_mask.shape[1])
         head_mask = torch.cat((kept_mask, loop_mask))[result.edge_id.long()]
-    result = _with_nodes_of(graph, changed(result, head_mask=head_mask))
+    return SelfLoops(_with_nodes_of(graph, changed(result, head_mask=head_mask)), kept, query)
+
+
+def loops_at_first(graph: Graph, n_loops: int) -> SelfLoops:
+    """A graph of the same edges, but for self-loops, and of one at each of the first `n_loops` nodes."""
+    check_once(graph)
+    n_nodes = graph.n_queries, graph.n_keys
+    merged = merge_loops(graph.query_ptr, graph.key_index, graph.edge_id, graph.n_keys, n_loops)
+    if merged is not None:
+        ptr, key_index, query_index, edge_id, kept, query = merged
+        result = trusted(Graph(ptr, key_index, query_index, edge_id, graph.n_keys))
+        return SelfLoops(result, kept, query)
+    edge_index = graph.edge_index
+    kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
+    edge_index = edge_index[:, kept]
+    loop = torch.arange(n_loops, device=graph.device).expand(2, -1)
+    result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), n_nodes)
     return SelfLoops(result, kept, edge_index[0])
 
 

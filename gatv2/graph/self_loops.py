@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gatv2.graph.adjacency import Adjacency
-from gatv2.graph.graph import Graph, SelfLoops, check_has_self_loops
+from gatv2.graph.graph import Graph, SelfLoops, check_has_self_loops, loops_at_first
 from gatv2.graph.part import Loops, Part
 from gatv2.options import Reduction, check_reduction
 from gatv2.precision import summed_in
@@ -104,13 +104,7 @@ def add_self_loops(
 def _loops_of_block(graph: Graph) -> SelfLoops:
     """As `Graph.self_loops`, for those nodes that are queries and keys."""
     refuse_mapped(graph.key_index, "add the self-loops before vmap")
-    edge_index = graph.edge_index
-    kept = (edge_index[0] != edge_index[1]).nonzero().squeeze(1)
-    edge_index = edge_index[:, kept]
-    n_nodes = graph.n_queries, graph.n_keys
-    loop = torch.arange(min(n_nodes), device=graph.device).expand(2, -1)
-    result = Graph.from_edge_index(torch.cat((edge_index, loop), dim=1), n_nodes)
-    return SelfLoops(result, kept, edge_index[0])
+    return loops_at_first(graph, min(graph.n_queries, graph.n_keys))
 
 
 def _with_filled(

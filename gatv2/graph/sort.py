@@ -1,9 +1,13 @@
 """A graph's edges sorted by query and by key: with our counting sort, or as PyTorch sorts."""
 
+from collections.abc import Callable
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from gatv2.graph.edge_index import check_ranges
+from gatv2.numba.memory import Array
 from gatv2.numba.support import import_failure
 from gatv2.torch_internals import (
     fits_int32,
@@ -21,19 +25,9 @@ def sort_edges(
     Raises:
         IndexError: an index is negative or past the end.
     """
-    if _has_counting_sort(query):
-        from gatv2.numba import counting_sort
-
-        with without_transforms():  # which would wrap every new tensor
-            try:
-                arrays = counting_sort.sort_edges(
-                    query.detach().numpy(), key.detach().numpy(), n_queries, n_keys
-                )
-            except IndexError:
-                check_ranges(query, key, n_queries, n_keys)  # which says more
-                raise
-            ptr, key_index, query_index, edge_id = map(torch.from_numpy, arrays)
-        return ptr, key_index, query_index, edge_id
+    counting_sort = _counting_sort(query)
+    if counting_sort is not None:
+        return _counted(counting_sort.sort_edges, query, key, n_queries, n_keys)  # type: ignore[return-value]
     if is_inspectable(query):
         check_ranges(query, key, n_queries, n_keys)
     counts = query.shape[0], n_queries, n_keys
@@ -45,17 +39,31 @@ def sort_edges(
     return pointers(query_index, n_queries), key[edge_id], query_index, edge_id.to(dtype)
 
 
+def sort_both_ways(
+    query: Tensor, key: Tensor, n_queries: int, n_keys: int
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor] | None]:
+    """What `sort_edges` gives, and what `sort_by_key` makes of it, or None if that would not be faster.
+
+    Raises:
+        IndexError: an index is negative or past the end.
+    """
+    counting_sort = _counting_sort(query)
+    if counting_sort is None:
+        return sort_edges(query, key, n_queries, n_keys), None
+    ptr, key_index, query_index, edge_id, *by_key = _counted(
+        counting_sort.sort_both_ways, query, key, n_queries, n_keys
+    )
+    return (ptr, key_index, query_index, edge_id), tuple(by_key)  # type: ignore[return-value]
+
+
 def sort_by_key(
     query_ptr: Tensor, key_index: Tensor, query_index: Tensor, n_keys: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sort what is sorted by (query, key) by (key, query): what `gatv2.graph.KeyOrder` has."""
-    if _has_counting_sort(key_index):
-        from gatv2.numba import counting_sort
-
+    counting_sort = _counting_sort(key_index)
+    if counting_sort is not None:
         with without_transforms():
-            order = counting_sort.transpose(
-                query_ptr.detach().numpy(), key_index.detach().numpy(), n_keys
-            )
+            order = counting_sort.transpose(query_ptr.numpy(), key_index.numpy(), n_keys)
             ptr, edge, query = map(torch.from_numpy, order)
         return ptr, edge, query
     sorted_keys, edge = _stable_sort(key_index)
@@ -63,9 +71,46 @@ def sort_by_key(
     return ptr, edge.to(ptr.dtype), query_index[edge]
 
 
-def _has_counting_sort(index: Tensor) -> bool:
-    """Ours is compiled for the CPU; elsewhere, and under a transform, PyTorch sorts."""
-    return index.device.type == "cpu" and is_inspectable(index) and import_failure() is None
+def merge_loops(
+    query_ptr: Tensor, key_index: Tensor, edge_id: Tensor, n_keys: int, n_loops: int
+) -> tuple[Tensor, ...] | None:
+    """What `gatv2.numba.self_loops.add_self_loops` makes of a graph; None where it can't."""
+    if not _serves(key_index):
+        return None
+    from gatv2.numba.self_loops import add_self_loops
+
+    with without_transforms():
+        merged = add_self_loops(
+            query_ptr.numpy(), key_index.numpy(), edge_id.numpy(), n_keys, n_loops
+        )
+        return tuple(map(torch.from_numpy, merged))
+
+
+def _counting_sort(index: Tensor) -> ModuleType | None:
+    """Ours; elsewhere PyTorch sorts."""
+    if not _serves(index):
+        return None
+    from gatv2.numba import counting_sort
+
+    return counting_sort
+
+
+def _serves(index: Tensor) -> bool:
+    """Whether what is compiled for the CPU can read a graph: not elsewhere, nor under a transform."""
+    return index.is_cpu and is_inspectable(index) and import_failure() is None
+
+
+def _counted(
+    sort: Callable[..., tuple[Array, ...]], query: Tensor, key: Tensor, n_queries: int, n_keys: int
+) -> tuple[Tensor, ...]:
+    """What one of our sorts gives, in tensors."""
+    with without_transforms():  # which would wrap every new tensor
+        try:
+            arrays = sort(query.numpy(), key.numpy(), n_queries, n_keys)
+        except IndexError:
+            check_ranges(query, key, n_queries, n_keys)  # which says more
+            raise
+        return tuple(map(torch.from_numpy, arrays))
 
 
 def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,10 +32,43 @@ def sort_edges(
         >>> [x.tolist() for x in sort_edges(query, key, n_queries=3, n_keys=2)]
         [[0, 2, 2, 3], [0, 1, 0], [0, 0, 2], [2, 1, 0]]
     """
+    ptr, key_index, edge_id = _sort(query, key, n_queries, n_keys)[:3]
+    query_index = empty(edge_id.shape, edge_id.dtype)
+    _repeat(ptr, query_index)
+    return ptr, key_index, query_index, edge_id
+
+
+def sort_both_ways(query: Array, key: Array, n_queries: int, n_keys: int) -> tuple[Array, ...]:
+    """Sort edges by (query, key) and by (key, query), which is faster than one after the other.
+
+    Takes no memory beside the results, of which the last two lie in one array.
+
+    Returns:
+        `query_ptr`, `key_index`, `query_index` and `edge_id` of a `gatv2.Graph`, and `ptr`, `edge` and
+        `query` of its `gatv2.graph.KeyOrder`.
+
+    Raises:
+        IndexError: as :func:`sort_edges`.
+
+    Example:
+        >>> query, key = np.array([2, 0, 0]), np.array([0, 1, 0])
+        >>> [x.tolist() for x in sort_both_ways(query, key, n_queries=3, n_keys=2)]
+        [[0, 2, 2, 3], [0, 1, 0], [0, 0, 2], [2, 1, 0], [0, 2, 3], [0, 2, 1], [0, 2, 0]]
+    """
+    ptr, key_index, edge_id, key_ends, by_key = _sort(query, key, n_queries, n_keys)
+    query_index = empty(edge_id.shape, edge_id.dtype)
+    _repeat(ptr, query_index)
+    edge, query_by_key = by_key[: edge_id.size], by_key[edge_id.size :]
+    _sort_back(ptr, key_index, key_ends, edge, query_by_key)
+    return ptr, key_index, query_index, edge_id, key_ends, edge, query_by_key
+
+
+def _sort(query: Array, key: Array, n_queries: int, n_keys: int) -> tuple[Array, ...]:
+    """`query_ptr`, `key_index` and `edge_id`; where each key ends; memory for two numbers an edge."""
     n_edges = query.size
     dtype = np.int32 if max(n_edges, n_queries, n_keys) < 2**31 else np.int64
-    ptr, key_ptr = (np.zeros(n + 1, dtype) for n in (n_queries, n_keys))
-    key_index, edge_id = (empty((n_edges,), dtype) for _ in range(2))
+    ptr, key_ptr = np.zeros(n_queries + 1, dtype), np.zeros(n_keys + 1, dtype)
+    key_index, edge_id = empty((n_edges,), dtype), empty((n_edges,), dtype)
     by_key = empty((2 * n_edges,), dtype)  # (edge, query) of each edge
     outside = _sort_edges(query, key, ptr, key_ptr, by_key, key_index, edge_id)
     if outside >= 0:
@@ -43,10 +76,7 @@ def sort_edges(
             f"edge {outside} is out of range: queries must lie in [0, {n_queries}), "
             f"keys in [0, {n_keys})"
         )
-    del by_key  # before there is more
-    query_index = empty((n_edges,), dtype)
-    _repeat(ptr, query_index)
-    return ptr, key_index, query_index, edge_id
+    return ptr, key_index, edge_id, key_ptr, by_key
 
 
 def transpose(query_ptr: Array, key_index: Array, n_keys: int) -> tuple[Array, Array, Array]:
@@ -90,6 +120,10 @@ def _rewind(ends: Integers) -> None:
     ends[0] = 0
 
 
+# Indices are unsigned here: Numba counts negative ones from the end, which takes time, and what is
+# negative becomes too large, so that one comparison tells whether an index is in range.
+
+
 @kernel
 def _sort_edges(
     query: Integers,
@@ -100,11 +134,15 @@ def _sort_edges(
     key_index: Integers,
     edge_id: Integers,
 ) -> int:
-    """Fill all but the first two; the number of the first edge that is out of range, or -1."""
+    """Fill all but the first two; the number of the first edge that is out of range, or -1.
+
+    `key_ptr` tells then where each key ends, `by_key` nothing.
+    """
     own_query, own_key = edge_id, key_index  # until there is what belongs there
+    n_queries, n_keys = np.uint64(query_ptr.size - 1), np.uint64(key_ptr.size - 1)
     for e in range(query.size):
-        i, j = query[e], key[e]
-        if not (0 <= i < query_ptr.size - 1 and 0 <= j < key_ptr.size - 1):
+        i, j = np.uint64(query[e]), np.uint64(key[e])
+        if i >= n_queries or j >= n_keys:
             return e
         own_query[e] = i
         own_key[e] = j
@@ -113,27 +151,35 @@ def _sort_edges(
     _starts(query_ptr)
     _starts(key_ptr)
     for e in range(query.size):
-        j = own_key[e]
-        to = key_ptr[j]
+        j = np.uint64(own_key[e])
+        to = np.uint64(2 * key_ptr[j])
         key_ptr[j] += 1
-        by_key[2 * to] = e
-        by_key[2 * to + 1] = own_query[e]
-    _rewind(key_ptr)
-    for j in range(key_ptr.size - 1):
-        for position in range(key_ptr[j], key_ptr[j + 1]):
-            i = by_key[2 * position + 1]
-            to = query_ptr[i]
-            query_ptr[i] += 1
-            edge_id[to] = by_key[2 * position]
-            key_index[to] = j
+        by_key[to] = e
+        by_key[to + np.uint64(1)] = own_query[e]
+    for position in range(query.size):
+        i = np.uint64(by_key[2 * position + 1])
+        edge_id[np.uint64(query_ptr[i])] = by_key[2 * position]
+        query_ptr[i] += 1
     _rewind(query_ptr)
+    for e in range(query.size):
+        by_key[e] = own_key[e]
+    for position in range(query.size):
+        key_index[position] = by_key[np.uint64(edge_id[position])]
     return -1
 
 
 @kernel
 def _repeat(query_ptr: Integers, query_index: Integers) -> None:
-    for i in range(query_ptr.size - 1):
-        query_index[query_ptr[i] : query_ptr[i + 1]] = i
+    # not row by row: that is a wrong guess of the processor's at the end of most rows
+    for e in range(query_index.size):
+        query_index[e] = 0
+    for i in range(1, query_ptr.size - 1):
+        if query_ptr[i] < query_index.size:
+            query_index[query_ptr[i]] += 1
+    query = 0
+    for e in range(query_index.size):
+        query += query_index[e]
+        query_index[e] = query
 
 
 @kernel
@@ -146,16 +192,36 @@ def _transpose(
     for i in range(query_ptr.size - 1):
         if query_ptr[i] > query_ptr[i + 1]:
             return False
+    n_keys = np.uint64(ptr.size - 1)
     for e in range(key_index.size):
-        if not 0 <= key_index[e] < ptr.size - 1:
+        j = np.uint64(key_index[e])
+        if j >= n_keys:
             return False
-        ptr[key_index[e]] += 1
+        ptr[j] += 1
     _starts(ptr)
+    _by_key(query_ptr, key_index, ptr, edge, query)
+    return True
+
+
+@kernel
+def _sort_back(
+    query_ptr: Integers, key_index: Integers, ends: Integers, edge: Integers, query: Integers
+) -> None:
+    """Fill the last two, and turn where each key ends into where it starts."""
+    _rewind(ends)
+    _by_key(query_ptr, key_index, ends, edge, query)
+
+
+@inline
+def _by_key(
+    query_ptr: Integers, key_index: Integers, ptr: Integers, edge: Integers, query: Integers
+) -> None:
+    """Fill the last two."""
     for i in range(query_ptr.size - 1):
         for e in range(query_ptr[i], query_ptr[i + 1]):
-            to = ptr[key_index[e]]
-            ptr[key_index[e]] += 1
+            j = np.uint64(key_index[e])
+            to = np.uint64(ptr[j])
+            ptr[j] += 1
             edge[to] = e
             query[to] = i
     _rewind(ptr)
-    return True

@@ -53,6 +53,9 @@ def test_sorts_as_torch_does(data: Any) -> None:
     query_by_key = queries[edge.long()]
     for actual, expected in zip(by_key, (ptr, edge, query_by_key), strict=True):
         assert_same(actual, expected)
+    both = counting_sort.sort_both_ways(query.numpy(), key.numpy(), n_queries, n_keys)
+    for actual, array in zip(both, (*result, *by_key), strict=True):
+        assert_same(actual, torch.from_numpy(array))
 
 
 def test_rows_of_a_larger_array() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 import gatv2.graph
 import gatv2.graph.sort
 from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
+from gatv2.graph.graph import loops_at_first
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.options import REDUCTIONS, Flow
 from gatv2.testing import (
@@ -44,6 +45,43 @@ def test_edges_are_those_of_pyg(drawn: tuple[Tensor, int]) -> None:
     assert torch.equal(turned.add_self_loops().edge_index.flip(0), theirs)
 
 
+@given(data=st.data())
+def test_are_as_if_sorted_with_the_edges(data: st.DataObject) -> None:
+    n_nodes = data.draw(st.sampled_from((0, *SIZES))), data.draw(st.sampled_from((0, *SIZES)))
+    graph = Graph.from_edge_index(data.draw(edge_indices(*n_nodes)), n_nodes)
+    n_loops = min(n_nodes)
+    merged = loops_at_first(graph, n_loops)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gatv2.graph.graph, "merge_loops", lambda *_: None)
+        expected = loops_at_first(graph, n_loops)
+    for name in ("query_ptr", "key_index", "query_index", "edge_id"):
+        one, other = getattr(merged.graph, name), getattr(expected.graph, name)
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+    assert torch.equal(merged.kept, expected.kept)
+    assert torch.equal(merged.query, expected.query.long())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"query_ptr": [0, 3, 2]},
+        {"query_ptr": [0, 1, 3]},
+        {"key_index": [0, 2]},
+        {"key_index": [-1, 1]},
+        {"edge_id": [0, 0]},
+        {"edge_id": [0, 7]},
+        {"edge_id": [-1, 1]},
+    ],
+)
+def test_a_graph_that_has_been_written_to_is_told(changes: dict[str, list[int]]) -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1], [0, 1]]), 2)
+    for name, values in changes.items():
+        getattr(graph, name).copy_(torch.tensor(values))
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
+        graph.add_self_loops()
+
+
 @given(drawn=square_edges())
 def test_are_made_once(drawn: tuple[Tensor, int]) -> None:
     graph = Graph.from_edge_index(*drawn)
@@ -55,17 +93,22 @@ def test_are_made_once(drawn: tuple[Tensor, int]) -> None:
 
 def test_an_edge_index_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    original = gatv2.graph.sort.sort_edges
 
-    def counted(*arguments: Any) -> Any:
-        made.append(arguments)
-        return original(*arguments)
+    def count(name: str) -> None:
+        original = getattr(gatv2.graph.graph, name)
 
-    monkeypatch.setattr(gatv2.graph.graph, "sort_edges", counted)
+        def counted(*arguments: Any) -> Any:
+            made.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(gatv2.graph.graph, name, counted)
+
+    for name in ("sort_edges", "sort_both_ways", "merge_loops"):
+        count(name)
     layer, edge_index = GraphAttentionV2Layer(3, 8, 2, add_self_loops=True), EYE[..., 0].nonzero().T
     for _ in range(3):
         layer(torch.randn(5, 3), edge_index)
-    assert len(made) == 2  # the edges, and the edges with self-loops
+    assert made == ["sort_both_ways", "merge_loops"]
 
 
 @given(mask=masks(5, 5), data=st.data())
