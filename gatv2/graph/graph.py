@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gatv2.graph.check import check_graph, check_once
 from gatv2.graph.edge_index import read_edge_index
-from gatv2.graph.edges import KeyOrder, SortedEdges, changed, is_trusted, trusted
+from gatv2.graph.edges import KeyOrder, SortedEdges, changed, is_trusted, sizes_of, trusted
 from gatv2.graph.file import load_graph, save_graph
 from gatv2.graph.sort import join_edges, merge_loops, sort_both_ways, sort_edges
 from gatv2.numba.memory import Array as NumPyArray
@@ -152,7 +152,7 @@ class Graph(SortedEdges):
         for graph in filterfalse(is_trusted, graphs):
             check_once(graph)
         # a few operations on all graphs, not on each: of small graphs there are many
-        sizes = chain.from_iterable([graph.sizes for graph in graphs])
+        sizes = chain.from_iterable(sizes_of(graphs))
         counts = np.fromiter(sizes, np.int64, 3 * len(graphs)).reshape(-1, 3)
         totals = counts.sum(0).tolist()
         parts = [graph.query_index for graph in graphs]

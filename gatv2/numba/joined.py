@@ -42,18 +42,23 @@ def _join_edges(
     query_index: Integers,
     edge_id: Integers,
 ) -> None:
-    """Fill the last three, and count into `query_ptr`, which is zero."""
-    n_edges = edge_id.size
-    first_query, first_key, first_edge = 0, 0, 0
+    """Fill the last three, and `query_ptr`, which is zero."""
+    n_edges = np.uint64(edge_id.size)
+    first_query, first_key, start = 0, 0, 0
     for graph in range(0, counts.size, 3):
-        for e in range(first_edge, first_edge + counts[graph + 2]):
-            query_index[e] = parts[e] + first_query
+        stop = start + counts[graph + 2]
+        for e in range(np.uint64(start), np.uint64(stop)):
+            i = parts[e] + first_query
+            query_index[e] = i
+            query_ptr[np.uint64(i + 1)] += 1
+        for e in range(np.uint64(start), np.uint64(stop)):
             key_index[e] = parts[n_edges + e] + first_key
-            edge_id[e] = parts[2 * n_edges + e] + first_edge
+        for e in range(np.uint64(start), np.uint64(stop)):
+            edge_id[e] = parts[n_edges + n_edges + e] + start
         first_query += counts[graph]
         first_key += counts[graph + 1]
-        first_edge += counts[graph + 2]
-    for e in range(n_edges):
-        query_ptr[query_index[e] + 1] += 1
-    for i in range(1, query_ptr.size):
-        query_ptr[i] += query_ptr[i - 1]
+        start = stop
+    total = 0
+    for i in range(query_ptr.size):
+        total += query_ptr[i]
+        query_ptr[i] = total
