@@ -13,6 +13,8 @@ from gatv2.numba.simd import broadcast, fma, load, splat, store
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 from gatv2.numba.tiles import Tiles, tiles_of
 
+_CHEAPNESS = 4
+"""So many elements take as long as one of attention: smaller chunks would wake threads in vain."""
 _COLUMNS = 16  # that are turned at once: a cache line of each row
 
 
@@ -91,7 +93,7 @@ def _product(
 ) -> Array:
     """The product with `[n_columns, width]`, of whole tiles; `stored` is empty if it tells nothing."""
     out = empty((ptr.size - 1, tiles.length), rows.dtype)
-    n_chunks = count_chunks((column.size + ptr.size) * tiles.length)
+    n_chunks = count_chunks((column.size + ptr.size) * tiles.length // _CHEAPNESS)
     run_chunks(
         _multiply,
         n_threads,
