@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gatv2.functional import KernelOptions, gatv2_attention
+from gatv2.graph import Graph
 from gatv2.numba.support import import_failure
 
 BACKENDS = ("sparse", "dense")
@@ -62,6 +63,8 @@ def compile_kernels(
         raise RuntimeError(f"there are no kernels to compile: {failure}")
     mask = torch.eye(2, dtype=torch.bool).unsqueeze(-1)
     graphs = {"sparse": torch.tensor([[0, 1], [0, 1]]), "dense": mask}
+    graph = Graph.from_edge_index(graphs["sparse"], 2)
+    _ = graph.by_key, graph.self_loops, Graph.batch([graph])
     for n_heads, n_hidden in shapes or shapes_to_compile(dtype):
         for backend in backends:
             heads = (n_heads, n_hidden)

@@ -5,7 +5,7 @@ does the gradient of that matrix. What comes out is dense, as all that follows.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -13,12 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import embedding_bag
+from torch.utils.weak import WeakIdKeyDictionary
 
 from gatv2.graph.kept import prepared_once
 from gatv2.graph.sort import sort_by_key
+from gatv2.numba.support import import_failure
 from gatv2.optional import is_from
 from gatv2.projection import is_plain
-from gatv2.torch_internals import coo_entries, made_to_last, without_transforms
+from gatv2.torch_internals import (
+    coo_entries,
+    is_mapped_by_autograd,
+    made_to_last,
+    needs_dispatcher,
+    without_transforms,
+)
 
 
 class SciPyMatrix(Protocol):
@@ -62,7 +70,9 @@ def project(projection: nn.Module, h: Tensor, plain: type[nn.Module] = nn.Linear
     computed_in = torch.promote_types(weight.dtype, torch.float32)  # there are no products in half
     with without_transforms():  # which would wrap the matrix, and can't
         crow, column, value = h.crow_indices(), h.col_indices(), h.values().to(computed_in)
-    order = prepared_once(h, (crow, column), _Order, lambda: _Order(crow, column, h.shape[1]))
+    order = None if torch.compiler.is_compiling() else _ours.get(h)
+    if order is None:
+        order = prepared_once(h, (crow, column), _Order, lambda: _Order.of(h))
     product = _product(order, value, weight.to(computed_in))
     device = h.device.type
     is_autocast = torch.is_autocast_enabled(device)
@@ -110,7 +120,12 @@ def _of_torch(h: Tensor, name: str) -> Tensor:
         if h.layout != torch.sparse_coo:
             csr: Tensor = h.to_sparse_coo().to_sparse_csr()
             return csr
-        convert: Callable[[], Tensor] = h.to_sparse_csr
+
+        def convert() -> Tensor:
+            matrix: Tensor = h.to_sparse_csr()
+            _ours[matrix] = _Order.of(matrix)
+            return matrix
+
         return prepared_once(h, coo_entries(h), torch.sparse_csr, convert)
 
 
@@ -147,6 +162,27 @@ class _Order:
     def __init__(self, crow: Tensor, column: Tensor, n_columns: int) -> None:
         self.crow, self.column, self.n_columns = crow, column, n_columns
         self._transposed: tuple[_Order, Tensor] | None = None
+        self._is_checked = False
+
+    @classmethod
+    def of(cls, h: Tensor) -> "_Order":
+        """That of a matrix in CSR."""
+        with without_transforms():
+            return cls(h.crow_indices(), h.col_indices(), h.shape[1])
+
+    def check(self, value: Tensor) -> None:
+        """Raise a ValueError unless this is where a matrix has its values: compiled loops trust it."""
+        if self._is_checked:
+            return
+        from gatv2.numba.sparse_product import is_matrix
+
+        crow, column = self.crow.numpy(), self.column.numpy()
+        if not is_matrix(crow, column, self.n_columns, value.shape[0]):
+            raise ValueError(
+                f"a sparse `h` must have pointers that ascend from 0 to {value.shape[0]}, its values, "
+                f"and columns in [0, {self.n_columns}); it has not"
+            )
+        self._is_checked = True
 
     def transposed(self) -> "tuple[_Order, Tensor]":
         """That of the transposed matrix, and which value is where in it; made when first asked for."""
@@ -160,9 +196,63 @@ class _Order:
         return self._transposed
 
 
+_ours: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The orders of matrices that were made here, which nobody writes to: they need not be compared."""
+
+
 def _product(order: _Order, value: Tensor, weight: Tensor) -> Tensor:
-    product: Tensor = _Product.apply(value, weight, order)  # type: ignore[no-untyped-call]
+    function = _Compiled if _is_compiled(value, weight) else _Product
+    product: Tensor = function.apply(value, weight, order)  # type: ignore[no-untyped-call]
     return product
+
+
+def _is_compiled(value: Tensor, other: Tensor) -> bool:
+    """Whether our loops, compiled for the CPU, compute a product with `other`, or its gradient."""
+    return not (
+        torch.compiler.is_compiling()
+        or not value.is_cpu
+        or import_failure() is not None
+        or needs_dispatcher((value, other))
+        or is_mapped_by_autograd((other,))
+    )
+
+
+class _Compiled(torch.autograd.Function):
+    """As `_Product`, where no transform is at work."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor, order: _Order) -> Tensor:
+        from gatv2.numba import sparse_product
+
+        order.check(value)
+        ctx.order = order
+        ctx.save_for_backward(value)
+        out = sparse_product.product(
+            order.crow.numpy(),
+            order.column.numpy(),
+            value.numpy(),
+            weight.numpy(force=True),
+            torch.get_num_threads(),
+        )
+        return torch.from_numpy(out)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[None, Tensor, None]:
+        (value,) = ctx.saved_tensors
+        order, stored = ctx.order.transposed()
+        if torch.is_grad_enabled() or not _is_compiled(value, d_out):
+            return None, _product(order, value[stored], d_out.t()).t(), None
+        from gatv2.numba import sparse_product
+
+        d_weight = sparse_product.gradient(
+            order.crow.numpy(),
+            order.column.numpy(),
+            stored.numpy(),
+            value.numpy(),
+            d_out.numpy(),
+            torch.get_num_threads(),
+        )
+        return None, torch.from_numpy(d_weight), None
 
 
 class _Context(Protocol):

@@ -22,7 +22,8 @@ os.environ.setdefault(
 )
 
 # modules that a first call imports, loaded now: poison is put into what is loaded
-_modules = ["dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort", "numba.self_loops"]
+_modules = ["dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort"]
+_modules += ["numba.self_loops", "numba.joined", "numba.sparse_product"]
 if any(kernel.name == "triton" for kernel in RUNNABLE):
     _modules += ["dense.triton_kernel", "sparse.triton_kernel"]
 for _module in _modules:

@@ -1,5 +1,6 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -127,6 +128,11 @@ def trusted(graph: Edges) -> Edges:
 def is_trusted(graph: SortedEdges) -> bool:
     """Whether kernels can run on a graph, or nobody knows."""
     return "_is_trusted" in graph.__dict__
+
+
+def sizes_of(graphs: Iterable[SortedEdges]) -> list[tuple[int, int, int]]:
+    """The `sizes` of many graphs: to look for what is made takes half of the time of a property."""
+    return [graph.__dict__.get("_sizes") or graph.sizes for graph in graphs]
 
 
 def changed(graph: Edges, **changes: Any) -> Edges:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain
+from itertools import chain, filterfalse
 from os import PathLike
 from typing import NamedTuple, SupportsIndex
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gatv2.graph.check import check_graph, check_once
 from gatv2.graph.edge_index import read_edge_index
-from gatv2.graph.edges import KeyOrder, SortedEdges, changed, is_trusted, trusted
+from gatv2.graph.edges import KeyOrder, SortedEdges, changed, is_trusted, sizes_of, trusted
 from gatv2.graph.file import load_graph, save_graph
-from gatv2.graph.sort import merge_loops, pointers, sort_both_ways, sort_edges
+from gatv2.graph.sort import join_edges, merge_loops, sort_both_ways, sort_edges
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow, common_flow
 from gatv2.torch_internals import made_once, refuse_mapped
@@ -149,30 +149,18 @@ class Graph(SortedEdges):
         if not graphs:
             raise ValueError("a batch needs at least one graph; got none")
         flow = common_flow(graph.flow for graph in graphs)
-        for graph in graphs:
+        for graph in filterfalse(is_trusted, graphs):
             check_once(graph)
         # a few operations on all graphs, not on each: of small graphs there are many
-        sizes = chain.from_iterable(graph.sizes for graph in graphs)
-        counts = np.fromiter(sizes, np.int64).reshape(-1, 3)
-        ends = counts.cumsum(0)
-        n_queries, n_keys, n_edges = ends[-1].tolist()
-        dtype = torch.int32 if max(n_queries, n_keys, n_edges) < 2**31 else torch.int64
-        first = torch.from_numpy((ends - counts).T.repeat(counts[:, 2], 1))
+        sizes = chain.from_iterable(sizes_of(graphs))
+        counts = np.fromiter(sizes, np.int64, 3 * len(graphs)).reshape(-1, 3)
+        totals = counts.sum(0).tolist()
         parts = [graph.query_index for graph in graphs]
         parts += [graph.key_index for graph in graphs]
         parts += [graph.edge_id for graph in graphs]
-        joined = torch.cat(parts).to(dtype).view(3, n_edges)
-        first = first.to(joined.device, dtype)
-        # each in memory of its own
-        query_index, key_index, edge_id = (
-            part + begin for part, begin in zip(joined, first, strict=True)
-        )
         batch = cls(
-            query_ptr=pointers(query_index, n_queries),
-            key_index=key_index,
-            query_index=query_index,
-            edge_id=edge_id,
-            n_keys=n_keys,
+            *join_edges(torch.cat(parts), counts, totals),
+            n_keys=totals[1],
             head_mask=_join_head_masks(graphs),
             query_id=_join_ids([graph.query_id for graph in graphs], counts[:, 0]),
             key_id=_join_ids([graph.key_id for graph in graphs], counts[:, 1]),

@@ -1,13 +1,14 @@
 """A graph's edges sorted by query and by key: with our counting sort, or as PyTorch sorts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gatv2.graph.edge_index import check_ranges
-from gatv2.numba.memory import Array
+from gatv2.numba.memory import Array as NumPyArray
 from gatv2.numba.support import import_failure
 from gatv2.torch_internals import (
     fits_int32,
@@ -86,6 +87,35 @@ def merge_loops(
         return tuple(map(torch.from_numpy, merged))
 
 
+def join_edges(
+    parts: Tensor, counts: NumPyArray, totals: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """query_ptr, key_index, query_index and edge_id of many graphs as of one.
+
+    Args:
+        parts: query_index of one graph after another, then key_index, then edge_id, flat.
+        counts: `[n_graphs, 3]`, numbers of queries, keys and edges of each.
+        totals: the sums of each.
+    """
+    is_small = max(totals) < 2**31
+    if _serves(parts):
+        from gatv2.numba import joined
+
+        with without_transforms():
+            dtype = np.int32 if is_small else np.int64
+            ptr, key_index, query_index, edge_id = map(
+                torch.from_numpy, joined.join_edges(parts.numpy(), counts, totals[0], dtype)
+            )
+        return ptr, key_index, query_index, edge_id
+    whole = parts.to(torch.int32 if is_small else torch.int64).view(3, -1)
+    first = torch.from_numpy((counts.cumsum(0) - counts).T.repeat(counts[:, 2], 1)).to(whole)
+    # each in memory of its own
+    query_index, key_index, edge_id = (
+        part + begin for part, begin in zip(whole, first, strict=True)
+    )
+    return pointers(query_index, totals[0]), key_index, query_index, edge_id
+
+
 def _counting_sort(index: Tensor) -> ModuleType | None:
     """Ours; elsewhere PyTorch sorts."""
     if not _serves(index):
@@ -101,7 +131,11 @@ def _serves(index: Tensor) -> bool:
 
 
 def _counted(
-    sort: Callable[..., tuple[Array, ...]], query: Tensor, key: Tensor, n_queries: int, n_keys: int
+    sort: Callable[..., tuple[NumPyArray, ...]],
+    query: Tensor,
+    key: Tensor,
+    n_queries: int,
+    n_keys: int,
 ) -> tuple[Tensor, ...]:
     """What one of our sorts gives, in tensors."""
     with without_transforms():  # which would wrap every new tensor

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 from gatv2 import GATv2, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.graph.kept import _kept
 from gatv2.inference import apply_in_blocks
-from gatv2.sparse_features import as_features, drop_features, project
+from gatv2.sparse_features import _ours, as_features, drop_features, project
 
 N, N_FEATURES = 12, 30
 EDGES = torch.tensor([[0, 1, 1, 5, 7, 7, 11], [3, 2, 1, 0, 7, 8, 4]])
@@ -64,6 +64,53 @@ def result_and_gradients(module: nn.Module, h: Any, *graph: Any) -> list[Tensor]
 def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
     for x, y in zip(actual, expected, strict=True):
         torch.testing.assert_close(x, y, atol=tolerance, rtol=tolerance)
+
+
+def unchecked(crow: list[int], column: list[int]) -> Tensor:
+    parts = torch.tensor(crow), torch.tensor(column), torch.ones(len(column))
+    return torch.sparse_csr_tensor(*parts, (2, N_FEATURES), check_invariants=False)
+
+
+@pytest.mark.parametrize(
+    ("crow", "column"),
+    [
+        ([0, 1, 2], [0, N_FEATURES]),
+        ([0, 1, 2], [-1, 0]),
+        ([0, 3, 2], [0, 1]),
+        ([1, 1, 2], [0, 1]),
+        ([0, 1, 3], [0, 1]),
+    ],
+)
+def test_what_is_no_matrix_is_refused(crow: list[int], column: list[int]) -> None:
+    linear = nn.Linear(N_FEATURES, 8, bias=False)
+    assert project(linear, unchecked([0, 1, 2], [0, 1])).shape == (2, 8)
+    with pytest.raises((ValueError, RuntimeError)):
+        project(linear, unchecked(crow, column))
+
+
+@pytest.mark.parametrize("width", [1, 5, 8, 64, 77, 512])
+@pytest.mark.parametrize("shape", [(0, 4), (7, 40), (3000, 400)])
+def test_compiled_products_are_those_of_pytorch(
+    shape: tuple[int, int], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h = torch.randn(shape, dtype=torch.float64)
+    h[torch.rand(shape) < 0.8] = 0
+    linear = nn.Linear(shape[1], width, bias=False, dtype=torch.float64)
+    cotangent = torch.randn(width, shape[0], dtype=torch.float64).t()
+
+    def outcome(n_threads: int) -> list[Tensor]:
+        torch.set_num_threads(n_threads)
+        out = project(linear, h.to_sparse_csr())
+        return [out, *torch.autograd.grad(out, linear.weight, cotangent)]
+
+    n_threads = torch.get_num_threads()
+    try:
+        one, two = outcome(1), outcome(2)
+    finally:
+        torch.set_num_threads(n_threads)
+    assert_same(one, two, 0)
+    monkeypatch.setattr("gatv2.sparse_features.import_failure", lambda: "it is not there")
+    assert_same(one, outcome(n_threads), 1e-12)
 
 
 def test_another_matrix_is_told() -> None:
@@ -247,12 +294,17 @@ def test_a_matrix_is_converted_and_sorted_once_unless_it_has_changed() -> None:
     first = as_features(h)
     assert as_features(h) is first
     layer = GraphAttentionV2Layer(2, 4, 2)
-    orders: list[Any] = []
-    for _ in range(2):
-        layer(h, torch.tensor([[0], [1]])).square().sum().backward()
-        orders += [kept.made for kept in _kept[first].values()]
-    one, again = orders
-    assert one is again
+    csr = first.clone()
+    for matrix in (h, csr):
+        orders: list[Any] = []
+        for _ in range(2):
+            layer(matrix, torch.tensor([[0], [1]])).square().sum().backward()
+            if matrix is h:
+                orders.append(_ours[first])
+            else:
+                orders += [kept.made for kept in _kept[csr].values()]
+        one, again = orders
+        assert one is again
     h.values()[0] = 3
     changed = as_features(h)
     assert changed is not first
