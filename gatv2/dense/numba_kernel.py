@@ -19,6 +19,7 @@ from gatv2.numba.arguments import (
     Plain,
     Problem,
     Results,
+    Strip,
     VectorClasses,
     as_edge_features,
     as_problem,
@@ -26,7 +27,7 @@ from gatv2.numba.arguments import (
 from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch, Sizes
 from gatv2.numba.compile import inline, kernel
 from gatv2.numba.counting_sort import transpose
-from gatv2.numba.forward_row import forward_row
+from gatv2.numba.forward_row import forward_strip
 from gatv2.numba.gradients import Gradients
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
@@ -222,12 +223,13 @@ def _forward(
         for row in range(n_rows * chunk // chunks[1], n_rows * (chunk + 1) // chunks[1]):
             i = row % problem.n_queries
             n = list_row(vectors, mask, i, n_keys, n_mask_heads, keys, head_mask, n_heads)
-            forward_row(
+            forward_strip(
                 vectors,
                 problem,
                 edges,
                 None,
-                _place_of(problem, row, n),
+                Strip(_place_of(problem, row, n), i, 0, 1, 0, n),
+                None,
                 EdgeList(keys[:n], keys[:n]),
                 head_mask,
                 buffers,

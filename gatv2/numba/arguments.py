@@ -182,16 +182,33 @@ class KeyPlace(NamedTuple):
     """Where edge 0 of the list stands in `PerEdge`."""
 
 
+class Strip(NamedTuple):
+    """Queries that follow each other and are worked off together: one, or some of few edges."""
+
+    place: Place
+    """Of the first query."""
+    query: Index
+    """Number of the first query in its feature set."""
+    first: Index
+    """The same among those whose edges are listed."""
+    n_queries: Index
+    begin: Index
+    """The first edge of all."""
+    end: Index
+
+
 class Block(NamedTuple):
-    """Some edges of a query, and one group of heads: what is worked on at once."""
+    """Some edges, and one group of heads: what is worked on at once."""
 
     group: Index
     begin: Index
     end: Index
+    first: Index
+    """The edge whose coefficients come first in the buffers."""
 
 
 class Buffers(NamedTuple):
-    """What a thread needs beside its results: coefficients of a block, and counters."""
+    """What a thread needs beside its results: coefficients of a block, and counters of dropout."""
 
     scores: Floats
     d_scores: Floats

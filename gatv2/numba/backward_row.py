@@ -30,10 +30,13 @@ from gatv2.numba.arguments import (
     KeyGradients,
     KeyOrder,
     KeyPlace,
+    Layout,
+    NodeIds,
     PerEdge,
     Place,
     Problem,
     QueryGradients,
+    Strip,
     Vector,
     VectorClass,
     VectorClasses,
@@ -42,9 +45,21 @@ from gatv2.numba.compile import inline
 from gatv2.numba.edge_features import backward_edges
 from gatv2.numba.exp import exp
 from gatv2.numba.head_mask import gradient_of, has_unused, write_d_bias
-from gatv2.numba.rows import AHEAD, column_of, heads_at, signs_at, weights_at
-from gatv2.numba.scores import BLOCK, apply_dropout, score_block
+from gatv2.numba.rows import (
+    AHEAD,
+    BLOCK,
+    block_of,
+    column_of,
+    heads_at,
+    n_blocks_of,
+    part_of,
+    place_in,
+    signs_at,
+    weights_at,
+)
+from gatv2.numba.scores import apply_dropout, score_block
 from gatv2.numba.simd import (
+    element,
     expand,
     fma,
     fold,
@@ -52,7 +67,6 @@ from gatv2.numba.simd import (
     load,
     load_bits,
     prefetch,
-    repeat,
     select,
     splat,
     store,
@@ -60,12 +74,13 @@ from gatv2.numba.simd import (
 
 
 @inline
-def backward_query_row(
+def backward_strip(
     vectors: VectorClasses,
     problem: Problem,
     edges: EdgeFeatures | None,
-    key_id: Integers | None,
-    place: Place,
+    node_ids: NodeIds | None,
+    strip: Strip,
+    ptr: Integers | None,
     edge_list: EdgeList,
     head_mask: HeadMask | None,
     buffers: Buffers,
@@ -73,24 +88,23 @@ def backward_query_row(
     per_edge: PerEdge,
     gradients: QueryGradients,
 ) -> None:
-    """Backward of one query: its row of d_query, its share of d_attn, and `per_edge`."""
-    heads = vectors.heads
-    zero = splat(heads, 0.0)
-    n_blocks = (place.stop - place.start + BLOCK - 1) // BLOCK
+    """Backward of queries: their rows of d_query, their share of d_attn, and `per_edge`."""
+    zero = splat(vectors.heads, 0.0)
+    n_blocks = n_blocks_of(strip)
     for group in range(problem.layout.n_groups):
         sum_p, sum_p_dp, sum_de = zero, zero, zero
-        scale, delta = zero, zero
         # the first sweep sums; a single block is still in the buffers when the second one starts
         for sweep in range(2):
             for i in range(n_blocks):
-                block = _block_of(place, group, i)
+                block = block_of(strip, group, i)
                 if sweep == 0 or n_blocks > 1:
                     p, p_dp = _coefficients(
                         vectors,
                         problem,
                         edges,
-                        key_id,
-                        place,
+                        node_ids,
+                        strip,
+                        ptr,
                         edge_list,
                         head_mask,
                         block,
@@ -101,44 +115,38 @@ def backward_query_row(
                 if sweep == 0:
                     sum_p, sum_p_dp = sum_p + p, sum_p_dp + p_dp
                     continue
-                sum_de = sum_de + _write_weights(
-                    vectors,
-                    problem,
-                    place,
-                    edge_list,
-                    head_mask,
-                    block,
-                    scale,
-                    delta,
-                    buffers,
-                    per_edge.weights,
-                )
-                for part in range(problem.layout.span):
-                    _add_positive(vectors, problem, place, block, part, per_edge, gradients.d_query)
-                    backward_edges(
+                for k in range(strip.n_queries):
+                    place = place_in(strip, ptr, node_ids, k)
+                    part = part_of(block, place)
+                    if strip.n_queries > 1:
+                        sum_p, sum_p_dp = _sums(vectors, part, buffers)
+                        sum_de = zero
+                    sum_de = sum_de + _write_weights(
                         vectors,
                         problem,
-                        edges,
                         place,
                         edge_list,
-                        block,
-                        part,
-                        buffers,
-                        per_edge,
-                        gradients,
                         head_mask,
+                        part,
+                        sum_p,
+                        sum_p_dp,
+                        buffers,
+                        incoming.d_lse,
+                        per_edge.weights,
                     )
-            if sweep == 0:
-                scale = select(sum_p > zero, splat(heads, 1.0) / sum_p, sum_p)
-                delta = sum_p_dp * scale
-                delta = _minus_d_lse(vectors, problem, place, group, incoming.d_lse, delta)
-        _finish_query(vectors, problem, place, group, sum_de, gradients)
-
-
-@inline
-def _block_of(place: Place, group: Index, i: Index) -> Block:
-    begin = place.start + i * BLOCK
-    return Block(group, begin, min(begin + BLOCK, place.stop))
+                    _add_to_query(vectors, problem, place, part, per_edge, sum_de, gradients)
+                backward_edges(
+                    vectors,
+                    problem,
+                    edges,
+                    strip.place,
+                    edge_list,
+                    block,
+                    buffers,
+                    per_edge,
+                    gradients,
+                    head_mask,
+                )
 
 
 @inline
@@ -146,8 +154,9 @@ def _coefficients(
     vectors: VectorClasses,
     problem: Problem,
     edges: EdgeFeatures | None,
-    key_id: Integers | None,
-    place: Place,
+    node_ids: NodeIds | None,
+    strip: Strip,
+    ptr: Integers | None,
     edge_list: EdgeList,
     head_mask: HeadMask | None,
     block: Block,
@@ -158,39 +167,52 @@ def _coefficients(
     """Write p of a block's edges to `buffers.scores` and dp to `buffers.d_scores`; sum p and p * dp."""
     flat, heads = vectors.flat, vectors.heads
     scores, d_scores = buffers.scores, buffers.d_scores
-    score_block(
-        vectors,
-        problem,
-        edges,
-        place,
-        edge_list,
-        head_mask,
-        block,
-        splat(heads, 0.0),
-        buffers,
-        incoming.d_out,
-        per_edge.signs,
-    )
-    apply_dropout(vectors, problem, place, edge_list, key_id, block, buffers, d_scores)
+    for k in range(strip.n_queries):
+        place = place_in(strip, ptr, node_ids, k)
+        at_lse = heads_at(vectors, problem.layout, place.row, block.group)
+        score_block(
+            vectors,
+            problem,
+            edges,
+            place,
+            edge_list,
+            head_mask,
+            part_of(block, place),
+            splat(heads, 0.0),
+            buffers,
+            load(heads, incoming.lse, at_lse),
+            incoming.d_out,
+            per_edge.signs,
+        )
+    apply_dropout(vectors, problem, node_ids, strip, ptr, edge_list, block, buffers, d_scores)
     n = (block.end - block.begin) * heads.lanes
     store(scores, n, splat(flat, -np.inf))
     store(d_scores, n, splat(flat, 0.0))
-    _add_d_alpha(vectors, problem, place, block, incoming.d_alpha, d_scores)
-    at_lse = heads_at(vectors, problem.layout, place.row, block.group)
-    lse = repeat(flat, load(heads, incoming.lse, at_lse))
+    _add_d_alpha(vectors, problem, strip.place, block, incoming.d_alpha, d_scores)
     sum_p, sum_p_dp = splat(flat, 0.0), splat(flat, 0.0)
     for at in range(0, n, flat.lanes):
         s, dp = load(flat, scores, at), load(flat, d_scores, at)
-        p = exp(s - lse)
         is_unused = s == splat(flat, -np.inf)
-        if is_any(is_unused):  # an edge without weight, whose lse may be -inf too; NaN stays
-            p = select(is_unused, splat(flat, 0.0), p)
+        if is_any(is_unused):  # an edge without weight
             dp = select(is_unused, splat(flat, 0.0), dp)
             store(d_scores, at, dp)
+        p = exp(s)
         store(scores, at, p)
         sum_p = sum_p + p
         sum_p_dp = fma(p, dp, sum_p_dp)
     return fold(heads, sum_p), fold(heads, sum_p_dp)
+
+
+@inline
+def _sums(vectors: VectorClasses, block: Block, buffers: Buffers) -> tuple[Vector, Vector]:
+    """The sums of p and of p * dp of a query."""
+    heads = vectors.heads
+    sum_p, sum_p_dp = splat(heads, 0.0), splat(heads, 0.0)
+    for e in range(block.begin, block.end):
+        at = (e - block.first) * heads.lanes
+        p = load(heads, buffers.scores, at)
+        sum_p, sum_p_dp = sum_p + p, fma(p, load(heads, buffers.d_scores, at), sum_p_dp)
+    return sum_p, sum_p_dp
 
 
 @inline
@@ -206,7 +228,7 @@ def _add_d_alpha(
     layout = problem.layout
     if d_alpha.size > 0:
         for e in range(block.begin, block.end):
-            at = (e - block.begin) * vectors.heads.lanes
+            at = (e - block.first) * vectors.heads.lanes
             at_edge = heads_at(vectors, layout, place.first_edge + e, block.group)
             d = load(vectors.heads, d_scores, at) + load(vectors.heads, d_alpha, at_edge)
             store(d_scores, at, d)
@@ -236,12 +258,13 @@ def _write_weights(
     edge_list: EdgeList,
     head_mask: HeadMask | None,
     block: Block,
-    scale: Vector,
-    delta: Vector,
+    sum_p: Vector,
+    sum_p_dp: Vector,
     buffers: Buffers,
+    d_lse: Floats,
     weights: Floats,
 ) -> Vector:
-    """Write keep * p and de of a block's edges to `weights`; return the sum of de.
+    """Write keep * p and de of a query's edges in a block to `weights`; return the sum of de.
 
     The latter is the gradient of a bias.
     """
@@ -249,10 +272,12 @@ def _write_weights(
     layout, drops = problem.layout, problem.dropout.least_word > 0
     scores, d_scores, keep = buffers.scores, buffers.d_scores, buffers.keep
     sum_de, is_guarded = nothing, has_unused(head_mask)
+    scale = select(sum_p > nothing, splat(heads, 1.0) / sum_p, sum_p)
+    delta = _minus_d_lse(vectors, problem, place, block.group, d_lse, sum_p_dp * scale)
     x_row, column = edge_list.x_row, block.group * heads.lanes
     d_bias, bias_rows = gradient_of(head_mask, place)
     for e in range(block.begin, block.end):
-        at = (e - block.begin) * heads.lanes
+        at = (e - block.first) * heads.lanes
         unscaled = load(heads, scores, at)
         p = unscaled * scale
         de = p * (load(heads, d_scores, at) - delta)
@@ -270,54 +295,53 @@ def _write_weights(
 
 
 @inline
-def _add_positive(
+def _add_to_query(
     vectors: VectorClasses,
     problem: Problem,
     place: Place,
     block: Block,
-    part: Index,
     per_edge: PerEdge,
-    d_query: Floats,
-) -> None:
-    """Add de of the edges with positive x to the query's row; the first block writes it."""
-    tile, layout = vectors.tile, problem.layout
-    weights, signs = per_edge.weights, per_edge.signs
-    at_query = column_of(vectors, layout, place.row, block.group, part)
-    total = splat(tile, 0.0)
-    for e in range(block.begin, block.end):
-        edge = place.first_edge + e
-        at = weights_at(vectors, layout, edge, block.group) + vectors.heads.lanes
-        de = load(vectors.heads, weights, at)
-        at = signs_at(vectors, layout, edge, block.group, part)
-        total = total + _where_positive(tile, signs, at, de)
-    if block.begin > place.start:
-        total = total + load(tile, d_query, at_query)
-    store(d_query, at_query, total)
-
-
-@inline
-def _finish_query(
-    vectors: VectorClasses,
-    problem: Problem,
-    place: Place,
-    group: Index,
     sum_de: Vector,
     gradients: QueryGradients,
 ) -> None:
-    """Make the gradient of the query of its sums, and add its share to d_attn."""
-    tile = vectors.tile
-    for part in range(problem.layout.span):
-        at_query = column_of(vectors, problem.layout, place.row, group, part)
-        if place.start == place.stop:
-            store(gradients.d_query, at_query, splat(tile, 0.0))
-        else:
-            positive = load(tile, gradients.d_query, at_query)
-            total = _slopes(tile, problem, positive, sum_de)
-            a = load(tile, problem.attn, column_of(vectors, problem.layout, 0, group, part))
-            store(gradients.d_query, at_query, total * a)
+    """Add a block to the query's row of d_query; the last one makes the gradient of the sums.
+
+    Summed is de of the edges with positive x. With the gradient comes the query's share of d_attn.
+    """
+    tile, layout, group = vectors.tile, problem.layout, block.group
+    for part in range(layout.span):
+        at_query = column_of(vectors, layout, place.row, group, part)
+        total = _sum_positive(vectors, layout, place, block, part, per_edge)
+        if block.begin > place.start:
+            total = total + load(tile, gradients.d_query, at_query)
+        if block.end == place.stop:
+            total = _slopes(tile, problem, total, sum_de)
             q = load(tile, problem.query, at_query)
-            at = column_of(vectors, problem.layout, gradients.chunk, group, part)
-            _add_share(tile, total, q, gradients.d_attn, at)
+            at = column_of(vectors, layout, gradients.chunk, group, part)
+            if place.start < place.stop:
+                _add_share(tile, total, q, gradients.d_attn, at)
+            total = total * load(tile, problem.attn, column_of(vectors, layout, 0, group, part))
+        store(gradients.d_query, at_query, total)
+
+
+@inline
+def _sum_positive(
+    vectors: VectorClasses,
+    layout: Layout,
+    place: Place,
+    block: Block,
+    part: Index,
+    per_edge: PerEdge,
+) -> Vector:
+    """The sum of de over the edges with positive x."""
+    tile, heads = vectors.tile, vectors.heads
+    weights, signs, total = per_edge.weights, per_edge.signs, splat(tile, 0.0)
+    for e in range(block.begin, block.end):
+        edge = place.first_edge + e
+        de = load(heads, weights, weights_at(vectors, layout, edge, block.group) + heads.lanes)
+        at = signs_at(vectors, layout, edge, block.group, part)
+        total = total + _where_positive(tile, signs, at, de)
+    return total
 
 
 @inline
@@ -367,7 +391,7 @@ def _sum_over_queries(
     values, positive = splat(vectors.tile, 0.0), splat(vectors.tile, 0.0)
     sum_de = splat(vectors.heads, 0.0)
     for begin in range(place.start, place.stop, BLOCK):  # summed by itself: rounded less often
-        block = Block(group, begin, min(begin + BLOCK, place.stop))
+        block = Block(group, begin, min(begin + BLOCK, place.stop), begin)
         v, x, de = _sum_over_block(
             vectors, problem, place, key_order, head_mask, block, part, d_out, per_edge
         )
@@ -395,13 +419,13 @@ def _sum_over_block(
     values, positive, sum_de = nothing, nothing, splat(heads, 0.0)
     for i in range(block.begin, block.end):
         ahead = min(i + AHEAD, last)
-        edge = place.first_edge + edges[ahead]
-        row = place.first_query + queries[ahead]
+        edge = place.first_edge + element(edges, ahead)
+        row = place.first_query + element(queries, ahead)
         prefetch(tile, d_out, column_of(vectors, layout, row, group, part))
         prefetch(heads, weights, weights_at(vectors, layout, edge, group))
         prefetch(heads, signs, signs_at(vectors, layout, edge, group, part))
-        edge = place.first_edge + edges[i]
-        row = place.first_query + queries[i]
+        edge = place.first_edge + element(edges, i)
+        row = place.first_query + element(queries, i)
         at = weights_at(vectors, layout, edge, group)
         p = expand(tile, load(heads, weights, at))
         de = load(heads, weights, at + heads.lanes)

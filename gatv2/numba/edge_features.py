@@ -30,7 +30,18 @@ from gatv2.numba.arguments import (
 from gatv2.numba.compile import inline
 from gatv2.numba.head_mask import has_unused
 from gatv2.numba.rows import column_of, length_of, signs_at, weights_at
-from gatv2.numba.simd import broadcast, expand, fma, load, load_bits, prefetch, select, splat, store
+from gatv2.numba.simd import (
+    broadcast,
+    element,
+    expand,
+    fma,
+    load,
+    load_bits,
+    prefetch,
+    select,
+    splat,
+    store,
+)
 
 BATCH = 16  # edges whose de_ij s_ij are held at once
 
@@ -76,44 +87,46 @@ def backward_edges(
     place: Place,
     edge_list: EdgeList,
     block: Block,
-    part: Index,
     buffers: Buffers,
     per_edge: PerEdge,
     gradients: QueryGradients,
     head_mask: HeadMask | None,
 ) -> None:
-    """Backward of the features of a block's edges, through one tile; `buffers` are overwritten."""
+    """Backward of the features of a block's edges, whose queries need not be one; overwrites `buffers`.
+
+    Of `place` is read only what all queries of a feature set share.
+    """
     if edges is not None:
-        d_edges = EdgeGradients(*gradients.edges)
-        column = column_of(vectors, problem.layout, 0, block.group, part)
-        for begin in range(block.begin, block.end, BATCH):
-            batch = Block(block.group, begin, min(begin + BATCH, block.end))
-            slopes_de = buffers.d_scores
-            _write_slopes_de(vectors, problem, place, batch, part, per_edge, slopes_de)
-            _add_to_projection(
-                vectors,
-                problem,
-                edges,
-                place,
-                edge_list,
-                head_mask,
-                batch,
-                column,
-                slopes_de,
-                gradients,
-            )
-            if d_edges.d_x.size > 0:
-                _add_to_features(
+        d_edges, slopes_de = EdgeGradients(*gradients.edges), buffers.d_scores
+        for part in range(problem.layout.span):
+            column = column_of(vectors, problem.layout, 0, block.group, part)
+            for begin in range(block.begin, block.end, BATCH):
+                batch = Block(block.group, begin, min(begin + BATCH, block.end), begin)
+                _write_slopes_de(vectors, problem, place, batch, part, per_edge, slopes_de)
+                _add_to_projection(
                     vectors,
+                    problem,
                     edges,
                     place,
                     edge_list,
+                    head_mask,
                     batch,
                     column,
                     slopes_de,
-                    buffers.scores,
-                    d_edges,
+                    gradients,
                 )
+                if d_edges.d_x.size > 0:
+                    _add_to_features(
+                        vectors,
+                        edges,
+                        place,
+                        edge_list,
+                        batch,
+                        column,
+                        slopes_de,
+                        buffers.scores,
+                        d_edges,
+                    )
 
 
 @inline
@@ -162,7 +175,7 @@ def _add_to_projection(
         at = (gradients.chunk * n_features + d) * length + column
         share = nothing
         for e in range(batch.begin, batch.end):
-            of_edge = (first_x + x_row[e]) * n_features + d
+            of_edge = (first_x + element(x_row, e)) * n_features + d
             slope_de = load(tile, slopes_de, (e - batch.begin) * tile.lanes)
             value = broadcast(tile, x, of_edge)
             if is_guarded:  # of an edge that a head does not use, x may be NaN
@@ -191,7 +204,7 @@ def _add_to_features(
         for d in range(0, n_features, n_lanes):
             _four_rows(vectors, slopes_de, i, by_lane, column, n_features, d, total)
             for k in range(i, min(i + 4, n)):
-                at = (place.first_x + x_row[batch.begin + k]) * n_features
+                at = (place.first_x + element(x_row, batch.begin + k)) * n_features
                 for j in range(d, min(d + n_lanes, n_features)):
                     share = total[(k - i) * n_lanes + j - d]
                     d_x[at + j] = share if column == 0 else d_x[at + j] + share

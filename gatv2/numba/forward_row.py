@@ -1,8 +1,8 @@
-"""The fused forward pass of one query; see `gatv2.numba.scores` for how a row is cut.
+"""The fused forward pass of a strip of queries; see `gatv2.numba.scores` for how rows are cut.
 
-Scores of a block of edges, their softmax, and the weighted sum while the block's keys are still in
-cache; blocks are joined as in an online softmax. What the backward pass needs of it is kept: the
-log-sum-exp, as the largest score and the sum of exponentials.
+Scores of a block of edges, their softmax, and the weighted sums while the block's keys are still in
+cache; blocks of one query are joined as in an online softmax. What the backward pass needs of it is
+kept: the log-sum-exp, as the largest score and the sum of exponentials.
 """
 
 import numpy as np
@@ -16,84 +16,120 @@ from gatv2.numba.arguments import (
     HeadMask,
     Index,
     Integers,
+    Layout,
+    NodeIds,
     Place,
     Problem,
     Results,
+    Strip,
     Vector,
     VectorClasses,
 )
 from gatv2.numba.compile import inline
 from gatv2.numba.exp import exp
 from gatv2.numba.head_mask import has_unused
-from gatv2.numba.rows import column_of, heads_at
-from gatv2.numba.scores import BLOCK, apply_dropout, score_block
-from gatv2.numba.simd import expand, fma, fold, has_nan, load, repeat, select, splat, store
+from gatv2.numba.rows import block_of, column_of, heads_at, n_blocks_of, part_of, place_in
+from gatv2.numba.scores import apply_dropout, score_block
+from gatv2.numba.simd import element, expand, fma, has_nan, load, repeat, select, splat, store
 
 
 @inline
-def forward_row(
+def forward_strip(
     vectors: VectorClasses,
     problem: Problem,
     edges: EdgeFeatures | None,
-    key_id: Integers | None,
-    place: Place,
+    node_ids: NodeIds | None,
+    strip: Strip,
+    ptr: Integers | None,
     edge_list: EdgeList,
     head_mask: HeadMask | None,
     buffers: Buffers,
     results: Results,
 ) -> None:
-    """Attention of one query: its row of `out`, its largest score, its sum of exponentials, alpha."""
-    heads = vectors.heads
-    lowest, zero, one = splat(heads, -np.inf), splat(heads, 0.0), splat(heads, 1.0)
+    """Attention of queries: their rows of `out`, largest scores, sums of exponentials, alpha."""
+    heads, scores, weights = vectors.heads, buffers.scores, buffers.scores
+    if problem.dropout.least_word > 0:
+        weights = buffers.d_scores
     for group in range(problem.layout.n_groups):
-        largest, total = lowest, zero
-        begin = place.start
-        while True:
-            block = Block(group, begin, min(begin + BLOCK, place.stop))
-            before = largest
-            largest = score_block(
-                vectors,
-                problem,
-                edges,
-                place,
-                edge_list,
-                head_mask,
-                block,
-                largest,
-                buffers,
-                None,
-                None,
-            )
-            subtracted = select(largest > lowest, largest, zero)  # zero for a head without edges
-            rescale = exp(before - subtracted)
-            _keep_scores(vectors, problem, place, block, buffers.scores, results.alpha)
-            block_total = _exponentials(vectors, block, buffers.scores, subtracted)
-            total = fma(total, rescale, block_total)
-            apply_dropout(
-                vectors, problem, place, edge_list, key_id, block, buffers, buffers.scores
-            )
-            scale = one
-            if block.end == place.stop:
-                scale = select(total > zero, one / total, total)
-            _add_values(
-                vectors,
-                problem,
-                place,
-                edge_list,
-                head_mask,
-                block,
-                buffers.scores,
-                rescale,
-                scale,
-                results.out,
-            )
-            begin = block.end
-            if begin >= place.stop:
-                break
-        at = heads_at(vectors, problem.layout, place.row, group)
-        store(results.largest, at, largest)
-        store(results.total, at, total)
-        _finish_alpha(vectors, problem, place, group, largest, total, results.alpha)
+        for i in range(n_blocks_of(strip)):
+            block = block_of(strip, group, i)
+            subtracted = splat(heads, 0.0)
+            for k in range(strip.n_queries):
+                place = place_in(strip, ptr, node_ids, k)
+                part = part_of(block, place)
+                subtracted = _score(
+                    vectors, problem, edges, place, edge_list, head_mask, part, buffers, results
+                )
+                if strip.n_queries > 1:
+                    _subtract(vectors, part, scores, subtracted)
+                    subtracted = splat(heads, 0.0)
+            _exponentials(vectors, block, scores, subtracted)
+            apply_dropout(vectors, problem, node_ids, strip, ptr, edge_list, block, buffers, scores)
+            for k in range(strip.n_queries):
+                place = place_in(strip, ptr, node_ids, k)
+                part = part_of(block, place)
+                _add_values(
+                    vectors, problem, place, edge_list, head_mask, part, scores, weights, results
+                )
+
+
+@inline
+def _score(
+    vectors: VectorClasses,
+    problem: Problem,
+    edges: EdgeFeatures | None,
+    place: Place,
+    edge_list: EdgeList,
+    head_mask: HeadMask | None,
+    block: Block,
+    buffers: Buffers,
+    results: Results,
+) -> Vector:
+    """Write a query's scores; return what is to be subtracted from them, its largest so far."""
+    heads, layout = vectors.heads, problem.layout
+    lowest, zero = splat(heads, -np.inf), splat(heads, 0.0)
+    at = heads_at(vectors, layout, place.row, block.group)
+    before, total = lowest, zero
+    if block.begin > place.start:
+        before, total = load(heads, results.largest, at), load(heads, results.total, at)
+    largest = score_block(
+        vectors,
+        problem,
+        edges,
+        place,
+        edge_list,
+        head_mask,
+        block,
+        before,
+        buffers,
+        None,
+        None,
+        None,
+    )
+    subtracted = select(largest > lowest, largest, zero)  # zero for a head without edges
+    if block.begin > place.start:
+        rescale = exp(before - subtracted)
+        total = total * rescale
+        _rescale(vectors, layout, place, block.group, rescale, results.out)
+    store(results.largest, at, largest)
+    store(results.total, at, total)
+    _keep_scores(vectors, problem, place, block, buffers.scores, results.alpha)
+    return subtracted
+
+
+@inline
+def _rescale(
+    vectors: VectorClasses,
+    layout: Layout,
+    place: Place,
+    group: Index,
+    rescale: Vector,
+    out: Floats,
+) -> None:
+    """Multiply what was added to a row of `out` so far."""
+    for part in range(layout.span):
+        at = column_of(vectors, layout, place.row, group, part)
+        store(out, at, load(vectors.tile, out, at) * expand(vectors.tile, rescale))
 
 
 @inline
@@ -109,23 +145,27 @@ def _keep_scores(
     layout = problem.layout
     if alpha.size > 0:
         for e in range(block.begin, block.end):
-            s = load(vectors.heads, scores, (e - block.begin) * vectors.heads.lanes)
+            s = load(vectors.heads, scores, (e - block.first) * vectors.heads.lanes)
             store(alpha, heads_at(vectors, layout, place.first_edge + e, block.group), s)
 
 
 @inline
-def _exponentials(
-    vectors: VectorClasses, block: Block, scores: Floats, subtracted: Vector
-) -> Vector:
-    """Replace a block's scores by the exponentials of what is left of them; return their sum."""
+def _subtract(vectors: VectorClasses, block: Block, scores: Floats, subtracted: Vector) -> None:
+    """Subtract a query's largest score from all."""
+    heads = vectors.heads
+    for e in range(block.begin, block.end):
+        at = (e - block.first) * heads.lanes
+        store(scores, at, load(heads, scores, at) - subtracted)
+
+
+@inline
+def _exponentials(vectors: VectorClasses, block: Block, scores: Floats, subtracted: Vector) -> None:
+    """Replace a block's scores by the exponentials of what is left of them."""
     flat, n = vectors.flat, (block.end - block.begin) * vectors.heads.lanes
     store(scores, n, splat(flat, -np.inf))
-    subtracted_flat, total = repeat(flat, subtracted), splat(flat, 0.0)
+    subtracted_flat = repeat(flat, subtracted)
     for at in range(0, n, flat.lanes):
-        p = exp(load(flat, scores, at) - subtracted_flat)
-        store(scores, at, p)
-        total = total + p
-    return fold(vectors.heads, total)
+        store(scores, at, exp(load(flat, scores, at) - subtracted_flat))
 
 
 @inline
@@ -136,27 +176,38 @@ def _add_values(
     edge_list: EdgeList,
     head_mask: HeadMask | None,
     block: Block,
+    exponentials: Floats,
     weights: Floats,
-    rescale: Vector,
-    scale: Vector,
-    out: Floats,
+    results: Results,
 ) -> None:
-    """Rescale the query's row of `out`, add the keys of a block, weighted, and scale the sum."""
-    tile, layout, is_guarded = vectors.tile, problem.layout, has_unused(head_mask)
-    nothing = splat(tile, 0.0)
+    """Add the keys of a block, weighted, to the query's row of `out`; the last one makes it a mean."""
+    tile, heads, layout = vectors.tile, vectors.heads, problem.layout
+    out, group, nothing = results.out, block.group, splat(tile, 0.0)
+    at, is_guarded = heads_at(vectors, layout, place.row, group), has_unused(head_mask)
+    before, scale = load(heads, results.total, at), splat(heads, 1.0)
+    total_p, is_last = before, block.end == place.stop
     for part in range(layout.span):
-        at_out = column_of(vectors, layout, place.row, block.group, part)
+        at_out = column_of(vectors, layout, place.row, group, part)
         # asked once a block: a loop that asked it would be slower, whatever the answer
-        total = nothing
+        total, sum_p = nothing, before
         if not is_guarded:
-            total = _weigh(vectors, problem, place, edge_list, block, part, weights, None)
+            total, sum_p = _weigh(
+                vectors, problem, place, edge_list, block, part, exponentials, weights, None
+            )
         if is_guarded or has_nan(total):  # of a key without weight that is infinite
-            total = _weigh(vectors, problem, place, edge_list, block, part, weights, nothing)
-        if (
-            block.begin > place.start
-        ):  # a block is summed by itself: a long row is rounded less often
-            total = fma(load(tile, out, at_out), expand(tile, rescale), total)
+            total, sum_p = _weigh(
+                vectors, problem, place, edge_list, block, part, exponentials, weights, nothing
+            )
+        total_p = before + sum_p
+        if is_last:
+            scale = select(total_p > splat(heads, 0.0), splat(heads, 1.0) / total_p, total_p)
+        if block.begin > place.start:  # summed by itself: a long row is rounded less often
+            total = load(tile, out, at_out) + total
         store(out, at_out, total * expand(tile, scale))
+    store(results.total, at, total_p)
+    if is_last:
+        largest = load(heads, results.largest, at)
+        _finish_alpha(vectors, problem, place, group, largest, total_p, results.alpha)
 
 
 @inline
@@ -167,20 +218,27 @@ def _weigh(
     edge_list: EdgeList,
     block: Block,
     part: Index,
+    exponentials: Floats,
     weights: Floats,
     nothing: Vector | None,
-) -> Vector:
-    """The sum of a tile of the keys of a block, weighted; `nothing` is there if a weight may be zero."""
+) -> tuple[Vector, Vector]:
+    """Sums over a query's keys in a block: of a tile of them, weighted, and of the exponentials.
+
+    `nothing` is there if a weight may be zero.
+    """
     tile, heads, layout = vectors.tile, vectors.heads, problem.layout
-    keys, key_index, total = problem.key, edge_list.key, splat(tile, 0.0)
+    keys, key_index = problem.key, edge_list.key
+    total, sum_p = splat(tile, 0.0), splat(heads, 0.0)
     for e in range(block.begin, block.end):
-        row = place.first_key + key_index[e]
+        row = place.first_key + element(key_index, e)
         k = load(tile, keys, column_of(vectors, layout, row, block.group, part))
-        p = expand(tile, load(heads, weights, (e - block.begin) * heads.lanes))
+        at = (e - block.first) * heads.lanes
+        p = expand(tile, load(heads, weights, at))
         if nothing is not None:
             k = select(p > nothing, k, nothing)
         total = fma(p, k, total)
-    return total
+        sum_p = sum_p + load(heads, exponentials, at)
+    return total, sum_p
 
 
 @inline

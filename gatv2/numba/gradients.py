@@ -23,15 +23,14 @@ from gatv2.numba.arguments import (
     as_edge_features,
     as_node_ids,
     as_problem,
-    key_ids,
 )
-from gatv2.numba.backward_row import backward_key_row, backward_query_row
+from gatv2.numba.backward_row import backward_key_row, backward_strip
 from gatv2.numba.call import ArrayCotangents, Launch
 from gatv2.numba.compile import kernel
 from gatv2.numba.edge_order import moved
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
-from gatv2.numba.rows import place_of, rows_of
+from gatv2.numba.rows import rows_of, strip_of
 from gatv2.numba.scores import own_buffers
 from gatv2.numba.scratch import Scratch
 from gatv2.numba.threads import Chunks, next_chunk, run_chunks
@@ -223,19 +222,20 @@ def _backward_queries(
     (first_query, query_ptr), edge_list = queries, EdgeList(*edge_list)
     head_mask = as_head_mask(head_mask)
     buffers, incoming, per_edge = Buffers(*buffers), Incoming(*incoming), PerEdge(*per_edge)
-    key_id = key_ids(node_ids)
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         copy = chunk // chunks[2]
-        for i in rows_of(query_ptr, chunk, chunks):
-            start, stop = query_ptr[i], query_ptr[i + 1]
-            backward_query_row(
+        i, stop = rows_of(query_ptr, chunk, chunks)
+        while i < stop:
+            strip = strip_of(problem, node_ids, copy, query_ptr, first_query, i, stop, n_edges)
+            backward_strip(
                 vectors,
                 problem,
                 edges,
-                key_id,
-                place_of(problem, node_ids, copy, first_query + i, n_edges, start, stop),
+                node_ids,
+                strip,
+                query_ptr,
                 edge_list,
                 head_mask,
                 buffers,
@@ -243,6 +243,7 @@ def _backward_queries(
                 per_edge,
                 QueryGradients(chunk, *gradients),
             )
+            i += strip.n_queries
         chunk = next_chunk(chunks)
 
 
@@ -263,7 +264,8 @@ def _backward_keys(
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         copy = chunk // chunks[2]
-        for j in rows_of(key_ptr, chunk, chunks):
+        begin, end = rows_of(key_ptr, chunk, chunks)
+        for j in range(begin, end):
             place = KeyPlace(
                 copy * problem.n_keys + j,
                 np.int64(key_ptr[j]),

@@ -23,7 +23,7 @@ from gatv2.numba.arguments import (
 )
 from gatv2.numba.compile import inline, overload
 from gatv2.numba.rows import AHEAD
-from gatv2.numba.simd import broadcast, load, prefetch, select, splat, store, sum_lanes
+from gatv2.numba.simd import broadcast, element, load, prefetch, select, splat, store, sum_lanes
 
 
 def as_head_mask(head_mask: Plain | Flags | None) -> HeadMask:
@@ -97,9 +97,9 @@ def _bias_at(
     """Where the row of edge `e` starts; one that will be looked up is asked for ahead."""
     if rows.is_listed:
         return (rows.first + e) * rows.width
-    ahead = x_row[min(e + AHEAD, x_row.size - 1)]
+    ahead = element(x_row, min(e + AHEAD, x_row.size - 1))
     prefetch(heads, array, (rows.first + ahead) * rows.width)
-    return (rows.first + x_row[e]) * rows.width
+    return (rows.first + element(x_row, e)) * rows.width
 
 
 @overload(as_head_mask)

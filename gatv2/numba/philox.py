@@ -7,12 +7,16 @@ from gatv2.numba.arguments import (
     EdgeList,
     Index,
     Integers,
+    NodeIds,
     Place,
+    Strip,
     Vector,
     VectorClass,
     Words,
+    key_ids,
 )
 from gatv2.numba.compile import inline
+from gatv2.numba.rows import part_of, place_in
 from gatv2.numba.simd import high_product, load, splat, store
 from gatv2.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1, WORDS_PER_COUNTER
 
@@ -23,9 +27,10 @@ LANES = 16
 def keep_factors(
     words: VectorClass,
     dropout: Dropout,
-    place: Place,
+    strip: Strip,
+    ptr: Integers | None,
+    node_ids: NodeIds | None,
     edge_list: EdgeList,
-    key_id: Integers | None,
     block: Block,
     n_heads: Index,
     buffers: Buffers,
@@ -35,27 +40,32 @@ def keep_factors(
     Args:
         words: class of uint32 vectors of `LANES` lanes.
         dropout: which coefficients are kept.
-        place: of the query.
-        edge_list: its edges.
-        key_id: numbers of the keys; None if they are numbered from `place.drop_key` on.
+        strip: queries.
+        ptr: where the edges of each start; None if there is one.
+        node_ids: numbers of the nodes; None if they are the positions.
+        edge_list: the edges.
         block: whose factors are written.
         n_heads: heads of a group, a power of two.
-        buffers: whose counters have room for `2 * (edges + LANES) + 4 * LANES`.
+        buffers: whose counters have room for `3 * (edges + LANES) + 4 * LANES`.
     """
     counters, keep = buffers.counters, buffers.keep
     n_edges = block.end - block.begin
-    multiplicities, drawn = n_edges + LANES, 2 * (n_edges + LANES)
-    _write_counters(place, edge_list, key_id, block, counters, multiplicities)
+    length = n_edges + LANES
+    multiplicities, queries, drawn = length, 2 * length, 3 * length
+    for k in range(strip.n_queries):
+        place = place_in(strip, ptr, node_ids, k)
+        part = part_of(block, place)
+        _write_counters(place, edge_list, key_ids(node_ids), part, counters, length)
     first_head = block.group * n_heads
     for e in range(0, n_edges, LANES):
         for head in range(0, n_heads, WORDS_PER_COUNTER):
             c0, c1, c2, c3 = _draw(
                 words,
                 dropout,
-                splat(words, place.drop_query),
+                load(words, counters, queries + e),
                 load(words, counters, e),
                 load(words, counters, multiplicities + e),
-                splat(words, place.drop_word + (first_head + head) // WORDS_PER_COUNTER),
+                splat(words, strip.place.drop_word + (first_head + head) // WORDS_PER_COUNTER),
             )
             store(counters, drawn, c0)
             store(counters, drawn + LANES, c1)
@@ -75,9 +85,9 @@ def _write_counters(
     key_id: Integers | None,
     block: Block,
     counters: Words,
-    multiplicities: Index,
+    length: Index,
 ) -> None:
-    """Write each edge's key and, from `multiplicities` on, how many parallel edges came before."""
+    """Write of each edge its key, how many parallel ones came before, and its query: `length` apart."""
     key, begin = edge_list.key, block.begin
     multiplicity = 0
     while begin - multiplicity > place.start and key[begin - multiplicity - 1] == key[begin]:
@@ -85,11 +95,13 @@ def _write_counters(
     for e in range(begin, block.end):
         if e > begin:
             multiplicity = multiplicity + 1 if key[e] == key[e - 1] else 0
+        at = e - block.first
         if key_id is None:
-            counters[e - begin] = key[e] - place.drop_key
+            counters[at] = key[e] - place.drop_key
         else:
-            counters[e - begin] = key_id[key[e]]
-        counters[multiplicities + e - begin] = multiplicity
+            counters[at] = key_id[key[e]]
+        counters[at + length] = multiplicity
+        counters[at + 2 * length] = place.drop_query
 
 
 @inline

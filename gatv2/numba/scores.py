@@ -1,11 +1,13 @@
-"""The scores of one query over its edges: what the fused forward and backward pass share.
+"""The scores of queries over their edges: what the fused forward and backward pass share.
 
 A row of H x F features is cut into tiles of T lanes, one SIMD value each. Either a tile holds G heads
 (F = T / G), or a head spans several tiles (G = 1). The caller pads heads and features with zeros, and
 passes three vector types: `tile` (T lanes), `heads` (G lanes) and `flat`, for loops over the
 [edges, G] coefficients of one group of heads.
 
-A long row is worked off in blocks of edges, so that no scratch grows with the graph.
+A long row is worked off in blocks of edges, so that no scratch grows with the graph. Short rows are
+worked off together, in strips: each step is done for all of them before the next one. The steps of a
+row wait for each other's results, those of different rows do not, and the CPU does them side by side.
 """
 
 import threading
@@ -24,10 +26,13 @@ from gatv2.numba.arguments import (
     Index,
     Integers,
     Layout,
+    NodeIds,
     Place,
     Plain,
     Problem,
+    Strip,
     Vector,
+    VectorClass,
     VectorClasses,
 )
 from gatv2.numba.compile import inline
@@ -35,11 +40,20 @@ from gatv2.numba.edge_features import add_projection, first_x_of, prefetch_featu
 from gatv2.numba.head_mask import add_bias, bias_of, flags_of
 from gatv2.numba.memory import empty
 from gatv2.numba.philox import LANES, keep_factors
-from gatv2.numba.rows import AHEAD, column_of, heads_at, length_of, signs_at
-from gatv2.numba.simd import group_sum, load, load_mask, prefetch, select, splat, store, store_bits
+from gatv2.numba.rows import AHEAD, BLOCK, ROWS_AHEAD, column_of, heads_at, length_of, signs_at
+from gatv2.numba.simd import (
+    element,
+    group_sum,
+    load,
+    load_mask,
+    prefetch,
+    select,
+    splat,
+    store,
+    store_bits,
+)
 from gatv2.numba.tiles import Tiles
 
-BLOCK = 1024  # edges whose scores are held at once
 MAX_WIDTH = 64  # lanes of `flat`, at most
 
 
@@ -59,7 +73,7 @@ def own_buffers(tiles: Tiles) -> tuple[Plain]:
     buffers = _buffers.of_size.get(size)
     if buffers is None:
         coefficients = (empty((BLOCK * tiles.group + MAX_WIDTH,), tiles.dtype) for _ in range(3))
-        buffers = *coefficients, empty((2 * BLOCK + 6 * LANES,), np.uint32)
+        buffers = *coefficients, empty((3 * BLOCK + 7 * LANES,), np.uint32)
         _buffers.of_size[size] = buffers
     return (buffers,)
 
@@ -75,16 +89,18 @@ def score_block(
     block: Block,
     largest: Vector,
     buffers: Buffers,
+    lse: Vector | None,
     d_out: Floats | None,
     signs: Bytes | None,
 ) -> Vector:
-    """Write e of a block's edges to `buffers.scores`; return the largest, `largest` included.
+    """Write e of a query's edges in a block to `buffers.scores`; return the largest, `largest` included.
 
-    With `d_out`, write d_out . key to `buffers.d_scores`, and the signs of x to `signs` as well.
+    With `d_out`, write e - lse, d_out . key to `buffers.d_scores`, and the signs of x to `signs`.
     """
     tile, heads = vectors.tile, vectors.heads
-    group, begin = block.group, block.begin
+    group = block.group
     layout, last_part = problem.layout, problem.layout.span - 1
+    length = length_of(vectors, layout)
     nothing, slopes = splat(tile, 0.0), splat(tile, problem.slope)
     keys, key_index, first_key = problem.key, edge_list.key, place.first_key
     scores, d_scores, last = buffers.scores, buffers.d_scores, key_index.size - 1
@@ -93,32 +109,34 @@ def score_block(
     if edges is not None:
         features, projection = edges.x, edges.projection
         n_features, first_x = edges.n_features, first_x_of(edges, place)
-        length = length_of(vectors, layout)
     for part in range(layout.span):
         at_query = column_of(vectors, layout, place.row, group, part)
         column = column_of(vectors, layout, 0, group, part)
         q, a = load(tile, problem.query, at_query), load(tile, problem.attn, column)
+        prefetch(tile, problem.query, at_query + ROWS_AHEAD * length)
         if d_out is not None:
+            prefetch(tile, d_out, at_query + ROWS_AHEAD * length)
             d = load(tile, d_out, at_query)
-        for e in range(begin, block.end):
-            ahead = first_key + key_index[min(e + AHEAD, last)]
+        for e in range(block.begin, block.end):
+            ahead = first_key + element(key_index, min(e + AHEAD, last))
             prefetch(tile, keys, column_of(vectors, layout, ahead, group, part))
-            row = first_key + key_index[e]
+            row = first_key + element(key_index, e)
             k = load(tile, keys, column_of(vectors, layout, row, group, part))
             x = q + k
             if edges is not None:
-                at = (first_x + x_row[min(e + AHEAD, last)]) * n_features
+                at = (first_x + element(x_row, min(e + AHEAD, last))) * n_features
                 prefetch_features(vectors.flat, features, at, n_features)
-                at = (first_x + x_row[e]) * n_features
+                at = (first_x + element(x_row, e)) * n_features
                 x = add_projection(tile, features, at, n_features, projection, column, length, x)
             positive = x > nothing
             s = group_sum(heads, select(positive, x, x * slopes) * a)
-            at = (e - begin) * heads.lanes
+            at = (e - block.first) * heads.lanes
             if part > 0:
                 s = s + load(heads, scores, at)
             if part == last_part:
                 s = _masked(vectors, layout, flags, e, group, s)
                 s = add_bias(heads, bias, bias_rows, x_row, e, group * heads.lanes, s)
+                s = _minus(heads, s, lse)
             store(scores, at, s)
             if part == last_part:
                 largest = select(s > largest, s, largest)
@@ -136,25 +154,35 @@ def score_block(
 def apply_dropout(
     vectors: VectorClasses,
     problem: Problem,
-    place: Place,
+    node_ids: NodeIds | None,
+    strip: Strip,
+    ptr: Integers | None,
     edge_list: EdgeList,
-    key_id: Integers | None,
     block: Block,
     buffers: Buffers,
     coefficients: Floats,
 ) -> None:
-    """Multiply a block's coefficients by their factors, which are left in `buffers.keep`.
+    """Write a block's coefficients times their factors, which are left in `buffers.keep`, to `d_scores`.
 
     What lies behind them, up to a whole `flat`, is overwritten with anything.
     """
     flat, n_lanes = vectors.flat, vectors.heads.lanes
     if problem.dropout.least_word > 0:
         keep_factors(
-            vectors.words, problem.dropout, place, edge_list, key_id, block, n_lanes, buffers
+            vectors.words, problem.dropout, strip, ptr, node_ids, edge_list, block, n_lanes, buffers
         )
         for at in range(0, (block.end - block.begin) * n_lanes, flat.lanes):
             kept = load(flat, coefficients, at) * load(flat, buffers.keep, at)
-            store(coefficients, at, kept)
+            store(buffers.d_scores, at, kept)
+
+
+@inline
+def _minus(heads: VectorClass, scores: Vector, lse: Vector | None) -> Vector:
+    """Scores less the log-sum-exp, if it is known; minus infinity stays, though lse may be that too."""
+    if lse is None:
+        return scores
+    lowest = splat(heads, -np.inf)
+    return select(scores == lowest, lowest, scores - lse)
 
 
 @inline

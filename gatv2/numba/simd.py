@@ -18,6 +18,7 @@ from gatv2.numba.arguments import (
     Flags,
     Floats,
     Index,
+    Integers,
     Mask,
     Nothing,
     Number,
@@ -148,6 +149,17 @@ def load(_typing: Typing, cls: VectorClass, array: Floats, index: Index) -> Vect
         return builder.trunc(value, vector.llvm) if _is_narrower(vector, array) else value
 
     return vector(cls, array, types.intp), lower
+
+
+@intrinsic
+def element(_typing: Typing, array: Integers, index: Index) -> Index:
+    """`array[index]`, of an index that is not negative: Numba's own asks whether it is."""
+
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
+        value = builder.load(_pointer(context, builder, sig, args, 0, 1))
+        return context.cast(builder, value, array.dtype, types.int64)
+
+    return types.int64(array, types.intp), lower
 
 
 @intrinsic

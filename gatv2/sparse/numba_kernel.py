@@ -16,16 +16,15 @@ from gatv2.numba.arguments import (
     as_edge_features,
     as_node_ids,
     as_problem,
-    key_ids,
 )
 from gatv2.numba.call import ArrayArguments, ArrayCotangents, Launch, Sizes
 from gatv2.numba.compile import kernel
 from gatv2.numba.counting_sort import transpose
-from gatv2.numba.forward_row import forward_row
+from gatv2.numba.forward_row import forward_strip
 from gatv2.numba.gradients import Gradients
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array
-from gatv2.numba.rows import place_of, rows_of
+from gatv2.numba.rows import rows_of, strip_of
 from gatv2.numba.scores import own_buffers
 from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
@@ -139,15 +138,25 @@ def _forward(
 ) -> None:
     problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
     edge_list, head_mask = EdgeList(*edge_list), as_head_mask(head_mask)
-    buffers, results, key_id = Buffers(*buffers), Results(*results), key_ids(node_ids)
+    buffers, results = Buffers(*buffers), Results(*results)
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         copy = chunk // chunks[2]
-        for i in rows_of(query_ptr, chunk, chunks):
-            start, stop = query_ptr[i], query_ptr[i + 1]
-            place = place_of(problem, node_ids, copy, i, n_edges, start, stop)
-            forward_row(
-                vectors, problem, edges, key_id, place, edge_list, head_mask, buffers, results
+        i, stop = rows_of(query_ptr, chunk, chunks)
+        while i < stop:
+            strip = strip_of(problem, node_ids, copy, query_ptr, 0, i, stop, n_edges)
+            forward_strip(
+                vectors,
+                problem,
+                edges,
+                node_ids,
+                strip,
+                query_ptr,
+                edge_list,
+                head_mask,
+                buffers,
+                results,
             )
+            i += strip.n_queries
         chunk = next_chunk(chunks)

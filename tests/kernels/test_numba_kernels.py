@@ -22,6 +22,7 @@ pytest.importorskip("numba")
 
 from gatv2.dense import numba_kernel as dense_loops
 from gatv2.numba import counting_sort, gradients, threads, tiles
+from gatv2.numba.rows import BLOCK, STRIP
 
 FUSED: dict[str, Kernel] = {kernel.backend: kernel for kernel in KERNELS if kernel.name == "numba"}
 REFERENCES: dict[str, Kernel] = {
@@ -149,6 +150,26 @@ def test_long_rows_are_joined_from_blocks(backend: str, edge_dim: int | None) ->
         in_float64 = [x.double() for x in features]
         exact = outcome(REFERENCES[backend], in_float64, mask, cotangent.double())
         assert_as_good(actual, reference, exact)
+
+
+@EDGES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n_heads", "n_hidden"), [(8, 8), (1, 3), (20, 4), (2, 130)])
+def test_short_rows_are_worked_off_together(
+    n_heads: int, n_hidden: int, dtype: torch.dtype, edge_dim: int | None
+) -> None:
+    """Rows with and without keys, and as long as a strip and as a block, in every order."""
+    counts = [0, 1, 2, 0, 0, 29, 1, STRIP, STRIP + 1, 3, BLOCK, 0, 30, BLOCK + 1, 2, 2, 0]
+    n_nodes = len(counts), max(counts)
+    features, _, cotangent = random_inputs(n_heads, n_hidden, n_nodes, dtype, edge_dim=edge_dim)
+    mask = torch.zeros(*n_nodes, 1, dtype=torch.bool)
+    for row, n in enumerate(counts):
+        mask[row, torch.randperm(n_nodes[1])[:n]] = True
+    actual = outcome(FUSED["sparse"], features, mask, cotangent)
+    reference = outcome(REFERENCES["sparse"], features, mask, cotangent)
+    in_float64 = [x.double() for x in features]
+    exact = outcome(REFERENCES["sparse"], in_float64, mask, cotangent.double())
+    assert_as_good(actual, reference, exact)
 
 
 @EDGES

@@ -11,7 +11,7 @@ from gatv2.random import philox_4x32_10
 
 simd = pytest.importorskip("gatv2.numba.simd", reason="needs Numba")
 
-from gatv2.numba.arguments import Block, Buffers, Dropout, EdgeList, Place  # noqa: E402
+from gatv2.numba.arguments import Block, Buffers, Dropout, EdgeList, Place, Strip  # noqa: E402
 from gatv2.numba.compile import kernel  # noqa: E402
 from gatv2.numba.exp import exp  # noqa: E402
 from gatv2.numba.philox import LANES, keep_factors  # noqa: E402
@@ -147,11 +147,12 @@ def _philox(vectors: Any, keys: Any, counters: Any, keep: Any) -> None:
         drop_word=0x03707344,
     )
     edge_list, buffers = EdgeList(keys, keys), Buffers(keep, keep, keep, counters)
-    keep_factors(vectors.words, dropout, place, edge_list, None, Block(0, 0, 1), 4, buffers)
+    strip, block = Strip(place, 0, 0, 1, 0, 1), Block(0, 0, 1, 0)
+    keep_factors(vectors.words, dropout, strip, None, None, edge_list, block, 4, buffers)
 
 
 def test_philox_gives_the_words_of_the_reference() -> None:
-    counters, keep = np.zeros(2 * (1 + LANES) + 4 * LANES, np.uint32), np.zeros(4)
+    counters, keep = np.zeros(3 * (1 + LANES) + 4 * LANES, np.uint32), np.zeros(4)
     _philox(Vectors(words=(np.uint32, LANES)), np.array([0x05A308D3]), counters, keep)
     counter = [torch.tensor(word) for word in (0x243F6A88, 0x05A308D3, 0, 0x03707344)]
     seed = (torch.tensor(0xA4093822), torch.tensor(0x299F31D0))
