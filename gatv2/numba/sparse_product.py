@@ -143,7 +143,8 @@ def _multiply(
 ) -> None:
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
-        for i in rows_of(ptr, chunk, chunks):
+        begin, end = rows_of(ptr, chunk, chunks)
+        for i in range(begin, end):
             for at in range(0, length, vectors.tile.lanes):
                 total = splat(vectors.tile, 0.0)
                 for p in range(ptr[i], ptr[i + 1]):
