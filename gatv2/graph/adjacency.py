@@ -248,9 +248,10 @@ def _check_numbers(mask: Tensor) -> None:
 def prepare_edge_index(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
     """The graph of an edge index, kept for when it comes again."""
     reading = Reading((sizes.n_queries, sizes.n_keys), flow)
+    has_gradients = torch.is_grad_enabled()  # asked here: below, inference mode is left
 
     def prepare() -> Graph:
-        if torch.is_grad_enabled():
+        if has_gradients:
             return graph_for_gradients(edge_index, reading.n_nodes, flow)
         return Graph.from_edge_index(edge_index, reading.n_nodes, flow=flow)
 

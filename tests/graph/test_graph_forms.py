@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention
+from gatv2.graph.adjacency import Sizes, as_adjacency
+from gatv2.graph.graph import graph_for_gradients
 from gatv2.graph.kept import MOST_KEPT, _kept
 from gatv2.options import FLOWS
 from gatv2.testing import assert_agrees, masks
@@ -141,8 +143,22 @@ class TestPreparedOnce:
             seen.append(edge_index)
             return prepare(cls, edge_index, *args, **kwargs)  # type: ignore[no-any-return]
 
+        def spy_too(edge_index: Tensor, *args: Any) -> Graph:
+            seen.append(edge_index)
+            return graph_for_gradients(edge_index, *args)
+
         monkeypatch.setattr(Graph, "from_edge_index", classmethod(spy))
+        monkeypatch.setattr("gatv2.graph.adjacency.graph_for_gradients", spy_too)
         return seen
+
+    @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+    def test_with_what_backward_reads_if_there_are_gradients(self, mode: Any) -> None:
+        pytest.importorskip("numba")
+        edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+        sizes = Sizes(3, 3, 2, torch.Size(()), edge_index.device)
+        with mode():
+            graph = as_adjacency(edge_index, sizes, flow="target_to_source", backend="auto")
+        assert ("_by_key" in vars(graph)) == (mode is torch.enable_grad)
 
     def test_by_layers_and_epochs(self, prepared: list[Tensor]) -> None:
         edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
