@@ -67,10 +67,16 @@ def kind_of(
         *(ptr.shape, ptr.dtype, ptr.data_ptr()),
         *(index.shape, index.dtype, index.device, index.data_ptr()),
         *(() if mask is None else (mask.shape, mask.dtype, mask.data_ptr())),
-        *(graph.n_keys, graph.flow, slope, dropout, flow, backend, kernel),
+        *(() if dropout == 0 and len(tensors) == 3 else _ids_of(graph)),
+        *(graph.n_keys, graph.n_blocks, graph.flow, slope, dropout, flow, backend, kernel),
         options["return_attention"],
         is_differentiated and torch.is_grad_enabled(),
     )
+
+
+def _ids_of(graph: Graph) -> tuple[int, int, int]:
+    """Which numbers of edges and of nodes a graph has."""
+    return id(graph.edge_id), id(graph.query_id), id(graph.key_id)
 
 
 def served(kind: Kind, kernels: "Kernels") -> "Attention | None":

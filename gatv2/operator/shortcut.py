@@ -6,6 +6,7 @@ of a kernel on a small graph it only takes time, and more than the kernel does.
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -80,41 +81,23 @@ class Operator:
         if kernels is None or needs_dispatcher(tensors_of(arguments)):
             return self._dispatched.forward(arguments)
         tensors = (*features_of(arguments), arguments.seed)
-        return Bound(self._dispatched, kernels()(arguments), arguments)(*tensors)
+        return Bound(self._dispatched, kernels(), arguments)(*tensors)
 
     def bind(self, arguments: Arguments) -> "Bound":
         """What serves calls of the kind of this one that the dispatcher need not see."""
-        kernels = self._kernels[arguments.query.device.type]()
-        return Bound(self._dispatched, kernels(arguments), arguments)
+        return Bound(self._dispatched, self._kernels[arguments.query.device.type](), arguments)
 
 
-class Bound:
-    """An operator with the graph and the numbers of a call, and the forms of its tensors.
+class _Call(NamedTuple):
+    """What backward needs of a call beside tensors: no memory of a graph."""
 
-    Args:
-        dispatched: the operator, for a backward pass that the dispatcher must see.
-        launcher: of the call.
-        arguments: of the call.
-    """
-
-    def __init__(self, dispatched: Dispatched, launcher: Launcher, arguments: Arguments) -> None:
-        self.launcher = launcher
-        self._dispatched = dispatched
-        self.adjacency = arguments.adjacency
-        self._numbers: tuple[Any, ...] = arguments[-N_NUMBERS:]
-        self._is_differentiated = torch.is_grad_enabled() and any(
-            x is not None and x.requires_grad for x in features_of(arguments)
-        )
-
-    def __call__(self, *tensors: Any) -> Outputs:
-        """(out, log-sum-exp, alpha) of the tensors that `arguments` takes."""
-        if self._is_differentiated:
-            results: Outputs = _Function.apply(self, *tensors)
-            return results
-        return self.launcher.forward(self.arguments(*tensors))
+    dispatched: Dispatched
+    kernels: Kernels
+    numbers: tuple[Any, ...]
 
     def arguments(
         self,
+        adjacency: Any,
         query: Tensor,
         key: Tensor,
         attn: Tensor,
@@ -123,7 +106,7 @@ class Bound:
         score_bias: Tensor | None = None,
         seed: Tensor | None = None,
     ) -> Arguments:
-        """The arguments of a call."""
+        """The arguments of the call."""
         return Arguments(
             query,
             key,
@@ -131,18 +114,35 @@ class Bound:
             edge_features,
             edge_projection,
             score_bias,
-            self.adjacency,
+            adjacency,
             seed,
-            *self._numbers,
+            *self.numbers,
         )
 
-    def gradient(self, cotangents: Cotangents, arguments: Arguments) -> Outputs:
-        """The gradient of the operator, with respect to features."""
-        needs_graph = torch.is_grad_enabled() or is_mapped_by_autograd(cotangents)
-        tensors = (*cotangents, *features_of(arguments))
-        if needs_graph or needs_dispatcher(tensors):
-            return self._dispatched.backward(cotangents, arguments)
-        return self.launcher.backward(cotangents, arguments)
+
+class Bound:
+    """An operator with the graph and the numbers of a call, and the forms of its tensors.
+
+    Args:
+        dispatched: the operator, for a backward pass that the dispatcher must see.
+        kernels: that serve the call.
+        arguments: of the call.
+    """
+
+    def __init__(self, dispatched: Dispatched, kernels: Kernels, arguments: Arguments) -> None:
+        self.launcher = kernels(arguments)
+        self.adjacency = arguments.adjacency
+        self.call = _Call(dispatched, kernels, arguments[-N_NUMBERS:])
+        self._is_differentiated = torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in features_of(arguments)
+        )
+
+    def __call__(self, *tensors: Any) -> Outputs:
+        """(out, log-sum-exp, alpha) of the features and the seed, without those last that are None."""
+        if self._is_differentiated:
+            results: Outputs = _Function.apply(self, *tensors)
+            return results
+        return self.launcher.forward(self.call.arguments(self.adjacency, *tensors))
 
 
 # that of one level of transforms has none to look for at each call
@@ -156,20 +156,30 @@ class _Function(_Base):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, bound: Bound, *tensors: Any) -> Outputs:
         ctx.set_materialize_grads(False)
-        results = bound.launcher.forward(bound.arguments(*tensors))
-        ctx.bound = bound
+        call, launcher, adjacency = bound.call, bound.launcher, bound.adjacency
+        results = launcher.forward(call.arguments(adjacency, *tensors))
+        # the graph belongs to whoever keeps it: what is saved goes with the first backward pass, and a
+        # result may be kept for long after that
+        ctx.call, ctx.launcher, ctx.adjacency = call, ref(launcher), type(adjacency)
         ctx.n_tensors = len(tensors)
-        # the graph too, so that a write to it is noticed
-        ctx.save_for_backward(results[1], *tensors, *bound.adjacency)
+        ctx.save_for_backward(results[1], *tensors, *adjacency)
         return results
 
     @staticmethod
     def backward(ctx: Any, *d_results: *Results) -> tuple[Tensor | None, ...]:
-        bound: Bound = ctx.bound
-        n_tensors: int = ctx.n_tensors
-        lse, *tensors = ctx.saved_tensors[: 1 + n_tensors]
-        arguments = bound.arguments(*tensors)
-        if n_tensors > N_NODE_FEATURES:
+        call: _Call = ctx.call
+        end: int = 1 + ctx.n_tensors
+        lse, *saved = ctx.saved_tensors
+        arguments = call.arguments(ctx.adjacency._make(saved[end - 1 :]), *saved[: end - 1])
+        if end > 1 + N_NODE_FEATURES:
             arguments = wanted(arguments, ctx.needs_input_grad[1:])
-        gradients = backward(bound.gradient, d_results, lse, arguments)
-        return (None, *gradients, None)[: 1 + n_tensors]
+
+        def gradient(cotangents: Cotangents, arguments: Arguments) -> Outputs:
+            needs_graph = torch.is_grad_enabled() or is_mapped_by_autograd(cotangents)
+            if needs_graph or needs_dispatcher((*cotangents, *features_of(arguments))):
+                return call.dispatched.backward(cotangents, arguments)
+            launcher = ctx.launcher() or call.kernels(arguments)
+            return launcher.backward(cotangents, arguments)
+
+        gradients = backward(gradient, d_results, lse, arguments)
+        return (None, *gradients, None)[:end]

@@ -1,13 +1,15 @@
 """For the backward pass a fused kernel keeps nothing of size edges x heads x features."""
 
+import gc
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 from attention import by
 from torch import Tensor
 
-from gatv2 import GraphAttentionV2Layer
+from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.dispatch import KERNELS, Kernel
 
 N_NODES, N_EDGES, N_HEADS, N_HIDDEN, EDGE_DIM = 30, 700, 5, 7, 2
@@ -41,6 +43,21 @@ def test_nothing_of_edges_heads_and_features(kernel: Kernel, edge_dim: int | Non
         assert largest >= of_edges
     else:
         assert largest < of_edges / 10
+
+
+def test_a_result_keeps_no_graph_behind_its_backward_pass(kernel: Kernel) -> None:
+    where: Any = by(kernel)
+    layer = GraphAttentionV2Layer(3, N_HEADS * N_HIDDEN, N_HEADS, **where)
+    mask = torch.rand(N_NODES, N_NODES, 1) < 0.3
+    adj_mat = mask if kernel.backend == "dense" else Graph.from_mask(mask)
+    tensor = ref(adj_mat.key_index if isinstance(adj_mat, Graph) else adj_mat)
+    results = [layer(torch.randn(N_NODES, 3), adj_mat).square().sum() for _ in range(2)]
+    del adj_mat, mask
+    gc.collect()
+    assert kernel.name == "torch" or tensor() is not None  # which backward will read
+    torch.stack(results).sum().backward()
+    gc.collect()
+    assert tensor() is None
 
 
 def test_there_are_fused_kernels() -> None:
