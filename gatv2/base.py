@@ -308,13 +308,13 @@ class GraphAttention(nn.Module, ABC):
 
     def as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
         """Features of queries and of keys, checked."""
+        refuse_tracing()
         if (
             type(h) is Tensor
             and _fits(h, self.linear_l)
             and (self.share_weights or _fits(h, self.linear_r))
         ):
             return h, h
-        refuse_tracing()
         if isinstance(h, (tuple, list)):
             if len(h) != 2:
                 raise TypeError(
@@ -406,9 +406,9 @@ class GraphAttention(nn.Module, ABC):
         if not are_plain and -1 in (n_inputs_of(linear_l), n_inputs_of(linear_r)):
             # a call that is refused must not tell the layer its sizes
             self._check_graph(h_query, h_key, adj_mat, edge_features, score_bias)
-        query = key = self._heads(project(linear_l, h_query))
+        query = key = self._heads(project(linear_l, h_query), "linear_l")
         if not self.share_weights or h_key is not h_query:
-            key = self._heads(project(linear_r, h_key))
+            key = self._heads(project(linear_r, h_key), "linear_r")
         if score_bias is not None:
             score_bias = score_bias.to(query.dtype)
         if not self.add_self_loops:
@@ -419,7 +419,12 @@ class GraphAttention(nn.Module, ABC):
             Projected(query, key, adj_mat, edge_features, score_bias, self.flow), sizes
         )
 
-    def _heads(self, projected: Tensor) -> Tensor:
+    def _heads(self, projected: Tensor, name: str) -> Tensor:
+        if projected.shape[-1] != self.n_heads * self.n_hidden:
+            raise ValueError(
+                f"`{name}` must give {self.n_heads} heads of {self.n_hidden} features, "
+                f"{self.n_heads * self.n_hidden} together; it gave {projected.shape[-1]}"
+            )
         return projected.view(*projected.shape[:-1], self.n_heads, self.n_hidden)
 
     def _with_loops(self, inputs: Projected, sizes: Sizes) -> Projected:

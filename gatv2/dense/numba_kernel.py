@@ -46,23 +46,18 @@ class Adjacency(NamedTuple):
 
 
 class Plan:
-    """Calls of one kind over one mask: what they have in common, and how they run.
+    """Calls of one kind: the sizes that they have in common, and how they run.
 
     Args:
-        arguments: of such a call, of which features are only looked at.
+        arguments: of such a call, of which arrays are only looked at.
     """
 
     def __init__(self, arguments: ArrayArguments) -> None:
-        adjacency: Adjacency = arguments.adjacency
-        mask = adjacency.mask
+        mask: Array = arguments.adjacency.mask
         # if each feature set has its own, they are one of a block-diagonal graph
-        has_batch = prod(mask.shape[:-3]) > 1
-        if has_batch:
-            batch = arguments.query.shape[arguments.n_mapped : -3]
-            mask = np.broadcast_to(mask, (*batch, *mask.shape[-3:]))
+        self._has_batch = prod(mask.shape[:-3]) > 1
         self._n_keys, self._n_mask_heads = mask.shape[-2:]
-        self._mask = mask
-        self._sizes = Sizes(arguments, folds_batch=has_batch)
+        self._sizes = Sizes(arguments, folds_batch=self._has_batch)
         self._rows = arguments.query.shape[:-2]
 
     def forward(self, arguments: ArrayArguments) -> tuple[Array, Array, Array | None]:
@@ -87,7 +82,7 @@ class Plan:
             launch.problem,
             launch.plain_edges,
             n_rows,
-            self._mask.ravel(),
+            self._mask(arguments),
             None if self._n_mask_heads == 1 else self._n_mask_heads,
             tuple(x.ravel() for x in results),
             scratch=partial(_row_buffers, launch, n_keys, self._n_mask_heads),
@@ -100,7 +95,7 @@ class Plan:
         """Gradients of query, key, attn, edge_features, edge_projection, score_bias; None for None."""
         launch, sizes, n_heads = Launch(arguments, self._sizes), self._sizes, self._n_mask_heads
         tiles, n_queries = launch.tiles, sizes.n_queries
-        mask = self._mask.ravel()
+        mask = self._mask(arguments)
         ptr = self._pointers(mask, arguments.n_threads)
         limit = max(_BLOCK // tiles.padded[0], 1)
         n_chunks = sizes.count_chunks(min(int(ptr[-1]), limit))
@@ -117,7 +112,7 @@ class Plan:
             run_chunks(
                 list_keys,
                 arguments.n_threads,
-                min(self._count_row_chunks(), end - begin),
+                min(self._count_row_chunks(mask), end - begin),
                 MASK_VECTORS,
                 mask,
                 self._n_keys,
@@ -141,8 +136,16 @@ class Plan:
             gradients.d_key.fill(0)
         return gradients.results()
 
-    def _count_row_chunks(self) -> int:
-        n_chunks: int = min(count_chunks(self._mask.size * 8), max(self._sizes.n_queries, 1))
+    def _mask(self, arguments: ArrayArguments) -> Array:
+        """The mask, of all blocks, flat."""
+        mask: Array = arguments.adjacency.mask
+        if self._has_batch:
+            batch = arguments.query.shape[arguments.n_mapped : -3]
+            mask = np.broadcast_to(mask, (*batch, *mask.shape[-3:]))
+        return mask.ravel()
+
+    def _count_row_chunks(self, mask: Array) -> int:
+        n_chunks: int = min(count_chunks(mask.size * 8), max(self._sizes.n_queries, 1))
         return n_chunks
 
     def _pointers(self, mask: Array, n_threads: int) -> Array:
@@ -152,7 +155,7 @@ class Plan:
         run_chunks(
             count_edges,
             n_threads,
-            self._count_row_chunks(),
+            self._count_row_chunks(mask),
             MASK_VECTORS,
             mask,
             self._n_keys * n_heads,

@@ -7,27 +7,18 @@ from gatv2.triton import passes
 from gatv2.triton.launch import Layout, Lists
 
 
-class Plan:
-    """Launches the kernels for calls of one kind over one mask; see `gatv2.operator.shortcut.Launcher`.
+def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(out, log-sum-exp, alpha), as `gatv2.operator.shortcut.Launcher` says."""
+    out, lse, alpha = passes.forward(arguments, layout_of(arguments))
+    if alpha is not None:
+        n_queries, n_keys = out.shape[-3], arguments.key.shape[-3]
+        alpha = alpha.unflatten(-2, (n_queries, n_keys))
+    return out, lse, alpha
 
-    Args:
-        arguments: of such a call.
-    """
 
-    def __init__(self, arguments: Arguments) -> None:
-        self._layout = layout_of(arguments)
-
-    def forward(self, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-        """(out, log-sum-exp, alpha)."""
-        out, lse, alpha = passes.forward(arguments, self._layout)
-        if arguments.wants_rows:
-            n_queries, n_keys = out.shape[-3], arguments.key.shape[-3]
-            alpha = alpha.unflatten(-2, (n_queries, n_keys))
-        return out, lse, alpha
-
-    def backward(self, cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
-        """Gradients of the features."""
-        return passes.backward(cotangents, arguments, self._layout)
+def backward(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor | None, ...]:
+    """Gradients of the features, as `gatv2.operator.shortcut.Launcher` says."""
+    return passes.backward(cotangents, arguments, layout_of(arguments))
 
 
 def layout_of(arguments: Arguments) -> Layout:

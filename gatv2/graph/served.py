@@ -83,10 +83,8 @@ def served(kind: Kind, kernels: "Kernels") -> "Attention | None":
     """What served such a call, with the tensors and the graph as they came; chosen among `kernels`."""
     graph, rest = kind
     calls: dict[Hashable, _Served] | None = graph.__dict__.get("_served")
-    if calls is None or rest not in calls:
-        return None
-    chosen, attention = calls[rest]
-    return attention if chosen is kernels else None
+    found = None if calls is None else calls.get(rest)
+    return found[1] if found is not None and found[0] is kernels else None
 
 
 def remember(kind: Kind, attention: "Attention", kernels: "Kernels") -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gatv2.numba.arguments import Integers
+from gatv2.numba.arguments import Integers, Truth
 from gatv2.numba.compile import kernel
 from gatv2.numba.memory import Array, empty
 
@@ -21,6 +21,9 @@ def join_edges(
     Returns:
         `query_ptr`, `key_index`, `query_index` and `edge_id` of the joined graph.
 
+    Raises:
+        IndexError: a query is none of its graph's, which has been written to.
+
     Example:
         >>> parts = np.array([0, 1, 0, 0, 0, 1, 0, 1, 0])
         >>> counts = np.array([[2, 1, 2], [2, 2, 1]])
@@ -29,7 +32,12 @@ def join_edges(
     """
     ptr, n_edges = np.zeros(n_queries + 1, dtype), parts.size // 3
     key_index, query_index, edge_id = (empty((n_edges,), dtype) for _ in range(3))
-    _join_edges(parts, counts.ravel(), ptr, key_index, query_index, edge_id)
+    is_whole = counts[:, 2].sum() == n_edges
+    if not (is_whole and _join_edges(parts, counts.ravel(), ptr, key_index, query_index, edge_id)):
+        raise IndexError(
+            "`query_index` of a graph has a query out of range, as one that has been written to may "
+            "have: `graph.check()` tells more"
+        )
     return ptr, key_index, query_index, edge_id
 
 
@@ -41,13 +49,15 @@ def _join_edges(
     key_index: Integers,
     query_index: Integers,
     edge_id: Integers,
-) -> None:
-    """Fill the last three, and `query_ptr`, which is zero."""
+) -> Truth:
+    """Fill the last three, and `query_ptr`, which is zero; whether all queries were in range."""
     n_edges = np.uint64(edge_id.size)
     first_query, first_key, start = 0, 0, 0
     for graph in range(0, counts.size, 3):
         stop = start + counts[graph + 2]
         for e in range(np.uint64(start), np.uint64(stop)):
+            if np.uint64(parts[e]) >= np.uint64(counts[graph]):
+                return False
             i = parts[e] + first_query
             query_index[e] = i
             query_ptr[np.uint64(i + 1)] += 1
@@ -62,3 +72,4 @@ def _join_edges(
     for i in range(query_ptr.size):
         total += query_ptr[i]
         query_ptr[i] = total
+    return True

@@ -135,11 +135,11 @@ def _launch(
 
     def forward(*flat: Argument) -> tuple[Tensor, ...]:
         arguments = unflatten(flat, adjacency)
-        return _without_none(kernels()(arguments).forward(arguments))
+        return _without_none(kernels()().forward(arguments))
 
     def backward(*flat: Argument) -> tuple[Tensor, ...]:
         cotangents, arguments = unflatten_gradient(flat, adjacency)
-        return _without_none(kernels()(arguments).backward(cotangents, arguments))
+        return _without_none(kernels()().backward(cotangents, arguments))
 
     _library.impl(name, forward, key)
     _library.impl(f"{name}_backward", backward, key)

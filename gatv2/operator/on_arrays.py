@@ -18,7 +18,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class ArrayPlan(Protocol):
-    """Kernels on arrays, for calls of one kind over one graph."""
+    """Kernels on arrays, for calls of one kind."""
 
     def forward(self, arguments: ArrayArguments, /) -> tuple[Array, Array, Array | None]:
         """(out, log-sum-exp, alpha)."""
@@ -40,17 +40,16 @@ class ArrayKernels(Protocol):
 
 
 class OnArrays:
-    """Launches kernels that compute on arrays, for calls of one kind over one graph.
+    """Launches kernels that compute on arrays, for calls of one kind.
+
+    It holds no arrays: PyTorch may move the memory of a graph's tensors between two calls.
 
     Args:
         kernels: their module.
-        arguments: of such a call.
     """
 
-    def __init__(self, kernels: ArrayKernels, arguments: Arguments) -> None:
-        arrays = [None if x is None else x.numpy() for x in arguments.adjacency]
-        self._adjacency = kernels.Adjacency(*arrays)
-        self._make_plan = kernels.Plan
+    def __init__(self, kernels: ArrayKernels) -> None:
+        self._kernels = kernels
         self._plan: ArrayPlan | None = None  # made of the first call's arrays
 
     def forward(self, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -69,7 +68,7 @@ class OnArrays:
         return tuple([x if x is None else _as_tensor(x, dtype) for x in gradients])
 
     def _planned(self, arrays: ArrayArguments) -> ArrayPlan:
-        self._plan = self._make_plan(arrays)
+        self._plan = self._kernels.Plan(arrays)
         return self._plan
 
     def _as_arrays(self, arguments: Arguments) -> ArrayArguments:
@@ -80,7 +79,7 @@ class OnArrays:
             attn,
             x,
             projection,
-            self._adjacency,
+            self._kernels.Adjacency(*_as_arrays(arguments.adjacency)),
             None if arguments.seed is None else int(arguments.seed),
             arguments.n_blocks,
             arguments.n_mapped,

@@ -6,7 +6,6 @@ of a kernel on a small graph it only takes time, and more than the kernel does.
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
-from weakref import ref
 
 import torch
 from torch import Tensor
@@ -31,9 +30,10 @@ Outputs = tuple[Any, ...]
 
 
 class Launcher(Protocol):
-    """The compiled kernels of one device, for calls of one kind over one graph.
+    """The compiled kernels of one device, for calls of one kind.
 
-    A kind is all but the values of the features and the seed; which results are wanted may differ.
+    Those have tensors of the same forms; their values, and which results are wanted, may differ. A
+    launcher holds no memory of theirs.
     """
 
     def forward(self, arguments: Arguments, /) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -50,8 +50,8 @@ class Launcher(Protocol):
         """
 
 
-Kernels = Callable[[Arguments], Launcher]
-"""The compiled kernels of one device: what makes the launcher of a call, and of others of its kind."""
+Kernels = Callable[[], Launcher]
+"""The compiled kernels of one device: what makes a launcher for calls of one kind."""
 
 
 class Dispatched(NamedTuple):
@@ -81,18 +81,19 @@ class Operator:
         if kernels is None or needs_dispatcher(tensors_of(arguments)):
             return self._dispatched.forward(arguments)
         tensors = (*features_of(arguments), arguments.seed)
-        return Bound(self._dispatched, kernels(), arguments)(*tensors)
+        return Bound(self._dispatched, kernels()(), arguments)(*tensors)
 
     def bind(self, arguments: Arguments) -> "Bound":
         """What serves calls of the kind of this one that the dispatcher need not see."""
-        return Bound(self._dispatched, self._kernels[arguments.query.device.type](), arguments)
+        kernels = self._kernels[arguments.query.device.type]()
+        return Bound(self._dispatched, kernels(), arguments)
 
 
 class _Call(NamedTuple):
-    """What backward needs of a call beside tensors: no memory of a graph."""
+    """What backward needs of a call beside tensors."""
 
     dispatched: Dispatched
-    kernels: Kernels
+    launcher: Launcher
     numbers: tuple[Any, ...]
 
     def arguments(
@@ -125,14 +126,13 @@ class Bound:
 
     Args:
         dispatched: the operator, for a backward pass that the dispatcher must see.
-        kernels: that serve the call.
+        launcher: of the call.
         arguments: of the call.
     """
 
-    def __init__(self, dispatched: Dispatched, kernels: Kernels, arguments: Arguments) -> None:
-        self.launcher = kernels(arguments)
+    def __init__(self, dispatched: Dispatched, launcher: Launcher, arguments: Arguments) -> None:
         self.adjacency = arguments.adjacency
-        self.call = _Call(dispatched, kernels, arguments[-N_NUMBERS:])
+        self.call = _Call(dispatched, launcher, arguments[-N_NUMBERS:])
         self._is_differentiated = torch.is_grad_enabled() and any(
             x is not None and x.requires_grad for x in features_of(arguments)
         )
@@ -142,7 +142,7 @@ class Bound:
         if self._is_differentiated:
             results: Outputs = _Function.apply(self, *tensors)
             return results
-        return self.launcher.forward(self.call.arguments(self.adjacency, *tensors))
+        return self.call.launcher.forward(self.call.arguments(self.adjacency, *tensors))
 
 
 # that of one level of transforms has none to look for at each call
@@ -156,12 +156,11 @@ class _Function(_Base):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, bound: Bound, *tensors: Any) -> Outputs:
         ctx.set_materialize_grads(False)
-        call, launcher, adjacency = bound.call, bound.launcher, bound.adjacency
-        results = launcher.forward(call.arguments(adjacency, *tensors))
-        # the graph belongs to whoever keeps it: what is saved goes with the first backward pass, and a
-        # result may be kept for long after that
-        ctx.call, ctx.launcher, ctx.adjacency = call, ref(launcher), type(adjacency)
-        ctx.n_tensors = len(tensors)
+        call, adjacency = bound.call, bound.adjacency
+        results = call.launcher.forward(call.arguments(adjacency, *tensors))
+        # nothing of the graph but what is saved: that goes with the first backward pass, and a result
+        # may be kept for long after it
+        ctx.call, ctx.adjacency, ctx.n_tensors = call, type(adjacency), len(tensors)
         ctx.save_for_backward(results[1], *tensors, *adjacency)
         return results
 
@@ -178,8 +177,7 @@ class _Function(_Base):  # type: ignore[misc]
             needs_graph = torch.is_grad_enabled() or is_mapped_by_autograd(cotangents)
             if needs_graph or needs_dispatcher((*cotangents, *features_of(arguments))):
                 return call.dispatched.backward(cotangents, arguments)
-            launcher = ctx.launcher() or call.kernels(arguments)
-            return launcher.backward(cotangents, arguments)
+            return call.launcher.backward(cotangents, arguments)
 
         gradients = backward(gradient, d_results, lse, arguments)
         return (None, *gradients, None)[:end]

@@ -47,26 +47,21 @@ class Adjacency(NamedTuple):
 
 
 class Plan:
-    """Calls of one kind over one graph: what they have in common, and how they run.
+    """Calls of one kind: the sizes that they have in common, and how they run.
 
     Args:
-        arguments: of such a call, of which features are only looked at.
+        arguments: of such a call, of which arrays are only looked at.
     """
 
     def __init__(self, arguments: ArrayArguments) -> None:
-        # contiguous, as all kernels read them
-        arrays = [None if x is None else np.ascontiguousarray(x) for x in arguments.adjacency]
-        self._graph = graph = Adjacency(*arrays)  # type: ignore[arg-type]
         self._sizes = sizes = Sizes(arguments)
         self._rows = arguments.query.shape[:-2]
-        self._edge_list = graph.key_index, graph.edge_id
-        self._node_ids = None if graph.query_id is None else (graph.query_id, graph.key_id)
-        self._n_chunks = sizes.count_chunks(graph.key_index.size)
+        self._n_chunks = sizes.count_chunks(arguments.adjacency.key_index.size)
         self._buffers = partial(own_buffers, sizes.tiles)
 
     def forward(self, arguments: ArrayArguments) -> tuple[Array, Array, Array | None]:
         """(out, log-sum-exp, alpha in the order of the graph's edges, or None if nobody wants it)."""
-        graph, rows = self._graph, self._rows
+        graph, rows = _contiguous(arguments.adjacency), self._rows
         launch = Launch(arguments, self._sizes, edge_id=graph.edge_id)
         tiles = launch.tiles
         out, lse, alpha, *_ = arguments.memory
@@ -85,10 +80,10 @@ class Plan:
             tiles.vectors,
             launch.problem,
             launch.plain_edges,
-            self._node_ids,
+            _node_ids(graph),
             graph.query_ptr,
-            self._edge_list,
-            launch.plain_bias or self._head_mask(),
+            (graph.key_index, graph.edge_id),
+            launch.plain_bias or self._head_mask(graph),
             tuple([x.ravel() for x in results]),
             n_copies=self._sizes.n_copies,
             scratch=self._buffers,
@@ -99,28 +94,36 @@ class Plan:
         self, cotangents: ArrayCotangents, arguments: ArrayArguments
     ) -> tuple[Array | None, ...]:
         """Gradients of query, key, attn, edge_features, edge_projection, score_bias; None for None."""
-        graph = self._graph
+        graph = _contiguous(arguments.adjacency)
         launch = Launch(arguments, self._sizes, edge_id=graph.edge_id)
         gradients = Gradients(launch, cotangents, self._n_chunks)
         gradients.add(
             graph.query_ptr,
-            self._edge_list,
-            self._key_order(),
-            self._head_mask(),
+            (graph.key_index, graph.edge_id),
+            self._key_order(graph),
+            self._head_mask(graph),
             launch.tiles.pad_heads(cotangents.d_alpha),
-            self._node_ids,
+            _node_ids(graph),
         )
         return gradients.results()
 
-    def _key_order(self) -> Plain:
-        graph = self._graph
+    def _key_order(self, graph: Adjacency) -> Plain:
         if graph.key_ptr is None:  # made for an inference that was then differentiated
             return transpose(graph.query_ptr, graph.key_index, self._sizes.n_keys)
         return graph.key_ptr, graph.edges_by_key, graph.queries_by_key
 
-    def _head_mask(self) -> Array | None:
-        mask = self._graph.head_mask
+    def _head_mask(self, graph: Adjacency) -> Array | None:
+        mask = graph.head_mask
         return None if mask is None else self._sizes.tiles.pad_heads(mask)
+
+
+def _contiguous(graph: Adjacency) -> Adjacency:
+    """A graph as kernels read it."""
+    return Adjacency._make([None if x is None else np.ascontiguousarray(x) for x in graph])
+
+
+def _node_ids(graph: Adjacency) -> Plain | None:
+    return None if graph.query_id is None else (graph.query_id, graph.key_id)
 
 
 @kernel

@@ -171,7 +171,7 @@ def _numba() -> Kernels:
 def _triton() -> Kernels:
     from gatv2.sparse import triton_kernel
 
-    return triton_kernel.Plan
+    return lambda: triton_kernel
 
 
 def _reference(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:

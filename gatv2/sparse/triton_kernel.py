@@ -9,30 +9,20 @@ from gatv2.triton import passes
 from gatv2.triton.launch import Layout, Lists
 
 
-class Plan:
-    """Launches the kernels for calls of one kind over one graph; see `gatv2.operator.shortcut.Launcher`.
+def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(out, log-sum-exp, alpha), as `gatv2.operator.shortcut.Launcher` says."""
+    return passes.forward(arguments, layout_of(arguments))
 
-    Args:
-        arguments: of such a call.
-    """
 
-    def __init__(self, arguments: Arguments) -> None:
-        self._layout = layout_of(arguments)
-
-    def forward(self, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-        """(out, log-sum-exp, alpha)."""
-        return passes.forward(arguments, self._layout)
-
-    def backward(self, cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor, ...]:
-        """Gradients of the features."""
-        return passes.backward(cotangents, arguments, self._layout)
+def backward(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor | None, ...]:
+    """Gradients of the features, as `gatv2.operator.shortcut.Launcher` says."""
+    return passes.backward(cotangents, arguments, layout_of(arguments))
 
 
 def layout_of(arguments: Arguments) -> Layout:
     """The graph, as the kernels are given it."""
     graph = arguments.adjacency
     n_queries, n_edges = graph.query_ptr.shape[0] - 1, graph.key_index.shape[0]
-    n_keys = arguments.key.shape[-3]
 
     def query() -> Tensor:
         # told how long the result is, it need not wait for the device
@@ -43,6 +33,7 @@ def layout_of(arguments: Arguments) -> Layout:
         if graph.key_ptr is not None:
             return Lists(graph.key_ptr, graph.queries_by_key, graph.edges_by_key)
         # made for an inference that was then differentiated
+        n_keys = arguments.key.shape[-3]
         ptr, edge, query_index = sort_by_key(graph.query_ptr, graph.key_index, query(), n_keys)
         return Lists(ptr, query_index, edge)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # their fields are all that is read
     from gatv2.operator.arguments import Arguments, Cotangents
 
 
-def forward(arguments: "Arguments", layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, log-sum-exp, alpha `[*batch, n_edges, n_heads]`); alpha is empty unless it is wanted."""
+def forward(arguments: "Arguments", layout: Layout) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(out, log-sum-exp, alpha `[*batch, n_edges, n_heads]`); alpha is None unless it is wanted."""
     call = Call(arguments, layout)
     batch = arguments.query.shape[:-3]
     shape = call.row_shape(launch.ONE_ROW)
@@ -50,7 +50,7 @@ def forward(arguments: "Arguments", layout: Layout) -> tuple[Tensor, Tensor, Ten
         launch.run(join_kernel, n_slots // shape.rows, (graph, results), shape)
     out = call.crop(results.out)
     if scores is None or largest is None or total is None:
-        return out, results.lse, out.new_empty(0)
+        return out, results.lse, None
     return out, results.lse, _alpha(scores, largest, total, call).to(out.dtype)
 
 
@@ -66,7 +66,7 @@ def _alpha(scores: Tensor, largest: Tensor, total: Tensor, call: Call) -> Tensor
 
 def backward(
     cotangents: "Cotangents", arguments: "Arguments", layout: Layout
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """Gradients of query, key, attn, edge_features, edge_projection and score_bias."""
     call = Call(arguments, layout)
     statistics = call.empty(call.n_copies * call.n_queries, 3, call.n_heads)
@@ -114,10 +114,10 @@ def _over_queries(call: Call, given: of_kernel.Cotangents) -> Tensor:
     return d_query
 
 
-def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor, Tensor]:
+def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor, Tensor | None]:
     """d_key, the shares of d_attn, `[copies, shares, n_heads, n_hidden]`, and the gradient of a bias.
 
-    The last is empty if nobody wants it.
+    The last is None if nobody wants it.
     """
     arguments = call.arguments
     d_bias = None
@@ -140,16 +140,14 @@ def _over_keys(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor,
         shape,
     )
     launch.run(join_keys_kernel, n_slots // shape.rows, (graph, results), shape)
-    none = arguments.query.new_empty(0)
-    return results.d_key, results.d_attn, none if d_bias is None else d_bias
+    return results.d_key, results.d_attn, d_bias
 
 
-def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor]:
-    """Gradients of the edge features and of their projection; empty where there are none."""
+def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the edge features and of their projection; None where there are none."""
     arguments, layout = call.arguments, call.layout
-    none = arguments.query.new_empty(0)
     if arguments.edge_features is None or arguments.edge_projection is None:
-        return none, none
+        return None, None
     dtype = arguments.query.dtype
     tile = edge_tile(call.n_heads, call.padded_hidden, dtype, launch.TWO_ROWS)
     shape = call.shape(tile)
@@ -178,7 +176,7 @@ def _over_edges(call: Call, given: of_kernel.Cotangents) -> tuple[Tensor, Tensor
         shape,
     )
     d_projection = _total(shares, call)[..., : call.n_hidden, :]
-    return none if d_features is None else d_features, d_projection.to(none.dtype).contiguous()
+    return d_features, d_projection.to(arguments.query.dtype).contiguous()
 
 
 def _total(shares: Tensor, call: Call) -> Tensor:

@@ -111,3 +111,11 @@ def test_errors() -> None:
     of_heads = [Graph.from_mask(torch.ones(2, 2, heads) > 0) for heads in (2, 3)]
     with pytest.raises(ValueError, match=r"must be for one number of heads; got \[2, 3\]"):
         Graph.batch(of_heads)
+
+
+@pytest.mark.parametrize("query", [-1, 3, 10**9])
+def test_a_graph_that_was_written_to_is_refused(query: int) -> None:
+    graphs = [Graph.from_edge_index(torch.tensor([[0, 1], [1, 2]]), n_nodes=3) for _ in range(2)]
+    graphs[1].query_index[0] = query
+    with pytest.raises(IndexError, match="query out of range"):
+        Graph.batch(graphs)

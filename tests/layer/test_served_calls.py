@@ -1,13 +1,15 @@
 """A graph that has served a call serves, and refuses, the next ones as a fresh one would."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from gatv2 import Graph, dispatch, gatv2_attention
+from gatv2 import Graph, GraphAttentionV2Layer, dispatch, gatv2_attention
+from gatv2.graph.edges import changed
 from gatv2.graph.served import MOST_KINDS
 
 Call = dict[str, Any]
@@ -125,6 +127,84 @@ def test_a_graph_whose_form_has_changed_is_looked_at(swap: Callable[[Graph], Non
     assert outcomes[0] == outcomes[1]
 
 
+def call_with_everything() -> Call:
+    """All that a call over edges may read of a graph."""
+    features = {
+        name: value.requires_grad_() if isinstance(value, Tensor) else value
+        for name, value in {**good_call(), **of_edges()}.items()
+    }
+    return {**features, "dropout": 0.5, "seed": 3, "return_attention": True}
+
+
+def graph_with_everything() -> Graph:
+    """A graph with numbers of nodes of its own, and with a mask of heads that lies in columns."""
+    graph = replace(
+        fresh_graph(),
+        head_mask=torch.tensor([[1, 1], [1, 0], [0, 1], [1, 1], [1, 1]], dtype=torch.bool)
+        .T.contiguous()
+        .T,
+        query_id=torch.arange(N_NODES) + 7,
+        key_id=torch.arange(N_NODES) + 9,
+    )
+    graph.check()
+    return graph
+
+
+def outcome(graph: Graph, **options: Any) -> list[Tensor]:
+    """Results and gradients of a call of graphs that may have served it before."""
+    call = {**call_with_everything(), **options}
+    if graph.head_mask is not None:
+        del call["score_bias"]  # without it, kernels read the mask itself
+    results = gatv2_attention(graph=graph, **call)
+    leaves = [x for x in call.values() if isinstance(x, Tensor)]
+    return [*results, *torch.autograd.grad(sum(x.sin().sum() for x in results), leaves)]
+
+
+WRITTEN: dict[str, Callable[[Graph], object]] = {
+    "elsewhere in memory": lambda graph: [
+        x.share_memory_() for x in (*graph.by_key, *vars(graph).values()) if isinstance(x, Tensor)
+    ],
+    "another mask of heads": lambda graph: (
+        graph.head_mask is None or graph.head_mask.logical_not_()
+    ),
+    "other numbers of edges": lambda graph: graph.edge_id.copy_(graph.edge_id.flip(0)),
+    "other memory for the numbers of edges": lambda graph: setattr(
+        graph.edge_id, "data", graph.edge_id.flip(0)
+    ),
+    "other numbers of queries": lambda graph: setattr(
+        graph.query_id, "data", torch.arange(N_NODES) + 50
+    ),
+}
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("write", WRITTEN.values(), ids=WRITTEN)
+def test_what_is_written_to_a_graph_is_read(
+    write: Callable[[Graph], object], has_bias: bool
+) -> None:
+    graph, fresh = graph_with_everything(), graph_with_everything()
+    if has_bias:
+        graph, fresh = (changed(x, head_mask=None) for x in (graph, fresh))
+    for _ in range(2):
+        outcome(graph)
+    write(graph)
+    write(fresh)
+    expected = outcome(fresh, kernel="torch")
+    for actual, e in zip(outcome(graph), expected, strict=True):
+        torch.testing.assert_close(actual, e)
+
+
+def test_memory_may_move_before_backward() -> None:
+    graph, expected = graph_with_everything(), outcome(graph_with_everything())
+    call = call_with_everything()
+    del call["score_bias"]
+    results = gatv2_attention(graph=graph, **call)
+    WRITTEN["elsewhere in memory"](graph)
+    leaves = [x for x in call.values() if isinstance(x, Tensor)]
+    gradients = torch.autograd.grad(sum(x.sin().sum() for x in results), leaves)
+    torch.testing.assert_close([*results, *gradients], expected)
+
+
 def test_other_kernels_are_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = served_graph()
     plain = tuple(kernel for kernel in dispatch.KERNELS if kernel.name == "torch")
@@ -197,3 +277,17 @@ def test_it_remembers_few_calls_and_hands_none_on() -> None:
         gatv2_attention(graph=graph, **{**good_call(), "dropout": step / 100}, seed=step)
         assert 1 <= len(vars(graph)["_served"]) <= MOST_KINDS
     assert "_served" not in graph.__getstate__()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_layer_in_a_traced_function_is_refused_before_it_projects() -> None:
+    layer, graph = GraphAttentionV2Layer(3, 4, 2), served_graph()
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace keeps"):
+        torch.jit.trace(lambda h: layer(h, graph), torch.randn(N_NODES, 3))
+
+
+def test_a_projection_of_another_width_is_named() -> None:
+    layer = GraphAttentionV2Layer(3, 4, 2)
+    layer.linear_r = torch.nn.Linear(3, 7)
+    with pytest.raises(ValueError, match="`linear_r` must give 2 heads of 2 features, 4 together"):
+        layer(torch.randn(N_NODES, 3), served_graph())
