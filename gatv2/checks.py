@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from gatv2.torch_internals import is_traced
-
 
 def check_projections(query: Tensor, key: Tensor, **attention_vectors: Tensor) -> None:
     """Raise unless features of queries and keys, and vectors that score their pairs, fit one another.
@@ -62,7 +60,7 @@ def refuse_tracing() -> None:
     if torch.compiler.is_compiling():
         return
     # an export to ONNX traces too; to ask for it first takes longer than all checks
-    if is_traced() and not torch.onnx.is_in_onnx_export():
+    if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace keeps the numbers of the graph that it was traced with: export the model "
             "with torch.export, which reads the graph at each call"

@@ -147,8 +147,8 @@ def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_exported_to_onnx() -> bool:
     """`torch.onnx.is_in_onnx_export()`, asked only while something is traced: it is slow."""
-    is_watched = torch.compiler.is_compiling() or is_traced()
-    return is_watched and torch.onnx.is_in_onnx_export()
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return is_traced and torch.onnx.is_in_onnx_export()
 
 
 def fits_int32(count: int) -> bool:
@@ -166,17 +166,6 @@ def fits_int32(count: int) -> bool:
     except ImportError:
         return count < 2**31
     return guard_or_false(count < 2**31)
-
-
-def is_traced() -> bool:
-    """Whether torch.jit.trace is at work.
-
-    Private because the public question takes three calls; without it, that one is asked.
-    """
-    try:
-        return torch._C._get_tracing_state() is not None
-    except AttributeError:
-        return torch.jit.is_tracing()  # type: ignore[attr-defined, no-any-return, no-untyped-call]
 
 
 def is_forward_mode(*tensors: Tensor) -> bool:

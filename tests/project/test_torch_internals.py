@@ -188,23 +188,6 @@ def test_is_forward_mode() -> None:
     assert seen == [False, False, True, True, True, False, True]
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("has_name", [True, False])
-def test_is_traced(monkeypatch: pytest.MonkeyPatch, has_name: bool) -> None:
-    if not has_name:
-        monkeypatch.delattr(torch._C, "_get_tracing_state")
-    seen: list[bool] = []
-
-    def look(x: Tensor) -> Tensor:
-        seen.append(torch_internals.is_traced())
-        return x.sin()
-
-    look(torch.ones(2))
-    if has_name:  # PyTorch itself needs it to trace
-        torch.jit.trace(look, torch.ones(2), check_trace=False)
-    assert seen == ([False, True] if has_name else [False])
-
-
 def test_is_transformed() -> None:
     seen: list[bool] = []
 
