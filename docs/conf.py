@@ -43,6 +43,7 @@ nitpick_ignore = [  # types of attributes, by names that are private
     ("py:class", "equinox.nn._linear.Linear"),
     ("py:class", "jax._src.typing.SupportsDType"),
     ("py:class", "gatv2.jax.graph.sort.Array"),
+    ("py:class", "gatv2.jax.sparse.tangent.Features"),
 ]
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
