@@ -248,6 +248,7 @@ class GraphAttention(nn.Module, ABC):
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
         call = h, adj_mat, edge_features, score_bias, return_attention, seed
+        # of a Graph first: an abstract class is slow to tell
         if type(adj_mat) is not Graph and isinstance(adj_mat, Part):
             out, alpha = adj_mat.told(lambda: self._forward(*call))
         else:

@@ -206,13 +206,18 @@ def _product(order: _Order, value: Tensor, weight: Tensor) -> Tensor:
     return product
 
 
+def _gradient(order: _Order, value: Tensor, d_out: Tensor) -> Tensor:
+    """The gradient of the weight: the product of the transposed matrix and the cotangent."""
+    transposed, stored = order.transposed()
+    return _product(transposed, value[stored], d_out.t()).t()
+
+
 def _is_compiled(value: Tensor, other: Tensor) -> bool:
     """Whether our loops, compiled for the CPU, compute a product with `other`, or its gradient."""
     return not (
-        torch.compiler.is_compiling()
+        needs_dispatcher((value, other))
         or not value.is_cpu
         or import_failure() is not None
-        or needs_dispatcher((value, other))
         or is_mapped_by_autograd((other,))
     )
 
@@ -239,11 +244,11 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[None, Tensor, None]:
         (value,) = ctx.saved_tensors
-        order, stored = ctx.order.transposed()
         if torch.is_grad_enabled() or not _is_compiled(value, d_out):
-            return None, _product(order, value[stored], d_out.t()).t(), None
+            return None, _gradient(ctx.order, value, d_out), None
         from gatv2.numba import sparse_product
 
+        order, stored = ctx.order.transposed()
         d_weight = sparse_product.gradient(
             order.crow.numpy(),
             order.column.numpy(),
@@ -267,10 +272,7 @@ class _Context(Protocol):
 
 
 class _Product(torch.autograd.Function):
-    """`h @ weight.T` of `h` in CSR, whose parts are given: transforms of `torch.func` wrap no matrix.
-
-    The gradient of the weight is the product of `h.T` and the cotangent, so it is one of these again.
-    """
+    """`h @ weight.T` of `h` in CSR, whose parts are given: transforms of `torch.func` wrap no matrix."""
 
     @staticmethod
     def forward(value: Tensor, weight: Tensor, order: _Order) -> Tensor:
@@ -294,8 +296,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, d_out: Tensor) -> tuple[None, Tensor, None]:
         (value,) = ctx.saved_tensors
-        order, stored = ctx.order.transposed()
-        return None, _product(order, value[stored], d_out.t()).t(), None
+        return None, _gradient(ctx.order, value, d_out), None
 
     @staticmethod
     def jvp(ctx: _Context, _value: None, d_weight: Tensor, _order: None) -> Tensor:

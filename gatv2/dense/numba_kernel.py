@@ -64,15 +64,7 @@ class Plan:
         """(out, log-sum-exp, alpha, which is None unless it is wanted)."""
         launch, sizes = Launch(arguments, self._sizes), self._sizes
         tiles, rows, n_keys = sizes.tiles, self._rows, self._n_keys
-        out, lse, alpha, *_ = arguments.memory
-        results = (
-            tiles.empty(*rows, given=out),
-            tiles.empty_heads(*rows),
-            tiles.empty_heads(*rows, given=lse),
-            tiles.empty_heads(*rows, n_keys, given=alpha)
-            if arguments.wants_rows
-            else tiles.nothing,
-        )
+        results = launch.empty_results(rows, (*rows, n_keys))
         n_rows = sizes.n_copies * sizes.n_queries
         run_chunks(
             _forward,

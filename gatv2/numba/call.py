@@ -212,6 +212,18 @@ class Launch:
         is_shared = self.sizes.n_copies > 0 and not any(rows.strides[:n_batch])
         return rows[(0,) * n_batch] if is_shared and not is_folded else rows
 
+    def empty_results(self, rows: tuple[int, ...], of_alpha: tuple[int, ...]) -> tuple[Array, ...]:
+        """What `results` takes, for rows and edges of these shapes, in the memory that was given."""
+        tiles, (out, lse, alpha, *_) = self.tiles, self.arguments.memory
+        return (
+            tiles.empty(*rows, given=out),
+            tiles.empty_heads(*rows),
+            tiles.empty_heads(*rows, given=lse),
+            tiles.empty_heads(*of_alpha, given=alpha)
+            if self.arguments.wants_rows
+            else tiles.nothing,
+        )
+
     def results(
         self, out: Array, largest: Array, total: Array, alpha: Array
     ) -> tuple[Array, Array, Array | None]:

@@ -103,7 +103,7 @@ def transpose(query_ptr: Array, key_index: Array, n_keys: int) -> tuple[Array, A
 
 
 @inline
-def _starts(counts: Integers) -> None:
+def to_starts(counts: Integers) -> None:
     """Turn counts into where each bucket starts."""
     total = 0
     for i in range(counts.size):
@@ -148,8 +148,8 @@ def _sort_edges(
         own_key[e] = j
         query_ptr[i] += 1
         key_ptr[j] += 1
-    _starts(query_ptr)
-    _starts(key_ptr)
+    to_starts(query_ptr)
+    to_starts(key_ptr)
     for e in range(query.size):
         j = np.uint64(own_key[e])
         to = np.uint64(2 * key_ptr[j])
@@ -198,7 +198,7 @@ def _transpose(
         if j >= n_keys:
             return False
         ptr[j] += 1
-    _starts(ptr)
+    to_starts(ptr)
     _by_key(query_ptr, key_index, ptr, edge, query)
     return True
 

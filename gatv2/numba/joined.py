@@ -4,6 +4,7 @@ import numpy as np
 
 from gatv2.numba.arguments import Integers, Truth
 from gatv2.numba.compile import kernel
+from gatv2.numba.counting_sort import to_starts
 from gatv2.numba.memory import Array, empty
 
 
@@ -60,7 +61,7 @@ def _join_edges(
                 return False
             i = parts[e] + first_query
             query_index[e] = i
-            query_ptr[np.uint64(i + 1)] += 1
+            query_ptr[np.uint64(i)] += 1
         for e in range(np.uint64(start), np.uint64(stop)):
             key_index[e] = parts[n_edges + e] + first_key
         for e in range(np.uint64(start), np.uint64(stop)):
@@ -68,8 +69,5 @@ def _join_edges(
         first_query += counts[graph]
         first_key += counts[graph + 1]
         start = stop
-    total = 0
-    for i in range(query_ptr.size):
-        total += query_ptr[i]
-        query_ptr[i] = total
+    to_starts(query_ptr)
     return True

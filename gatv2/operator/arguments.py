@@ -4,9 +4,10 @@ An operator of PyTorch takes tensors and numbers one after another, *flat*; what
 `Arguments`. Imports nothing of gatv2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 Argument: TypeAlias = Any
@@ -67,6 +68,11 @@ N_NUMBERS = sum(kind in (int, float, bool) for kind in Arguments.__annotations__
 def features_of(arguments: Arguments) -> tuple[Tensor | None, ...]:
     """The arguments that have gradients, or None."""
     return arguments[:_AT]  # type: ignore[return-value]
+
+
+def is_differentiated(features: Iterable[Tensor | None]) -> bool:
+    """Whether autograd wants a gradient of any of these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in features)
 
 
 def tensors_of(arguments: Arguments) -> tuple[Tensor | None, ...]:

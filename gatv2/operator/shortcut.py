@@ -16,6 +16,7 @@ from gatv2.operator.arguments import (
     Arguments,
     Cotangents,
     features_of,
+    is_differentiated,
     tensors_of,
 )
 from gatv2.operator.gradient import Results, backward, wanted
@@ -133,9 +134,7 @@ class Bound:
     def __init__(self, dispatched: Dispatched, launcher: Launcher, arguments: Arguments) -> None:
         self.adjacency = arguments.adjacency
         self.call = _Call(dispatched, launcher, arguments[-N_NUMBERS:])
-        self._is_differentiated = torch.is_grad_enabled() and any(
-            x is not None and x.requires_grad for x in features_of(arguments)
-        )
+        self._is_differentiated = is_differentiated(features_of(arguments))
 
     def __call__(self, *tensors: Any) -> Outputs:
         """(out, log-sum-exp, alpha) of the features and the seed, without those last that are None."""

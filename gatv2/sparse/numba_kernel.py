@@ -63,21 +63,12 @@ class Plan:
         """(out, log-sum-exp, alpha in the order of the graph's edges, or None if nobody wants it)."""
         graph, rows = _contiguous(arguments.adjacency), self._rows
         launch = Launch(arguments, self._sizes, edge_id=graph.edge_id)
-        tiles = launch.tiles
-        out, lse, alpha, *_ = arguments.memory
-        results = (
-            tiles.empty(*rows, given=out),
-            tiles.empty_heads(*rows),
-            tiles.empty_heads(*rows, given=lse),
-            tiles.empty_heads(*rows[:-1], graph.key_index.size, given=alpha)
-            if arguments.wants_rows
-            else tiles.nothing,
-        )
+        results = launch.empty_results(rows, (*rows[:-1], graph.key_index.size))
         run_chunks(
             _forward,
             arguments.n_threads,
             self._n_chunks,
-            tiles.vectors,
+            launch.tiles.vectors,
             launch.problem,
             launch.plain_edges,
             _node_ids(graph),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
-from gatv2.operator.arguments import Arguments
+from gatv2.operator.arguments import Arguments, is_differentiated
 from gatv2.operator.define import Kernels, Outputs, define
 from gatv2.sparse import reference
 from gatv2.triton.support import IS_INTERPRETED
@@ -99,10 +99,8 @@ def _arguments(
     seed, edges, score_bias = options["seed"], options.get("edges"), options.get("score_bias")
     edge_features, edge_projection = edges or (None, None)
     features = (query, key, attn, edge_features, edge_projection, score_bias)
-    is_differentiated = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in features
-    )
-    key_ptr, edges_by_key, queries_by_key = graph.by_key if is_differentiated else [None] * 3
+    by_key = graph.by_key if is_differentiated(features) else (None, None, None)
+    key_ptr, edges_by_key, queries_by_key = by_key
     query_id, key_id = (None, None) if seed is None else _node_ids(graph)
     has_rows = edges is not None or score_bias is not None
     adjacency = Adjacency(
