@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gatv2.checks import is_same, refuse_tracing
+from gatv2.checks import is_same
 from gatv2.dispatch import KERNELS, select_kernel
 from gatv2.graph.adjacency import (
     Adjacency,
@@ -19,7 +19,7 @@ from gatv2.graph.adjacency import (
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import check_score_bias, given_of_edges
 from gatv2.graph.graph import Graph
-from gatv2.graph.part import Part
+from gatv2.graph.part import Part, is_part
 from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
 from gatv2.options import (
     Backend,
@@ -46,6 +46,7 @@ from gatv2.projection import (
 )
 from gatv2.random import as_seed
 from gatv2.sparse_features import Features, as_features, project
+from gatv2.torch_internals import refuse_tracing
 
 T = TypeVar("T")
 NodeFeatures = Features | tuple[Features, Features]
@@ -248,8 +249,7 @@ class GraphAttention(nn.Module, ABC):
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
         call = h, adj_mat, edge_features, score_bias, return_attention, seed
-        # of a Graph first: an abstract class is slow to tell
-        if type(adj_mat) is not Graph and isinstance(adj_mat, Part):
+        if is_part(adj_mat):
             out, alpha = adj_mat.told(lambda: self._forward(*call))
         else:
             out, alpha = self._forward(*call)
@@ -574,7 +574,7 @@ def check_order(h: object, adj_mat: object) -> None:
     """Raise a TypeError if features and a graph came in each other's place."""
     is_edge_index = isinstance(h, Tensor) and h.dtype in (torch.int32, torch.int64)
     is_features = isinstance(adj_mat, Tensor) and adj_mat.dtype.is_floating_point
-    if isinstance(h, (Graph, Part)) or (is_edge_index and is_features):
+    if isinstance(h, Graph) or is_part(h) or (is_edge_index and is_features):
         raise TypeError("features come first, and then the graph: call `layer(h, adj_mat)`")
 
 

@@ -1,6 +1,5 @@
 """Do tensors fit one another? Imports nothing of gatv2."""
 
-import torch
 from torch import Tensor
 
 
@@ -53,18 +52,6 @@ def _refuse_kind(tensors: dict[str, Tensor]) -> None:
         if tensor.device != query.device:
             devices = ", ".join(f"{name}: {tensor.device}" for name, tensor in tensors.items())
             raise ValueError(f"{', '.join(tensors)} must be on one device; got {devices}")
-
-
-def refuse_tracing() -> None:
-    """Raise a RuntimeError under torch.jit.trace, which would keep one graph without a word."""
-    if torch.compiler.is_compiling():
-        return
-    # an export to ONNX traces too; to ask for it first takes longer than all checks
-    if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined, no-untyped-call]
-        raise RuntimeError(
-            "torch.jit.trace keeps the numbers of the graph that it was traced with: export the model "
-            "with torch.export, which reads the graph at each call"
-        )
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:

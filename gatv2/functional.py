@@ -7,11 +7,18 @@ import torch
 from torch import Tensor
 
 from gatv2 import dispatch
-from gatv2.checks import check_projections, refuse_tracing
+from gatv2.checks import check_projections
 from gatv2.dense import reference as dense_reference
 from gatv2.dispatch import Kernel, select_kernel
 from gatv2.graph import Graph
-from gatv2.graph.adjacency import Adjacency, Sizes, all_pairs, as_adjacency, common_batch_shape
+from gatv2.graph.adjacency import (
+    Adjacency,
+    Sizes,
+    all_pairs,
+    as_adjacency,
+    common_batch_shape,
+    known_graph,
+)
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.graph.part import AttendOptions
@@ -20,6 +27,7 @@ from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.random import as_seed
 from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
+from gatv2.torch_internals import refuse_tracing
 
 
 class Options(TypedDict, total=False):
@@ -234,6 +242,8 @@ def attend(
     **options: Unpack[AttendOptions],
 ) -> Attended:
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
+    if type(graph) is not Graph:
+        graph = known_graph(graph, query, key, flow)
     kind = kind_of(query, key, attn, graph, flow, options)
     known = None if kind is None else served(kind, dispatch.KERNELS)
     if known is not None:

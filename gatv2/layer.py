@@ -4,9 +4,8 @@ from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, Projected
 from gatv2.functional import attend, gatv2_scores
-from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
-from gatv2.graph.part import AttendOptions, Part
+from gatv2.graph.part import AttendOptions, is_part
 from gatv2.options import check_flow_of_graph
 from gatv2.projection import edge_projection
 
@@ -122,7 +121,7 @@ class GraphAttentionV2Layer(GraphAttention):
             "kernel": self.kernel,
             "return_attention": return_attention,
         }
-        if type(graph) is not Graph and isinstance(graph, Part):
+        if is_part(graph):
             check_flow_of_graph(graph.flow, flow)
             return graph.attend(query, key, attn, **options)
         out, alpha, _ = attend(query, key, attn, graph, flow=flow, **options)

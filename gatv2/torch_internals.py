@@ -55,6 +55,18 @@ def refuse_mapped(tensor: Tensor, remedy: str) -> None:
         )
 
 
+def refuse_tracing() -> None:
+    """Raise a RuntimeError under torch.jit.trace, which would keep one graph without a word."""
+    if torch.compiler.is_compiling():
+        return
+    # an export to ONNX traces too; to ask for it first takes longer than all checks
+    if is_traced() and not torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "torch.jit.trace keeps the numbers of the graph that it was traced with: export the model "
+            "with torch.export, which reads the graph at each call"
+        )
+
+
 def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
     """For what is made of `tensor` and kept: it outlives the active transforms and inference mode."""
     if not is_inspectable(tensor):
@@ -145,10 +157,20 @@ def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return matrix.indices(), matrix.values()
 
 
+def is_traced() -> bool:
+    """Whether torch.jit.trace is at work, also for an export to ONNX.
+
+    Private because the public function takes longer; without it, that is asked.
+    """
+    try:
+        return torch._C._get_tracing_state() is not None
+    except AttributeError:
+        return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
 def is_exported_to_onnx() -> bool:
     """`torch.onnx.is_in_onnx_export()`, asked only while something is traced: it is slow."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return is_traced and torch.onnx.is_in_onnx_export()
+    return (torch.compiler.is_compiling() or is_traced()) and torch.onnx.is_in_onnx_export()
 
 
 def fits_int32(count: int) -> bool:
@@ -238,9 +260,9 @@ def is_mapped_by_autograd(cotangents: Sequence[Tensor | None]) -> bool:
     """
     try:
         is_mapped = torch._C._functorch.is_legacy_batchedtensor
-        return any(x is not None and is_mapped(x) for x in cotangents)
     except AttributeError:
         return True
+    return True in [is_mapped(x) for x in cotangents if x is not None]  # faster than `any`
 
 
 def forward_mode_level() -> int:

@@ -212,7 +212,7 @@ def _forward(
     buffers, results = Buffers(*buffers), Results(*results)
     n_keys, n_heads = problem.block_keys, problem.layout.n_groups * vectors.heads.lanes
     alpha = results.alpha
-    row_results = Results(results.out, results.largest, results.total, row_alpha)
+    row_results = Results(results.out, results.lse, results.total, row_alpha)
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         for row in range(n_rows * chunk // chunks[1], n_rows * (chunk + 1) // chunks[1]):

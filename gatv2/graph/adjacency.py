@@ -19,7 +19,7 @@ from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import remedy_for_edge_index
 from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph, graph_for_gradients
-from gatv2.graph.kept import Reading, prepared_once
+from gatv2.graph.kept import Reading, known, prepared_once
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import (
@@ -256,3 +256,21 @@ def prepare_edge_index(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
         return Graph.from_edge_index(edge_index, reading.n_nodes, flow=flow)
 
     return prepared_once(edge_index, (edge_index,), reading, prepare)
+
+
+def known_graph(adj_mat: object, query: Tensor, key: Tensor, flow: Flow) -> object:
+    """The graph of an edge index that came before, for features of these queries and keys.
+
+    Anything else is returned as it is, and so is what has not been checked.
+    """
+    if (
+        not isinstance(adj_mat, Tensor)
+        or adj_mat.layout is not torch.strided
+        or not type(query) is type(key) is Tensor
+        or query.ndim < 3
+        or key.ndim < 3
+        or torch.compiler.is_compiling()
+    ):
+        return adj_mat
+    graph = known(adj_mat, (adj_mat,), Reading((query.shape[-3], key.shape[-3]), flow))
+    return adj_mat if graph is None else graph

@@ -1,12 +1,13 @@
 """What is kept of an edge index or a sparse matrix that comes again: its graph is not prepared again."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from threading import Lock
 from typing import NamedTuple, TypeVar, cast
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from gatv2.options import Flow
 from gatv2.torch_internals import is_inspectable, made_to_last
@@ -36,7 +37,14 @@ class Reading(NamedTuple):
     """What else tells which entries are edges; None for what :func:`gatv2.graph.as_adjacency` says."""
 
 
-_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+class _Source(NamedTuple):
+    """An edge index or a matrix, and what was made of it."""
+
+    reference: ReferenceType[object]
+    readings: dict[Hashable, _Kept]
+
+
+_kept: dict[int, _Source] = {}  # by identity: PyTorch's dictionary of this kind is ten times slower
 _lock = Lock()
 
 
@@ -58,13 +66,20 @@ def prepared_once(
     if not all(map(is_inspectable, parts)):
         return prepare()
     with made_to_last(parts[0]):
-        readings: dict[Hashable, _Kept] = _kept.get(source, {})
-        kept = readings.get(reading)
-        if kept is not None and _are_same(kept.parts, parts):
-            return cast(T, kept.made)
-        made = prepare()
-        _keep(source, reading, _Kept(tuple(part.detach().clone() for part in parts), made))
-        return made
+        made = known(source, parts, reading)
+        if made is None:
+            made = prepare()
+            _keep(source, reading, _Kept(tuple(part.detach().clone() for part in parts), made))
+        return cast(T, made)
+
+
+def known(source: object, parts: Sequence[Tensor], reading: Hashable) -> object:
+    """What was made of the same object with the same values; None if there is nothing."""
+    found = _kept.get(id(source))
+    if found is None or found.reference() is not source:
+        return None
+    kept = found.readings.get(reading)
+    return kept.made if kept is not None and _are_same(kept.parts, parts) else None
 
 
 def _are_same(kept: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:
@@ -76,11 +91,25 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 
 def _keep(source: object, reading: Hashable, kept: _Kept) -> None:
+    key = id(source)
     with _lock:
-        readings: dict[Hashable, _Kept] = _kept.setdefault(source, {})
+        found = _kept.get(key)
+        if found is None or found.reference() is not source:
+            found = _Source(ref(source, partial(_forget, key)), {})
+            _kept.pop(key, None)  # so that it is the newest one
+            _kept[key] = found
+        readings = found.readings
         readings.pop(reading, None)
         while len(readings) >= _MOST_READINGS:
             del readings[next(iter(readings))]
         readings[reading] = kept
-        while len(_kept) > MOST_KEPT:
-            del _kept[next(iter(_kept.keys()))]
+        if len(_kept) > MOST_KEPT:
+            for oldest in list(_kept)[:-MOST_KEPT]:
+                _kept.pop(oldest, None)
+
+
+def _forget(key: int, reference: ReferenceType[object]) -> None:
+    """Called when a source is no more, by whoever has it last: without the lock, which may be held."""
+    found = _kept.get(key)
+    if found is not None and found.reference is reference:
+        _kept.pop(key, None)

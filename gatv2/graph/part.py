@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, NamedTuple, Self, TypedDict, TypeVar, Unpack
+from typing import Generic, NamedTuple, Self, TypedDict, TypeGuard, TypeVar, Unpack
 
 from torch import Tensor
 
@@ -76,3 +76,8 @@ class Part(ABC):
         **options: Unpack[AttendOptions],
     ) -> tuple[Tensor, Tensor | None]:
         """Graph Attention v2 over the part, together with the other processes: output, coefficients."""
+
+
+def is_part(graph: object) -> TypeGuard[Part]:
+    """Whether a graph is a part; faster than to ask an abstract class about a `Graph` or a tensor."""
+    return type(graph) is not Graph and type(graph) is not Tensor and isinstance(graph, Part)

@@ -221,8 +221,8 @@ class Results(NamedTuple):
 
     out: Floats
     """[queries, heads, features]."""
-    largest: Floats
-    """[queries, heads]: the largest score."""
+    lse: Floats
+    """[queries, heads]: the largest score so far; of a query that is done, the log-sum-exp."""
     total: Floats
     """[queries, heads]: the sum of exponentials of the scores less the largest."""
     alpha: Floats

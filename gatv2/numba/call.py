@@ -12,8 +12,6 @@ from gatv2.numba.threads import count_chunks
 from gatv2.numba.tiles import tiles_of
 from gatv2.philox import WORDS_PER_COUNTER
 
-_LEAST_TOTAL = np.finfo(np.float32).tiny
-"""Less than a sum of exponentials of which one is that of zero."""
 _KEEPS_ALL: Plain = 0, 1.0, 0, 0
 """The elements of `gatv2.numba.arguments.Dropout` without dropout."""
 
@@ -213,26 +211,21 @@ class Launch:
         return rows[(0,) * n_batch] if is_shared and not is_folded else rows
 
     def empty_results(self, rows: tuple[int, ...], of_alpha: tuple[int, ...]) -> tuple[Array, ...]:
-        """What `results` takes, for rows and edges of these shapes, in the memory that was given."""
+        """The elements of `gatv2.numba.arguments.Results`, for rows and edges of these shapes."""
         tiles, (out, lse, alpha, *_) = self.tiles, self.arguments.memory
         return (
             tiles.empty(*rows, given=out),
-            tiles.empty_heads(*rows),
             tiles.empty_heads(*rows, given=lse),
+            tiles.empty_heads(*rows),
             tiles.empty_heads(*of_alpha, given=alpha)
             if self.arguments.wants_rows
             else tiles.nothing,
         )
 
     def results(
-        self, out: Array, largest: Array, total: Array, alpha: Array
+        self, out: Array, lse: Array, _total: Array, alpha: Array
     ) -> tuple[Array, Array, Array | None]:
         """(out, log-sum-exp, alpha) of padded results; alpha is None unless it is wanted."""
-        # without a warning for a head without edges, whose total is zero, and largest minus infinity
-        lse = np.log(np.maximum(total, _LEAST_TOTAL, out=total), out=total)
-        lse += largest
-        tiles, wanted = self.tiles, alpha if self.arguments.wants_rows else None
-        if not tiles.is_padded:
-            return out, lse, wanted
-        wanted = None if wanted is None else tiles.crop_heads(wanted)
+        tiles = self.tiles
+        wanted = tiles.crop_heads(alpha) if self.arguments.wants_rows else None
         return tiles.crop(out), tiles.crop_heads(lse), wanted

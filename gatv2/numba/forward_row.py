@@ -1,8 +1,7 @@
 """The fused forward pass of a strip of queries; see `gatv2.numba.scores` for how rows are cut.
 
 Scores of a block of edges, their softmax, and the weighted sums while the block's keys are still in
-cache; blocks of one query are joined as in an online softmax. What the backward pass needs of it is
-kept: the log-sum-exp, as the largest score and the sum of exponentials.
+cache; blocks of one query are joined as in an online softmax.
 """
 
 import numpy as np
@@ -28,6 +27,7 @@ from gatv2.numba.arguments import (
 from gatv2.numba.compile import inline
 from gatv2.numba.exp import exp
 from gatv2.numba.head_mask import has_unused
+from gatv2.numba.log import log
 from gatv2.numba.rows import block_of, column_of, heads_at, n_blocks_of, part_of, place_in
 from gatv2.numba.scores import apply_dropout, score_block
 from gatv2.numba.simd import element, expand, fma, has_nan, load, repeat, select, splat, store
@@ -46,7 +46,7 @@ def forward_strip(
     buffers: Buffers,
     results: Results,
 ) -> None:
-    """Attention of queries: their rows of `out`, largest scores, sums of exponentials, alpha."""
+    """Attention of queries: their rows of `out`, log-sum-exp, alpha."""
     heads, scores, weights = vectors.heads, buffers.scores, buffers.scores
     if problem.dropout.least_word > 0:
         weights = buffers.d_scores
@@ -91,7 +91,7 @@ def _score(
     at = heads_at(vectors, layout, place.row, block.group)
     before, total = lowest, zero
     if block.begin > place.start:
-        before, total = load(heads, results.largest, at), load(heads, results.total, at)
+        before, total = load(heads, results.lse, at), load(heads, results.total, at)
     largest = score_block(
         vectors,
         problem,
@@ -111,7 +111,7 @@ def _score(
         rescale = exp(before - subtracted)
         total = total * rescale
         _rescale(vectors, layout, place, block.group, rescale, results.out)
-    store(results.largest, at, largest)
+    store(results.lse, at, largest)
     store(results.total, at, total)
     _keep_scores(vectors, problem, place, block, buffers.scores, results.alpha)
     return subtracted
@@ -206,7 +206,8 @@ def _add_values(
         store(out, at_out, total * expand(tile, scale))
     store(results.total, at, total_p)
     if is_last:
-        largest = load(heads, results.largest, at)
+        largest = load(heads, results.lse, at)
+        store(results.lse, at, largest + log(total_p))
         _finish_alpha(vectors, problem, place, group, largest, total_p, results.alpha)
 
 

@@ -225,12 +225,13 @@ class TestPreparedOnce:
         for edge_index in alive:
             layer(torch.randn(MOST_KEPT + 5, 3), edge_index)
         assert len(_kept) == MOST_KEPT
-        n_nodes = [len(readings) for readings in _kept.values()]
+        n_nodes = [len(source.readings) for source in _kept.values()]
         layer(torch.randn(MOST_KEPT + 5, 3), alive[-1])  # a new one is still known
         assert len(prepared) == len(alive)
         for n in range(MOST_KEPT + 6, MOST_KEPT + 20):
             layer(torch.randn(n, 3), alive[-1])
-        assert sum(n_nodes) <= sum(map(len, _kept.values())) <= sum(n_nodes) + 4
+        now = [len(source.readings) for source in _kept.values()]
+        assert sum(n_nodes) <= sum(now) <= sum(n_nodes) + 4
 
     @pytest.mark.parametrize("form", MATRICES)
     def test_matrices(self, prepared: list[Tensor], form: str) -> None:

@@ -14,6 +14,7 @@ simd = pytest.importorskip("gatv2.numba.simd", reason="needs Numba")
 from gatv2.numba.arguments import Block, Buffers, Dropout, EdgeList, Place, Strip  # noqa: E402
 from gatv2.numba.compile import kernel  # noqa: E402
 from gatv2.numba.exp import exp  # noqa: E402
+from gatv2.numba.log import log  # noqa: E402
 from gatv2.numba.philox import LANES, keep_factors  # noqa: E402
 from gatv2.numba.simd import (  # noqa: E402
     bits_of,
@@ -95,6 +96,27 @@ def test_exp(scalar: Any) -> None:
     assert (out[x == 0] == 1).all()
     assert (out[x < 2 * lowest] == 0).all()
     assert np.isnan(out[np.isnan(x)]).all()
+
+
+@kernel
+def _log(vectors: Any, x: Any, out: Any) -> None:
+    for at in range(0, x.size, vectors.wide.lanes):
+        store(out, at, log(load(vectors.wide, x, at)))
+
+
+def test_log(scalar: Any) -> None:
+    x = np.geomspace(1e-30, 1e30, 1 << 15).astype(scalar)
+    x = np.concatenate((x, np.linspace(0.5, 4.0, 1 << 15).astype(scalar)))
+    x[:4] = 1.0, 2.0, np.nextafter(scalar(1), scalar(2)), np.nan
+    out = np.empty_like(x)
+    _log(Vectors(wide=(scalar, 16)), x, out)
+    exact = np.log(x.astype(np.longdouble))
+    scale = np.maximum(np.abs(exact), 1e-6)
+    error = np.abs(out[4:] - exact[4:]) / scale[4:]
+    assert error.max() < 2 * np.finfo(scalar).eps
+    assert out[0] == 0
+    np.testing.assert_allclose(out[1:3], np.log(x[1:3]), rtol=2 * np.finfo(scalar).eps)
+    assert np.isnan(out[3])
 
 
 @kernel
