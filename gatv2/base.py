@@ -273,6 +273,10 @@ class GraphAttention(nn.Module, ABC):
         h_query, h_key = self.as_pair(h)
         if seed is not None:
             as_seed(seed, h_query.device)
+        if edge_features is None and score_bias is None and not return_attention:
+            heads = self.attend_at_once(h_query, h_key, adj_mat, seed)
+            if heads is not None:
+                return self.join(heads, h_query), None
         inputs = self._project(h_query, h_key, adj_mat, edge_features, score_bias)
         out, alpha = self.attend(inputs, return_attention=return_attention, seed=seed)
         return self.join(out, h_query), alpha
@@ -291,6 +295,12 @@ class GraphAttention(nn.Module, ABC):
         `[*batch, n_queries, n_keys, n_heads]` (dense).
         """
         return self.score(self._project(*self.as_pair(h), adj_mat, edge_features, score_bias))
+
+    def attend_at_once(
+        self, h_query: Tensor, h_key: Tensor, adj_mat: object, seed: int | Tensor | None
+    ) -> Tensor | None:
+        """What `attend` makes of projected features, where that is faster with them; None elsewhere."""
+        return None
 
     @abstractmethod
     def attend(

@@ -1,6 +1,7 @@
 """Attention as pure functions: check the inputs, bring the graph to a backend's form, call a kernel."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from gatv2 import dispatch
 from gatv2.checks import check_projections
 from gatv2.dense import reference as dense_reference
-from gatv2.dispatch import Kernel, select_kernel
+from gatv2.dispatch import Attention, Kernel, select_kernel
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import (
     Adjacency,
@@ -24,6 +25,7 @@ from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_b
 from gatv2.graph.part import AttendOptions
 from gatv2.graph.served import kind_of, remember, served
 from gatv2.options import Backend, Flow, check_dropout, check_slope
+from gatv2.projection import Projections
 from gatv2.random import as_seed
 from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
@@ -244,25 +246,90 @@ def attend(
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
     if type(graph) is not Graph:
         graph = known_graph(graph, query, key, flow)
-    kind = kind_of(query, key, attn, graph, flow, options)
-    known = None if kind is None else served(kind, dispatch.KERNELS)
-    if known is not None:
-        out, lse, alpha = known(query, key, attn, graph, **_told(query, options))
-        return Attended(out, alpha, lse)
-    kernel, prepared = _select(query, key, attn, graph, flow, options)
-    inputs = prepared.query, prepared.key, attn, prepared.adjacency
+    call = _Call.of(query, key, attn, graph, flow, options)
     told = _told(query, options)
-    told["edges"], told["score_bias"] = prepared.edges, prepared.score_bias
-    attention = kernel.attention
-    if kind is not None and prepared.is_as_given(query, graph, options):
-        if kernel.bind is not None:
-            attention = kernel.bind(*inputs, **told)
-        remember(kind, attention, dispatch.KERNELS)
-    out, lse, alpha = attention(*inputs, **told)
-    shape = prepared.out_shape
+    told["edges"], told["score_bias"] = call.edges, call.score_bias
+    out, lse, alpha = call.attention(call.query, call.key, attn, call.adjacency, **told)
+    shape = call.out_shape
     if out.shape != shape:
         out, lse = out.reshape(shape), lse.reshape(shape[:-1])
     return Attended(out, alpha, lse)
+
+
+def attend_to_projections(
+    projections: Projections,
+    attn: Tensor,
+    graph: object,
+    *,
+    flow: Flow,
+    **options: Unpack[AttendOptions],
+) -> Tensor | None:
+    """The output of :func:`gatv2_attention` for queries and keys that are projections.
+
+    They are differentiated as a whole: None where no kernel does that. Edges have nothing of their own.
+    """
+    query, key = projections.forms(attn)
+    projected = projections.tensors
+    if type(graph) is not Graph:
+        graph = known_graph(graph, query, key, flow)
+    kind = kind_of(query, key, attn, graph, flow, options, projected)
+    attention = None if kind is None else served(kind, dispatch.KERNELS)
+    if attention is None:
+        if kind is None and type(graph) is Graph:
+            return None
+        # of which only the form is looked at
+        stand_ins = attn.new_empty(query.shape), attn.new_empty(key.shape)
+        attention = _Call.of(*stand_ins, attn, graph, flow, options, projected).attention
+    if not isinstance(attention, sparse_operator.BoundAttention):
+        return None
+    dropout, seed = options["dropout"], options["seed"]
+    return attention.of_projections(
+        projections, attn, as_seed(seed, attn.device) if dropout > 0 else None
+    )
+
+
+class _Call(NamedTuple):
+    """What serves a call, and what it gets."""
+
+    attention: Attention
+    query: Tensor
+    key: Tensor
+    adjacency: Adjacency
+    edges: EdgeInputs | None
+    score_bias: Tensor | None
+    out_shape: torch.Size
+
+    @classmethod
+    def of(
+        cls,
+        query: Tensor,
+        key: Tensor,
+        attn: Tensor,
+        graph: object,
+        flow: Flow,
+        options: AttendOptions,
+        projected: Sequence[Tensor | None] = (),
+    ) -> "_Call":
+        """What a graph has served before, or else what is selected, all checked."""
+        kind = kind_of(query, key, attn, graph, flow, options, projected)
+        known = None if kind is None else served(kind, dispatch.KERNELS)
+        if kind is not None and known is not None:
+            of_edges = options["edges"], options["score_bias"]
+            return cls(known, query, key, kind.graph, *of_edges, query.shape)
+        kernel, prepared = _select(query, key, attn, graph, flow, options)
+        attention = kernel.attention
+        if kind is None:  # of an edge index it is that of its graph
+            kind = kind_of(query, key, attn, prepared.adjacency, flow, options, projected)
+        if kind is not None and prepared.is_as_given(query, kind.graph, options):
+            if kernel.bind is not None:
+                told = _told(query, options)
+                attention = kernel.bind(
+                    *(query, key, attn, kind.graph),
+                    is_differentiated=kind.is_differentiated,
+                    **told,
+                )
+            remember(kind, attention, dispatch.KERNELS)
+        return cls(attention, *prepared)
 
 
 def _told(query: Tensor, options: AttendOptions) -> sparse_operator.Options:

@@ -1,13 +1,16 @@
 """GraphAttentionV2Layer: a layer of the formula, over any form of a graph or a process's part of one."""
 
+import torch
 from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, Projected
-from gatv2.functional import attend, gatv2_scores
+from gatv2.functional import attend, attend_to_projections, gatv2_scores
+from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
 from gatv2.options import check_flow_of_graph
-from gatv2.projection import edge_projection
+from gatv2.projection import as_projections, edge_projection
+from gatv2.torch_internals import has_global_hooks
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
@@ -103,6 +106,42 @@ class GraphAttentionV2Layer(GraphAttention):
             backend=self.backend,
         )
 
+    def attend_at_once(
+        self, h_query: Tensor, h_key: Tensor, adj_mat: object, seed: int | Tensor | None
+    ) -> Tensor | None:
+        """Heads, projected and attended by one function of autograd's; None where none serves."""
+        attn: Tensor = self.attn
+        is_graph = type(adj_mat) is Graph or (
+            type(adj_mat) is Tensor and adj_mat.ndim == 2 and adj_mat.dtype is not torch.bool
+        )
+        is_gradient_wanted = attn.is_cpu and torch.is_grad_enabled()
+        if not is_graph or not is_gradient_wanted or self.add_self_loops or has_global_hooks():
+            return None
+        projections = as_projections(h_query, h_key, self.linear_l, self.linear_r, attn)
+        if projections is None:
+            return None
+        return attend_to_projections(
+            projections,
+            attn,
+            adj_mat,
+            flow=self.flow,
+            **self._options(None, None, seed),
+        )
+
+    def _options(
+        self, edges: EdgeInputs | None, score_bias: Tensor | None, seed: int | Tensor | None
+    ) -> AttendOptions:
+        return {
+            "edges": edges,
+            "score_bias": score_bias,
+            "negative_slope": self.leaky_relu_negative_slope,
+            "dropout": self._active_dropout(),
+            "seed": seed,
+            "backend": self.backend,
+            "kernel": self.kernel,
+            "return_attention": False,
+        }
+
     def attend(
         self, inputs: Projected, *, return_attention: bool, seed: int | Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -111,16 +150,9 @@ class GraphAttentionV2Layer(GraphAttention):
         attn: Tensor = self.attn
         if attn.dtype is not query.dtype:  # under autocast
             attn = attn.to(query.dtype)
-        options: AttendOptions = {
-            "edges": None if self.linear_e is None else self._edge_inputs(inputs),
-            "score_bias": score_bias,
-            "negative_slope": self.leaky_relu_negative_slope,
-            "dropout": self._active_dropout(),
-            "seed": seed,
-            "backend": self.backend,
-            "kernel": self.kernel,
-            "return_attention": return_attention,
-        }
+        edges = None if self.linear_e is None else self._edge_inputs(inputs)
+        options = self._options(edges, score_bias, seed)
+        options["return_attention"] = return_attention
         if is_part(graph):
             check_flow_of_graph(graph.flow, flow)
             return graph.attend(query, key, attn, **options)

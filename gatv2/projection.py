@@ -1,6 +1,6 @@
 """A linear projection, whose first input may tell its size."""
 
-from typing import TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -71,16 +71,110 @@ def edge_projection(
 
 def is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
     """Whether a call is a product with `projection.weight`, plus a bias, and nothing else."""
-    hooks = (
-        getattr(projection, f"_{name}_hooks")
-        for name in ("forward", "forward_pre", "backward", "backward_pre")
-    )
     return (
         isinstance(projection, plain)
         and type(projection).forward is plain.forward
         and "forward" not in vars(projection)  # some libraries put theirs there
-        and not any(hooks)
+        and not projection._forward_hooks
+        and not projection._forward_pre_hooks
+        and not projection._backward_hooks
+        and not projection._backward_pre_hooks
     )
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+NOTHING = (None, None, None)
+"""In the place of a `Projection`, or its gradients."""
+
+
+class Form(NamedTuple):
+    """What is known of a tensor before it is there, by the names that a tensor has."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.layout = torch.strided
+
+
+class Projection(NamedTuple):
+    """What is projected, `[n_nodes, in_features]`, and by what."""
+
+    h: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def heads(self, attn: Tensor) -> Tensor:
+        """`[n_nodes, n_heads, n_hidden]`, of which `attn` has the last two dimensions."""
+        return nn.functional.linear(self.h, self.weight, self.bias).view(
+            self.h.shape[0], *attn.shape
+        )
+
+    def form(self, attn: Tensor) -> Form:
+        """The form of the heads."""
+        return Form(torch.Size((self.h.shape[0], *attn.shape)), attn.dtype, attn.device)
+
+    def gradients(self, d_projected: Tensor, needs: tuple[bool, ...]) -> Gradients:
+        """Of the three, None for what needs none."""
+        of_h, of_weight, of_bias = needs
+        return (
+            d_projected.mm(self.weight) if of_h else None,
+            d_projected.t().mm(self.h) if of_weight else None,
+            d_projected.sum(0) if of_bias else None,
+        )
+
+
+class Projections(NamedTuple):
+    """What queries and keys are projections of."""
+
+    query: Projection
+    key: Projection | None
+    """None if the queries are the keys."""
+
+    def heads(self, attn: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys."""
+        query = self.query.heads(attn)
+        return query, query if self.key is None else self.key.heads(attn)
+
+    def forms(self, attn: Tensor) -> tuple[Form, Form]:
+        """The forms of queries and keys."""
+        query = self.query.form(attn)
+        return query, query if self.key is None else self.key.form(attn)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All, or None where there is none."""
+        return (*self.query, *(self.key or NOTHING))
+
+
+def as_projections(
+    h_query: Tensor, h_key: Tensor, query: nn.Module, key: nn.Module, attn: Tensor
+) -> Projections | None:
+    """What two modules project from rows of features, for vectors `attn`; None if they do anything else.
+
+    Features and each module fit one another.
+    """
+    is_usual = (
+        type(query) is type(key) is nn.Linear
+        and is_plain(query, nn.Linear)
+        and (key is query or is_plain(key, nn.Linear))
+        and h_query.ndim == h_key.ndim == 2
+        and h_query.layout is h_key.layout is torch.strided
+        and h_query.dtype is h_key.dtype is attn.dtype
+        and not torch.is_autocast_enabled(attn.device.type)
+    )
+    if not is_usual:
+        return None
+    of_query, of_key = _projection(query, h_query), None
+    if key is not query or h_key is not h_query:
+        of_key = _projection(key, h_key)
+    width = attn.numel()
+    if of_query.weight.shape[0] != width or (of_key and of_key.weight.shape[0] != width):
+        return None
+    return Projections(of_query, of_key)
+
+
+def _projection(linear: nn.Module, h: Tensor) -> Projection:
+    return Projection(h, linear.weight, linear.bias)  # type: ignore[arg-type]
 
 
 def reset_parameters(module: nn.Module) -> None:

@@ -69,10 +69,9 @@ def refuse_tracing() -> None:
 
 def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
     """For what is made of `tensor` and kept: it outlives the active transforms and inference mode."""
-    if not is_inspectable(tensor):
+    if torch.compiler.is_compiling() or not (torch.is_inference_mode_enabled() or is_transformed()):
         return nullcontext()
-    is_lasting = not (torch.is_inference_mode_enabled() or is_transformed())
-    return nullcontext() if is_lasting else _beneath_transforms()
+    return _beneath_transforms() if is_inspectable(tensor) else nullcontext()
 
 
 @contextmanager
@@ -142,6 +141,18 @@ else:
             return owner.__dict__[name]
 
         return property(read)
+
+
+def has_global_hooks() -> bool:
+    """Whether a hook of all modules is registered.
+
+    Private because no public function tells; without it, one may always be.
+    """
+    try:
+        from torch.nn.modules.module import _has_any_global_hook
+    except ImportError:
+        return True
+    return bool(_has_any_global_hook())
 
 
 def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:

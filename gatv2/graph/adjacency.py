@@ -31,6 +31,7 @@ from gatv2.options import (
     check_flow_of_graph,
     shape_of_all_pairs,
 )
+from gatv2.projection import Form
 from gatv2.torch_internals import is_inspectable
 
 Adjacency = Graph | Tensor
@@ -258,7 +259,7 @@ def prepare_edge_index(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
     return prepared_once(edge_index, (edge_index,), reading, prepare)
 
 
-def known_graph(adj_mat: object, query: Tensor, key: Tensor, flow: Flow) -> object:
+def known_graph(adj_mat: object, query: Tensor | Form, key: Tensor | Form, flow: Flow) -> object:
     """The graph of an edge index that came before, for features of these queries and keys.
 
     Anything else is returned as it is, and so is what has not been checked.
@@ -266,9 +267,10 @@ def known_graph(adj_mat: object, query: Tensor, key: Tensor, flow: Flow) -> obje
     if (
         not isinstance(adj_mat, Tensor)
         or adj_mat.layout is not torch.strided
-        or not type(query) is type(key) is Tensor
-        or query.ndim < 3
-        or key.ndim < 3
+        or type(query) is not type(key)
+        or type(query) not in (Tensor, Form)
+        or len(query.shape) < 3
+        or len(key.shape) < 3
         or torch.compiler.is_compiling()
     ):
         return adj_mat

@@ -66,11 +66,12 @@ def prepared_once(
     if not all(map(is_inspectable, parts)):
         return prepare()
     with made_to_last(parts[0]):
-        made = known(source, parts, reading)
-        if made is None:
-            made = prepare()
-            _keep(source, reading, _Kept(tuple(part.detach().clone() for part in parts), made))
-        return cast(T, made)
+        found = known(source, parts, reading)
+        if found is not None:
+            return cast(T, found)
+        made = prepare()
+        _keep(source, reading, _Kept(tuple([part.detach().clone() for part in parts]), made))
+    return made
 
 
 def known(source: object, parts: Sequence[Tensor], reading: Hashable) -> object:

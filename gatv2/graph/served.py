@@ -3,14 +3,15 @@
 Below some hundred edges, to check a call and to choose its kernel takes longer than the kernel.
 """
 
-from collections.abc import Hashable
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gatv2.graph.edges import is_trusted
 from gatv2.graph.graph import Graph
+from gatv2.projection import Form
 from gatv2.torch_internals import needs_dispatcher
 
 if TYPE_CHECKING:
@@ -21,25 +22,37 @@ if TYPE_CHECKING:
     Kernels = tuple[Kernel, ...]
     _Served = tuple[Kernels, Attention]
 
-Kind: TypeAlias = tuple[Graph, Hashable]
-"""A graph, and all else that the checks of a call, and the choice among some kernels, depend on."""
+
+class Kind(NamedTuple):
+    """A graph, and all else that the checks of a call, and the choice among some kernels, depend on."""
+
+    graph: Graph
+    form: Hashable
+    is_differentiated: bool
+    """Whether autograd wants a gradient; part of the form, too."""
+
+
 MOST_KINDS = 16
 """Kinds of calls that a graph remembers."""
 _NUMBERS = {int, float}  # not bool: True is no slope, and equals one
 
 
 def kind_of(
-    query: Tensor,
-    key: Tensor,
+    query: Tensor | Form,
+    key: Tensor | Form,
     attn: Tensor,
     graph: object,
     flow: "Flow",
     options: "AttendOptions",
+    projected: Sequence[Tensor | None] = (),
 ) -> Kind | None:
-    """The kind of a call of plain tensors and a graph; None if it depends on more than that."""
+    """The kind of a call of plain tensors and a graph; None if it depends on more than that.
+
+    `projected`: what query and key will be made of, if that is not known of themselves.
+    """
     slope, dropout, edges = options["negative_slope"], options["dropout"], options["edges"]
     backend, kernel, score_bias = options["backend"], options["kernel"], options["score_bias"]
-    tensors: tuple[Tensor | None, ...] = query, key, attn
+    tensors: tuple[Any, ...] = query, key, attn
     if edges is not None or score_bias is not None:
         tensors = *tensors, *(edges or (None, None)), score_bias
     if (
@@ -50,19 +63,20 @@ def kind_of(
         or type(flow) is not str
         or type(backend) is not str
         or type(kernel) is not str
-        or needs_dispatcher(tensors)
+        or needs_dispatcher(sources := (attn, *projected) if projected else tensors)
     ):
         return None
-    is_differentiated = False
     forms: list[Hashable] = []
     for x in tensors:
         if x is not None:
-            is_differentiated = is_differentiated or x.requires_grad
             forms += x.shape, x.dtype, x.device, x.layout
         else:
             forms.append(None)
     ptr, index, mask = graph.query_ptr, graph.key_index, graph.head_mask
-    return graph, (
+    is_differentiated = torch.is_grad_enabled() and True in [
+        x.requires_grad for x in sources if x is not None
+    ]
+    form = (
         *forms,
         *(ptr.shape, ptr.dtype, ptr.data_ptr()),
         *(index.shape, index.dtype, index.device, index.data_ptr()),
@@ -70,8 +84,9 @@ def kind_of(
         *(() if dropout == 0 and len(tensors) == 3 else _ids_of(graph)),
         *(graph.n_keys, graph.n_blocks, graph.flow, slope, dropout, flow, backend, kernel),
         options["return_attention"],
-        is_differentiated and torch.is_grad_enabled(),
+        is_differentiated,
     )
+    return Kind(graph, form, is_differentiated)
 
 
 def _ids_of(graph: Graph) -> tuple[int, int, int]:
@@ -81,16 +96,14 @@ def _ids_of(graph: Graph) -> tuple[int, int, int]:
 
 def served(kind: Kind, kernels: "Kernels") -> "Attention | None":
     """What served such a call, with the tensors and the graph as they came; chosen among `kernels`."""
-    graph, rest = kind
-    calls: dict[Hashable, _Served] | None = graph.__dict__.get("_served")
-    found = None if calls is None else calls.get(rest)
+    calls: dict[Hashable, _Served] | None = kind.graph.__dict__.get("_served")
+    found = None if calls is None else calls.get(kind.form)
     return found[1] if found is not None and found[0] is kernels else None
 
 
 def remember(kind: Kind, attention: "Attention", kernels: "Kernels") -> None:
     """Note that `attention`, chosen among these kernels, serves such calls."""
-    graph, rest = kind
-    calls: dict[Hashable, _Served] = graph.__dict__.setdefault("_served", {})
+    calls: dict[Hashable, _Served] = kind.graph.__dict__.setdefault("_served", {})
     if len(calls) >= MOST_KINDS:
         calls.clear()
-    calls[rest] = kernels, attention
+    calls[kind.form] = kernels, attention

@@ -4,7 +4,7 @@ The dispatcher serves transforms, compilers, modes, subclasses of Tensor and pro
 of a kernel on a small graph it only takes time, and more than the kernel does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -81,13 +81,14 @@ class Operator:
         kernels = self._kernels.get(arguments.query.device.type)
         if kernels is None or needs_dispatcher(tensors_of(arguments)):
             return self._dispatched.forward(arguments)
-        tensors = (*features_of(arguments), arguments.seed)
-        return Bound(self._dispatched, kernels()(), arguments)(*tensors)
+        features = features_of(arguments)
+        bound = Bound(self._dispatched, kernels()(), arguments, is_differentiated(features))
+        return bound(*features, arguments.seed)
 
-    def bind(self, arguments: Arguments) -> "Bound":
+    def bind(self, arguments: Arguments, is_differentiated: bool) -> "Bound":
         """What serves calls of the kind of this one that the dispatcher need not see."""
         kernels = self._kernels[arguments.query.device.type]()
-        return Bound(self._dispatched, kernels(), arguments)
+        return Bound(self._dispatched, kernels(), arguments, is_differentiated)
 
 
 class _Call(NamedTuple):
@@ -129,12 +130,19 @@ class Bound:
         dispatched: the operator, for a backward pass that the dispatcher must see.
         launcher: of the call.
         arguments: of the call.
+        is_differentiated: whether autograd wants a gradient.
     """
 
-    def __init__(self, dispatched: Dispatched, launcher: Launcher, arguments: Arguments) -> None:
+    def __init__(
+        self,
+        dispatched: Dispatched,
+        launcher: Launcher,
+        arguments: Arguments,
+        is_differentiated: bool,
+    ) -> None:
         self.adjacency = arguments.adjacency
         self.call = _Call(dispatched, launcher, arguments[-N_NUMBERS:])
-        self._is_differentiated = is_differentiated(features_of(arguments))
+        self._is_differentiated = is_differentiated
 
     def __call__(self, *tensors: Any) -> Outputs:
         """(out, log-sum-exp, alpha) of the features and the seed, without those last that are None."""
@@ -146,10 +154,19 @@ class Bound:
 
 # that of one level of transforms has none to look for at each call
 _internals = single_level_autograd()
-_Base: Any = torch.autograd.Function if _internals is None else _internals.function
+AutogradBase: Any = torch.autograd.Function if _internals is None else _internals.function
 
 
-class _Function(_Base):  # type: ignore[misc]
+def must_be_seen(cotangents: Sequence[Tensor | None], tensors: Sequence[Tensor | None]) -> bool:
+    """Whether something wants to see a backward pass: autograd itself, or what the dispatcher serves."""
+    return (
+        torch.is_grad_enabled()
+        or is_mapped_by_autograd(cotangents)
+        or needs_dispatcher((*cotangents, *tensors))
+    )
+
+
+class _Function(AutogradBase):  # type: ignore[misc]
     """A bound operator, differentiated; without `setup_context`, which takes time."""
 
     @staticmethod
@@ -173,8 +190,7 @@ class _Function(_Base):  # type: ignore[misc]
             arguments = wanted(arguments, ctx.needs_input_grad[1:])
 
         def gradient(cotangents: Cotangents, arguments: Arguments) -> Outputs:
-            needs_graph = torch.is_grad_enabled() or is_mapped_by_autograd(cotangents)
-            if needs_graph or needs_dispatcher((*cotangents, *features_of(arguments))):
+            if must_be_seen(cotangents, features_of(arguments)):
                 return call.dispatched.backward(cotangents, arguments)
             return call.launcher.backward(cotangents, arguments)
 

@@ -1,7 +1,6 @@
 """The fused operator over a list of edges, on any device: same function as `gatv2.sparse.reference`."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
@@ -12,6 +11,9 @@ from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.operator.arguments import Arguments, is_differentiated
 from gatv2.operator.define import Kernels, Outputs, define
+from gatv2.operator.projected import attend_to_projections
+from gatv2.operator.shortcut import Bound
+from gatv2.projection import Projections
 from gatv2.sparse import reference
 from gatv2.triton.support import IS_INTERPRETED
 
@@ -61,8 +63,38 @@ def gatv2_attention(
     interpreter, in a process that was started with TRITON_INTERPRET=1.
     """
     operator = _interpreted if is_interpreted else _attention
-    results = operator(_arguments(query, key, attn, graph, options))
+    of_edges = *(options.get("edges") or ()), options.get("score_bias")
+    needs_gradient = is_differentiated((query, key, attn, *of_edges))
+    results = operator(_arguments(query, key, attn, graph, options, needs_gradient))
     return _as_caller_sees(results, graph, options["return_attention"])
+
+
+class BoundAttention:
+    """:func:`gatv2_attention` for calls of one kind, with their graph and their numbers.
+
+    Args:
+        bound: the operator.
+    """
+
+    def __init__(self, bound: Bound) -> None:
+        self._bound = bound
+
+    def __call__(
+        self, query: Tensor, key: Tensor, attn: Tensor, graph: Graph, **options: Unpack[Options]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(out, log-sum-exp, alpha)."""
+        seed, edges, score_bias = options["seed"], options.get("edges"), options.get("score_bias")
+        if seed is None and edges is None and score_bias is None:
+            results = self._bound(query, key, attn)
+        else:
+            if score_bias is not None:
+                score_bias = _of_used_heads(score_bias, graph)
+            results = self._bound(query, key, attn, *(edges or (None, None)), score_bias, seed)
+        return _as_caller_sees(results, graph, options["return_attention"])
+
+    def of_projections(self, projections: Projections, attn: Tensor, seed: Tensor | None) -> Tensor:
+        """The output alone; see `gatv2.operator.projected`."""
+        return attend_to_projections(self._bound, projections, attn, seed)
 
 
 def bind(
@@ -71,35 +103,27 @@ def bind(
     attn: Tensor,
     graph: Graph,
     *,
+    is_differentiated: bool,
     is_interpreted: bool = False,
     **options: Unpack[Options],
-) -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
-    """:func:`gatv2_attention` for calls of the kind of this one, with its graph and its numbers."""
+) -> BoundAttention:
+    """What serves calls of the kind of this one; `is_differentiated`: autograd wants a gradient."""
     operator = _interpreted if is_interpreted else _attention
-    bound = operator.bind(_arguments(query, key, attn, graph, options))
-
-    def attention(
-        query: Tensor, key: Tensor, attn: Tensor, graph: Graph, **options: Unpack[Options]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        seed, edges, score_bias = options["seed"], options.get("edges"), options.get("score_bias")
-        if seed is None and edges is None and score_bias is None:
-            results = bound(query, key, attn)
-        else:
-            if score_bias is not None:
-                score_bias = _of_used_heads(score_bias, graph)
-            results = bound(query, key, attn, *(edges or (None, None)), score_bias, seed)
-        return _as_caller_sees(results, graph, options["return_attention"])
-
-    return attention
+    arguments = _arguments(query, key, attn, graph, options, is_differentiated)
+    return BoundAttention(operator.bind(arguments, is_differentiated))
 
 
 def _arguments(
-    query: Tensor, key: Tensor, attn: Tensor, graph: Graph, options: Options
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: Graph,
+    options: Options,
+    is_differentiated: bool,
 ) -> Arguments:
     seed, edges, score_bias = options["seed"], options.get("edges"), options.get("score_bias")
     edge_features, edge_projection = edges or (None, None)
-    features = (query, key, attn, edge_features, edge_projection, score_bias)
-    by_key = graph.by_key if is_differentiated(features) else (None, None, None)
+    by_key = graph.by_key if is_differentiated else (None, None, None)
     key_ptr, edges_by_key, queries_by_key = by_key
     query_id, key_id = (None, None) if seed is None else _node_ids(graph)
     has_rows = edges is not None or score_bias is not None

@@ -1,0 +1,244 @@
+"""A layer whose projections are plain is one function of autograd's, and the same as one of many."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gatv2 import Graph, GraphAttentionV2Layer
+
+N_NODES, N_FEATURES, N_OUT, N_HEADS = 9, 6, 8, 2
+
+pytestmark = pytest.mark.skipif(
+    pytest.importorskip("gatv2.numba.available").FAILURE is not None, reason="needs Numba"
+)
+
+
+def make(**options: Any) -> GraphAttentionV2Layer:
+    torch.manual_seed(0)
+    options = {"dropout": 0.0, **options}
+    return GraphAttentionV2Layer(N_FEATURES, N_OUT, N_HEADS, **options)
+
+
+def edges() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(N_NODES, (2, 30), generator=generator)
+
+
+def features(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(N_NODES, N_FEATURES, dtype=dtype, requires_grad=True)
+
+
+def is_at_once(out: Tensor) -> bool:
+    """Whether autograd knows the projections and attention as one function."""
+    found: set[str] = set()
+    functions: list[Any] = [out.grad_fn]
+    while functions:
+        function = functions.pop()
+        if function is not None:
+            found.add(function.name())
+            functions += [each for each, _ in function.next_functions]
+    return "_ProjectedBackward" in found
+
+
+@contextmanager
+def separately(layer: GraphAttentionV2Layer) -> Iterator[None]:
+    """A hook that does nothing: projections are called by themselves."""
+    handle = layer.linear_l.register_forward_hook(lambda *_: None)
+    yield
+    handle.remove()
+
+
+def gradients(layer: GraphAttentionV2Layer, h: Any, graph: Any) -> tuple[Tensor, ...]:
+    out = layer(h, graph, seed=3)
+    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype)
+    inputs = *(h if isinstance(h, tuple) else (h,)), *layer.parameters()
+    wanted = [x for x in inputs if x.requires_grad]
+    return out, *torch.autograd.grad(out, wanted, cotangent)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prepares", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": True, "dropout": 0.4},
+        {"bias": "projections", "is_concat": False},
+        {"share_weights": True, "residual": True},
+        {"share_weights": True, "bias": True, "flow": "source_to_target"},
+    ],
+)
+def test_same_bits(dtype: torch.dtype, prepares: bool, options: dict[str, Any]) -> None:
+    layer, h = make(dtype=dtype, **options), features(dtype)
+    flow = options.get("flow", "target_to_source")
+    graph = Graph.from_edge_index(edges(), N_NODES, flow=flow) if prepares else edges()
+    with separately(layer):
+        expected = gradients(layer, h, graph)
+    assert not is_at_once(expected[0])
+    for _ in range(2):  # also of a kind of call that has been served
+        actual = gradients(layer, h, graph)
+        assert is_at_once(actual[0])
+        for a, e in zip(actual, expected, strict=True):
+            assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("share_weights", [False, True])
+def test_pairs(share_weights: bool) -> None:
+    layer = make(share_weights=share_weights)
+    h = features(), torch.randn(5, N_FEATURES, requires_grad=True)
+    graph = edges() % torch.tensor([[N_NODES], [5]])
+    with separately(layer):
+        expected = gradients(layer, h, graph)
+    actual = gradients(layer, h, graph)
+    assert is_at_once(actual[0])
+    assert not is_at_once(expected[0])
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("frozen", [("linear_l",), ("linear_r", "attn"), ("attn",), ("h",)])
+def test_what_is_frozen_gets_no_gradient(frozen: tuple[str, ...]) -> None:
+    layer, h = make(bias=True), features()
+    h.requires_grad_("h" not in frozen)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] not in frozen)
+    with separately(layer):
+        expected = gradients(layer, h, edges())
+    actual = gradients(layer, h, edges())
+    assert is_at_once(actual[0])
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+def test_derivatives_of_any_order() -> None:
+    layer, h = make(bias=True, dtype=torch.float64), features(torch.float64)
+    graph = Graph.from_edge_index(edges(), N_NODES)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def attend(h: Tensor, *parameters: Tensor) -> Tensor:
+        named = dict(zip(names, parameters, strict=True))
+        out: Tensor = torch.func.functional_call(layer, named, (h, graph))
+        return out
+
+    inputs = h, *layer.parameters()
+    assert is_at_once(attend(*inputs))
+    assert torch.autograd.gradcheck(attend, inputs)
+    assert torch.autograd.gradgradcheck(attend, inputs)
+
+
+def test_many_cotangents_at_once() -> None:
+    layer, h = make(dtype=torch.float64), features(torch.float64)
+    out = layer(h, edges())
+    assert is_at_once(out)
+    cotangents = torch.randn(3, *out.shape, dtype=out.dtype)
+    inputs = h, *layer.parameters()
+    batched = torch.autograd.grad(out, inputs, cotangents, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(out, inputs, each, retain_graph=True) for each in cotangents]
+    for actual, expected in zip(batched, map(torch.stack, zip(*single, strict=True)), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def _of_all_modules(layer: GraphAttentionV2Layer, seen: list[object]) -> Callable[[], None]:
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    return hook.remove
+
+
+def _replaced(layer: GraphAttentionV2Layer, seen: list[object]) -> Callable[[], None]:
+    doubled = Doubled(N_FEATURES, N_OUT, bias=False)
+    doubled.register_full_backward_hook(lambda *_: seen.append(doubled))
+    layer.linear_r = doubled
+    return lambda: None
+
+
+def _by_itself(layer: GraphAttentionV2Layer, seen: list[object]) -> Callable[[], None]:
+    forward = layer.linear_l.forward
+
+    def and_note_it(x: Tensor) -> Tensor:
+        seen.append(x)
+        return forward(x)
+
+    vars(layer.linear_l)["forward"] = and_note_it
+    return lambda: None
+
+
+@pytest.mark.parametrize("change", [_of_all_modules, _replaced, _by_itself])
+def test_who_wants_to_see_projections_does(change: Callable[..., Callable[[], None]]) -> None:
+    layer, h, seen = make(), features(), []  # type: ignore[var-annotated]
+    assert is_at_once(layer(h, edges()))
+    undo = change(layer, seen)
+    out = layer(h, edges())
+    out.backward(torch.randn_like(out))
+    undo()
+    assert not is_at_once(out)
+    assert seen
+
+
+def test_modes_see_each_operation_once() -> None:
+    layer, h = make(), features()
+    layer(h, edges())
+    with FlopCounterMode(display=False) as counter:
+        layer(h, edges())
+    products = 2 * 2 * N_NODES * N_FEATURES * N_OUT
+    assert counter.get_total_flops() == products
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        lambda layer, h: layer(h, edges(), return_attention=True)[0],
+        lambda layer, h: layer(h.expand(2, *h.shape), edges()),
+        lambda layer, h: layer(h, torch.ones(N_NODES, N_NODES, 1, dtype=torch.bool)),
+        lambda layer, h: make(add_self_loops=True)(h, edges()),
+        lambda layer, h: make(kernel="torch")(h, edges()),
+        lambda layer, h: make(backend="dense")(h, edges().unique(dim=1)),
+    ],
+)
+def test_elsewhere_functions_stay_apart(case: Callable[..., Tensor]) -> None:
+    out = case(make(), features())
+    assert not is_at_once(out)
+    out.backward(torch.randn_like(out))
+
+
+def test_under_autocast() -> None:
+    layer, h = make(), features()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(h, edges())
+    assert out.dtype == torch.bfloat16
+    assert not is_at_once(out)
+
+
+def test_without_gradients() -> None:
+    layer, h = make(), features()
+    expected = layer(h, edges())
+    with torch.no_grad():
+        out = layer(h, edges())
+    assert torch.equal(out, expected)
+    assert not out.requires_grad
+
+
+def test_a_write_between_the_passes_is_seen() -> None:
+    layer, h = make(), features()
+    out = layer(h, edges())
+    with torch.no_grad():
+        layer.linear_l.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward(torch.randn_like(out))
+
+
+def test_errors_are_those_of_separate_calls() -> None:
+    layer, h = make(), features()
+    with pytest.raises(IndexError, match="query"):
+        layer(h, torch.tensor([[0, N_NODES], [0, 0]]))
+    layer.linear_l = nn.Linear(N_FEATURES, N_OUT + 2, bias=False)
+    with pytest.raises(ValueError, match="must give 2 heads"):
+        layer(h, edges())
