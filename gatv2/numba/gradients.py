@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from gatv2.numba.arguments import (
-    Buffers,
     EdgeFeatures,
     EdgeList,
     Floats,
@@ -31,8 +30,9 @@ from gatv2.numba.edge_order import moved
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import rows_of, strip_of
-from gatv2.numba.scores import own_buffers
+from gatv2.numba.scores import buffers_of, own_buffers
 from gatv2.numba.scratch import Scratch
+from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
 
@@ -218,10 +218,15 @@ def _backward_queries(
     per_edge: Plain,
     gradients: Plain,
 ) -> None:
+    member = share_out(chunks)
     problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
     (first_query, query_ptr), edge_list = queries, EdgeList(*edge_list)
     head_mask = as_head_mask(head_mask)
-    buffers, incoming, per_edge = Buffers(*buffers), Incoming(*incoming), PerEdge(*per_edge)
+    buffers, incoming, per_edge = (
+        buffers_of(member, buffers),
+        Incoming(*incoming),
+        PerEdge(*per_edge),
+    )
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
@@ -259,6 +264,7 @@ def _backward_keys(
     per_edge: Plain,
     gradients: Plain,
 ) -> None:
+    share_out(chunks)
     problem, key_order, per_edge = as_problem(problem), KeyOrder(*key_order), PerEdge(*per_edge)
     key_ptr, n_edges = key_order.ptr, key_order.edge.size
     chunk = next_chunk(chunks)

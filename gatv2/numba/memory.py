@@ -27,3 +27,9 @@ def empty(
     memory = np.empty(n_bytes + LINE_BYTES, np.uint8)
     start = -memory.__array_interface__["data"][0] % LINE_BYTES
     return np.ndarray(shape, dtype, memory, start)
+
+
+def empty_rows(n_rows: int, width: int, dtype: type[np.generic] | np.dtype[np.generic]) -> Array:
+    """A row for each of some threads, of which no two write to one cache line; empty if `width` is 0."""
+    apart = LINE_BYTES // np.dtype(dtype).itemsize
+    return empty((n_rows, width + apart if width else 0), dtype)
