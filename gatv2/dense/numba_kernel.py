@@ -36,6 +36,7 @@ from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
 _BLOCK = 1 << 23  # coefficients whose gradients are held at once
+_SPARSENESS = 8  # cells of an edge, as nobody has counted them
 
 
 class Adjacency(NamedTuple):
@@ -69,7 +70,7 @@ class Plan:
         run_chunks(
             _forward,
             arguments.n_threads,
-            min(count_chunks(n_rows * n_keys * tiles.length), max(n_rows, 1)),
+            min(count_chunks(n_rows * n_keys * tiles.length // _SPARSENESS), max(n_rows, 1)),
             tiles.vectors,
             launch.problem,
             launch.plain_edges,
@@ -137,7 +138,7 @@ class Plan:
         return mask.ravel()
 
     def _count_row_chunks(self, mask: Array) -> int:
-        n_chunks: int = min(count_chunks(mask.size * 8), max(self._sizes.n_queries, 1))
+        n_chunks: int = min(count_chunks(mask.size), max(self._sizes.n_queries, 1))
         return n_chunks
 
     def _pointers(self, mask: Array, n_threads: int) -> Array:

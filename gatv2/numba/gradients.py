@@ -28,7 +28,7 @@ from gatv2.numba.call import ArrayCotangents, Launch
 from gatv2.numba.compile import kernel
 from gatv2.numba.edge_order import moved
 from gatv2.numba.head_mask import as_head_mask
-from gatv2.numba.memory import Array, empty
+from gatv2.numba.memory import Array, empty, zeros
 from gatv2.numba.rows import rows_of, strip_of
 from gatv2.numba.scores import buffers_of, own_buffers
 from gatv2.numba.scratch import Scratch
@@ -50,7 +50,7 @@ class Gradients:
         self.d_query = tiles.empty(*call.query.shape[:-2], given=d_query)
         self.d_key = tiles.empty(*call.key.shape[:-2], given=d_key)
         self.n_chunks = n_chunks
-        self.d_attn = np.zeros((sizes.n_copies, self.n_chunks, tiles.length), tiles.dtype)
+        self.d_attn = zeros((sizes.n_copies, self.n_chunks, tiles.length), tiles.dtype)
         self.edges: EdgeFeatureGradients | None = None
         if launch.edges is not None:
             self.edges = EdgeFeatureGradients(launch, launch.edges, self.n_chunks, d_features)
@@ -169,8 +169,8 @@ class EdgeFeatureGradients:
     ) -> None:
         self.launch, self.projection, tiles = launch, edges.projection, launch.tiles
         n_features = edges.n_features
-        self.shares = tiles.empty(launch.sizes.n_copies, n_chunks, n_features)
-        self.shares.fill(0)
+        shape = launch.sizes.n_copies, n_chunks, n_features, *tiles.padded
+        self.shares = zeros(shape, tiles.dtype)
         n_rows = launch.sizes.n_copies * launch.sizes.n_edge_rows
         n_rows = n_rows if launch.arguments.wants_rows else 0
         self.d_x = empty((n_rows, n_features), tiles.dtype, d_features)

@@ -26,11 +26,14 @@ from gatv2.numba.compile import (
     inline,
     intrinsic,
 )
-from gatv2.numba.team import address
+from gatv2.numba.team import look_at, runtime
 
 Chunks: TypeAlias = Plain
-"""(How many chunks are taken and how many members of a team are there, number of chunks, number of
-those of one copy, `gatv2.numba.team.address()`, members of the team: 1 for a thread without one.)"""
+"""(Counters, number of chunks, number of those of one copy, members of a team, addresses in `Runtime`.)
+
+Counters are of the chunks that are taken, of the members that are there, and of nanoseconds that were
+lost by waiting for one. A thread without a team has one member.
+"""
 
 _CHUNK_WORK = 1 << 17  # elements: some 10 us, more than it takes to wake a team
 _WORTH_A_HELPER = 8  # chunks: more than it takes to wake a thread of Python
@@ -68,16 +71,19 @@ def run_chunks(
         scratch: gives arrays of which each of `n` threads has a row for itself.
     """
     n_all = n_chunks * n_copies
-    team = address() if n_threads > 1 and n_all > 1 else 0
-    n_members = n_threads if team else 1
-    chunks = np.zeros(2, np.int64), n_all, n_chunks, team, n_members
+    parallel, clock = runtime() if n_threads > 1 and n_all > 1 else (0, 0)
+    n_members = n_threads if parallel else 1
+    counters = np.zeros(3, np.int64)
+    chunks = counters, n_all, n_chunks, n_members, parallel, clock
 
     def work() -> None:
         loop(chunks, *scratch(n_members), *arguments)
 
-    n_helpers = 0 if team else _count_helpers(n_threads, n_all)
+    n_helpers = 0 if parallel else _count_helpers(n_threads, n_all)
     if n_helpers == 0:
         work()
+        if parallel:
+            look_at(counters)
         return
     helpers: list[Future[None]] = []
     try:
