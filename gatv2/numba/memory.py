@@ -32,9 +32,7 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
 
     Two threads that write to one line, each to its own part, wait for it in turn.
     """
-    return _from_a_line(
-        np.zeros(dtype.itemsize * prod(shape) + LINE_BYTES, np.uint8), shape, dtype
-    )
+    return _from_a_line(np.zeros(dtype.itemsize * prod(shape) + LINE_BYTES, np.uint8), shape, dtype)
 
 
 def _from_a_line(
