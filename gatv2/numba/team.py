@@ -33,13 +33,17 @@ _SHARE = 0.05
 _PATIENCE = 0.2
 """Seconds of that time that count at once: a few members may be late before teams are left alone."""
 
+# what threads share, in the array of which the first number counts chunks
+STATE_SIZE = 6
+_ARRIVALS, _LOST, _N_MEMBERS, _PARALLEL, _CLOCK = range(1, STATE_SIZE)
+
 _INT = ir.IntType(32)
 _LONG = ir.IntType(64)
 _DOUBLE = ir.DoubleType()
 _POINTER = ir.IntType(8).as_pointer()
 _TASK = ir.FunctionType(ir.VoidType(), [_POINTER])
-_PARALLEL = ir.FunctionType(ir.VoidType(), [_TASK.as_pointer(), _POINTER, _INT, _INT])
-_CLOCK = ir.FunctionType(_DOUBLE, [])
+_PARALLEL_TYPE = ir.FunctionType(ir.VoidType(), [_TASK.as_pointer(), _POINTER, _INT, _INT])
+_CLOCK_TYPE = ir.FunctionType(_DOUBLE, [])
 
 
 class Runtime(NamedTuple):
@@ -88,9 +92,18 @@ def _runtime() -> Runtime:
     return Runtime(*(ctypes.cast(name, ctypes.c_void_p).value or 0 for name in names))
 
 
-def look_at(counters: Array) -> None:
-    """Leave teams alone for a while if they have kept their callers waiting: see `share_out`."""
-    lost = counters[2]
+def ask_for_team(state: Array, n_members: int) -> bool:
+    """Have `share_out` wake a team, if there is one to be had, and say whether there is."""
+    addresses = runtime()
+    if addresses.parallel == 0:
+        return False
+    state[_N_MEMBERS], state[_PARALLEL], state[_CLOCK] = n_members, *addresses
+    return True
+
+
+def look_at(state: Array) -> None:
+    """Leave teams alone for a while if they have kept their callers waiting."""
+    lost = state[_LOST]
     if lost > 0:
         begin = max(_Teams.paid_until, perf_counter() - _PATIENCE)
         _Teams.paid_until = begin + float(lost) * 1e-9 / _SHARE
@@ -103,25 +116,26 @@ def share_out(_typing: Typing, chunks: Plain) -> Index:
     `chunks` is `gatv2.numba.threads.Chunks`. The kernel that Python called returns from here when the
     team has taken all chunks, and finds none left. A member's number is less than the team's size.
 
-    The third of its counters is set to the nanoseconds that were lost by waiting for the last member:
-    those that the wait took longer than the work before it, which its caller could have done instead.
-
     Kernels raise nothing but what NUMBA_BOUNDSCHECK adds: that of a member is raised by the call.
     """
 
     def lower(context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
-        counters, _, _, n_members, parallel, clock = cgutils.unpack_tuple(builder, args[0], 6)
-        counters = context.make_array(chunks.types[0])(context, builder, counters).data
+        array = builder.extract_value(args[0], 0)
+        data = context.make_array(chunks.types[0])(context, builder, array).data
+
+        def at(i: int) -> Value:
+            return builder.gep(data, [ir.Constant(_LONG, i)])
+
+        n_members = builder.load(at(_N_MEMBERS))
         member = cgutils.alloca_once_value(builder, ir.Constant(_LONG, 0))
         one = ir.Constant(_LONG, 1)
         with builder.if_then(builder.icmp_signed(">", n_members, one), likely=False):
-            arrivals = builder.gep(counters, [one])
-            number = builder.atomic_rmw("add", arrivals, one, "monotonic")
+            number = builder.atomic_rmw("add", at(_ARRIVALS), one, "monotonic")
             is_first = builder.icmp_signed("==", number, ir.Constant(_LONG, 0))
             with builder.if_else(is_first, likely=False) as (first, others):
                 with first:
-                    lost = _run_team(builder, n_members, parallel, clock)
-                    builder.store(lost, builder.gep(counters, [ir.Constant(_LONG, 2)]))
+                    parallel, clock = builder.load(at(_PARALLEL)), builder.load(at(_CLOCK))
+                    builder.store(_run_team(builder, n_members, parallel, clock), at(_LOST))
                 with others:
                     builder.store(builder.sub(number, one), member)
         return builder.load(member)
@@ -132,7 +146,8 @@ def share_out(_typing: Typing, chunks: Plain) -> Index:
 def _run_team(builder: Builder, n_members: Value, parallel: Value, clock: Value) -> Value:
     """Have each member call the function that is being built, with the arguments that it has itself.
 
-    Returns the nanoseconds that were lost.
+    Returns the nanoseconds that were lost by waiting for the last one: those that the wait took longer
+    than the work before it, which the caller could have done instead.
     """
     kernel = builder.function
     # behind the places of the result and of an exception
@@ -144,7 +159,7 @@ def _run_team(builder: Builder, n_members: Value, parallel: Value, clock: Value)
         builder.store(value, shared.at(i))
     task = _task(builder.module, kernel, place.type)
     begin = shared.now()
-    start = builder.inttoptr(parallel, _PARALLEL.as_pointer())
+    start = builder.inttoptr(parallel, _PARALLEL_TYPE.as_pointer())
     data, n_threads = builder.bitcast(place, _POINTER), builder.trunc(n_members, _INT)
     builder.call(start, [task, data, n_threads, ir.Constant(_INT, 0)])
     end = shared.now()
@@ -193,7 +208,7 @@ class _Shared:
 
     def now(self) -> Value:
         """The time in seconds."""
-        clock = self._builder.inttoptr(self.load(self.CLOCK), _CLOCK.as_pointer())
+        clock = self._builder.inttoptr(self.load(self.CLOCK), _CLOCK_TYPE.as_pointer())
         return self._builder.call(clock, [])
 
 

@@ -1,5 +1,7 @@
 """Fixed chunks of rows on a few threads: the same bits on any number of them.
 
+The threads are PyTorch's (`gatv2.numba.team`), or Python's where there are none of it to be had.
+
 Not Numba's `parallel=True`: its first parallel call resets the number of PyTorch's OpenMP threads,
 its `workqueue` layer aborts the process when two threads call at once, its `omp` layer after a fork.
 """
@@ -26,16 +28,15 @@ from gatv2.numba.compile import (
     inline,
     intrinsic,
 )
-from gatv2.numba.team import look_at, runtime
+from gatv2.numba.team import STATE_SIZE, ask_for_team, look_at
 
 Chunks: TypeAlias = Plain
-"""(Counters, number of chunks, number of those of one copy, members of a team, addresses in `Runtime`.)
+"""(Numbers that threads share, number of chunks, number of those of one copy.)
 
-Counters are of the chunks that are taken, of the members that are there, and of nanoseconds that were
-lost by waiting for one. A thread without a team has one member.
+The first number is how many chunks are taken; `gatv2.numba.team` has the others.
 """
 
-_CHUNK_WORK = 1 << 17  # elements: some 10 us, more than it takes to wake a team
+_CHUNK_WORK = 1 << 17  # elements: some 30 us, more than it takes to wake a team
 _WORTH_A_HELPER = 8  # chunks: more than it takes to wake a thread of Python
 _MAX_CHUNKS = 256
 
@@ -71,19 +72,23 @@ def run_chunks(
         scratch: gives arrays of which each of `n` threads has a row for itself.
     """
     n_all = n_chunks * n_copies
-    parallel, clock = runtime() if n_threads > 1 and n_all > 1 else (0, 0)
-    n_members = n_threads if parallel else 1
-    counters = np.zeros(3, np.int64)
-    chunks = counters, n_all, n_chunks, n_members, parallel, clock
+    state = np.zeros(STATE_SIZE, np.int64)
+    chunks = state, n_all, n_chunks
+    if n_threads == 1 or n_all <= 1:
+        loop(chunks, *scratch(1), *arguments)
+    elif ask_for_team(state, n_threads):
+        loop(chunks, *scratch(n_threads), *arguments)
+        look_at(state)
+    else:
+        _run_with_helpers(
+            lambda: loop(chunks, *scratch(1), *arguments), _count_helpers(n_threads, n_all)
+        )
 
-    def work() -> None:
-        loop(chunks, *scratch(n_members), *arguments)
 
-    n_helpers = 0 if parallel else _count_helpers(n_threads, n_all)
+def _run_with_helpers(work: Callable[[], None], n_helpers: int) -> None:
+    """Call `work` here and on threads of Python."""
     if n_helpers == 0:
         work()
-        if parallel:
-            look_at(counters)
         return
     helpers: list[Future[None]] = []
     try:

@@ -45,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One element for each call of a team, which is not left alone; chunks are small."""
     made: list[int] = []
     monkeypatch.setattr(threads, "_CHUNK_WORK", 1 << 10)
-    monkeypatch.setattr(threads, "look_at", lambda counters: made.append(int(counters[1])))
+    monkeypatch.setattr(threads, "look_at", lambda state: made.append(int(state[team._ARRIVALS])))
     monkeypatch.setattr(team._Teams, "paid_until", 0.0)
     return made
 
@@ -110,7 +110,7 @@ def test_same_bits_with_and_without_a_team(
     n_calls = len(calls)
     assert n_calls >= 6  # forward, and backward by queries and by keys
     assert set(calls) == {3, 4}  # the calling function, and it again as each member
-    monkeypatch.setattr(threads, "runtime", lambda: (0, 0))
+    monkeypatch.setattr(team, "runtime", lambda: team.Runtime(0, 0))
     for n in (2, 3):
         torch.set_num_threads(n)
         assert all(map(torch.equal, outcome(*arguments), expected))
