@@ -28,11 +28,11 @@ from gatv2.numba.compile import inline, kernel
 from gatv2.numba.counting_sort import transpose
 from gatv2.numba.forward_row import forward_strip
 from gatv2.numba.gradients import Gradients
-from gatv2.numba.head_mask import as_head_mask, row_of
+from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import LINE_BYTES, Array, empty, empty_rows
 from gatv2.numba.rows import place_of
 from gatv2.numba.scores import buffers_of, own_buffers
-from gatv2.numba.team import share_out
+from gatv2.numba.team import row_of, share_out
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
 _BLOCK = 1 << 23  # coefficients whose gradients are held at once
@@ -213,9 +213,9 @@ def _forward(
 ) -> None:
     member = share_out(chunks)
     problem, edges = as_problem(problem), as_edge_features(edges)
-    head_mask = as_head_mask(row_of(head_mask, member)[0])
+    head_mask = as_head_mask(row_of(head_mask, member))
     buffers, results = buffers_of(member, buffers), Results(*results)
-    keys, row_alpha = keys[member], row_alpha[member]
+    keys, row_alpha = row_of(keys, member), row_of(row_alpha, member)
     n_keys, n_heads = problem.block_keys, problem.layout.n_groups * vectors.heads.lanes
     alpha = results.alpha
     row_results = Results(results.out, results.largest, results.total, row_alpha)

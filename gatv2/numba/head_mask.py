@@ -31,14 +31,6 @@ def as_head_mask(head_mask: Plain | Flags | None) -> HeadMask:
     raise NotImplementedError("for Numba only")
 
 
-def row_of(head_mask: Plain | Flags | None, member: Index) -> tuple[Plain | Flags | None]:
-    """The flags of one thread, if each has a row of them; what all threads share as it is.
-
-    In a tuple, as Numba lets no function return an array that it made.
-    """
-    raise NotImplementedError("for Numba only")
-
-
 def flags_of(head_mask: HeadMask | None) -> Flags | None:
     """The flags, if there are any."""
     raise NotImplementedError("for Numba only")
@@ -115,13 +107,6 @@ def _overload_as_head_mask(head_mask):  # type: ignore[no-untyped-def]
     if isinstance(head_mask, types.BaseTuple):
         return lambda head_mask: ScoreBias(*head_mask)
     return lambda head_mask: head_mask
-
-
-@overload(row_of)
-def _overload_row_of(head_mask, member):  # type: ignore[no-untyped-def]
-    if isinstance(head_mask, types.Array):
-        return lambda head_mask, member: (head_mask[member],)
-    return lambda head_mask, member: (head_mask,)
 
 
 @overload(flags_of)

@@ -52,6 +52,7 @@ from gatv2.numba.simd import (
     store,
     store_bits,
 )
+from gatv2.numba.team import row_of
 from gatv2.numba.tiles import Tiles
 
 MAX_WIDTH = 64  # lanes of `flat`, at most
@@ -86,7 +87,12 @@ def own_buffers(tiles: Tiles, n_threads: int) -> tuple[Plain]:
 def buffers_of(member: Index, buffers: Plain) -> Buffers:
     """The rows of one thread, named."""
     scores, d_scores, keep, counters = buffers
-    return Buffers(scores[member], d_scores[member], keep[member], counters[member])
+    return Buffers(
+        row_of(scores, member),
+        row_of(d_scores, member),
+        row_of(keep, member),
+        row_of(counters, member),
+    )
 
 
 @inline
