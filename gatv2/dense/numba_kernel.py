@@ -8,7 +8,6 @@ import numpy as np
 
 from gatv2.dense.numba_mask import MASK_VECTORS, count_edges, list_keys, list_row
 from gatv2.numba.arguments import (
-    Buffers,
     EdgeList,
     Flags,
     Floats,
@@ -30,12 +29,14 @@ from gatv2.numba.counting_sort import transpose
 from gatv2.numba.forward_row import forward_strip
 from gatv2.numba.gradients import Gradients
 from gatv2.numba.head_mask import as_head_mask
-from gatv2.numba.memory import Array, empty
+from gatv2.numba.memory import LINE_BYTES, Array, empty, empty_rows
 from gatv2.numba.rows import place_of
-from gatv2.numba.scores import own_buffers
+from gatv2.numba.scores import buffers_of, own_buffers
+from gatv2.numba.team import row_of, share_out
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
 _BLOCK = 1 << 23  # coefficients whose gradients are held at once
+_SPARSENESS = 8  # cells of an edge, as nobody has counted them
 
 
 class Adjacency(NamedTuple):
@@ -69,7 +70,7 @@ class Plan:
         run_chunks(
             _forward,
             arguments.n_threads,
-            min(count_chunks(n_rows * n_keys * tiles.length), max(n_rows, 1)),
+            min(count_chunks(n_rows * n_keys * tiles.length // _SPARSENESS), max(n_rows, 1)),
             tiles.vectors,
             launch.problem,
             launch.plain_edges,
@@ -137,7 +138,7 @@ class Plan:
         return mask.ravel()
 
     def _count_row_chunks(self, mask: Array) -> int:
-        n_chunks: int = min(count_chunks(mask.size * 8), max(self._sizes.n_queries, 1))
+        n_chunks: int = min(count_chunks(mask.size), max(self._sizes.n_queries, 1))
         return n_chunks
 
     def _pointers(self, mask: Array, n_threads: int) -> Array:
@@ -157,15 +158,21 @@ class Plan:
         return np.cumsum(ptr, out=ptr)
 
 
-def _row_buffers(launch: Launch, n_keys: int, n_mask_heads: int) -> tuple[Plain, ...]:
-    """What a thread needs for one row: buffers, keys, their alpha, and which heads use them."""
+def _row_buffers(
+    launch: Launch, n_keys: int, n_mask_heads: int, n_threads: int
+) -> tuple[Plain, ...]:
+    """What threads need for one row each: buffers, keys, their alpha, and which heads use them."""
     tiles = launch.tiles
+    n_heads = tiles.padded[0]
     head_mask: Any = launch.plain_bias
     if n_mask_heads > 1:
-        head_mask = np.zeros(n_keys * tiles.padded[0], np.bool_)
-    n_alpha = n_keys if launch.arguments.wants_rows else 0
-    keys, alpha = empty((n_keys,), np.int32), tiles.empty_heads(n_alpha).ravel()
-    return *own_buffers(tiles), keys, alpha, head_mask
+        head_mask = np.zeros((n_threads, n_keys * n_heads + LINE_BYTES), np.bool_)
+    n_alpha = n_keys * n_heads if launch.arguments.wants_rows else 0
+    keys, alpha = (
+        empty_rows(n_threads, n_keys, np.int32),
+        empty_rows(n_threads, n_alpha, tiles.dtype),
+    )
+    return *own_buffers(tiles, n_threads), keys, alpha, head_mask
 
 
 def _of_edges(
@@ -204,12 +211,11 @@ def _forward(
     n_mask_heads: Index | None,
     results: Plain,
 ) -> None:
-    problem, edges, head_mask = (
-        as_problem(problem),
-        as_edge_features(edges),
-        as_head_mask(head_mask),
-    )
-    buffers, results = Buffers(*buffers), Results(*results)
+    member = share_out(chunks)
+    problem, edges = as_problem(problem), as_edge_features(edges)
+    head_mask = as_head_mask(row_of(head_mask, member))
+    buffers, results = buffers_of(member, buffers), Results(*results)
+    keys, row_alpha = row_of(keys, member), row_of(row_alpha, member)
     n_keys, n_heads = problem.block_keys, problem.layout.n_groups * vectors.heads.lanes
     alpha = results.alpha
     row_results = Results(results.out, results.lse, results.total, row_alpha)

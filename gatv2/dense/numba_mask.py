@@ -5,6 +5,7 @@ import numpy as np
 from gatv2.numba.arguments import Flags, HeadMask, Index, Integers, VectorClasses
 from gatv2.numba.compile import inline, kernel
 from gatv2.numba.simd import bits_of, count_bits, load_mask, lowest_bit
+from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, next_chunk
 from gatv2.numba.tiles import MASK_LANES
 from gatv2.numba.vectors import Vectors
@@ -31,6 +32,7 @@ def count_edges(
         n_heads: 1, or heads.
         counts: one more than queries.
     """
+    share_out(chunks)
     n_rows = counts.size - 1
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
@@ -77,6 +79,7 @@ def list_keys(
         key_index: the lists.
         head_mask: [edges, heads], written; None if the mask is the same for all heads.
     """
+    share_out(chunks)
     n_rows = ptr.size - 1
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:

@@ -8,6 +8,7 @@ no faster for rows of half a cache line or more, so those are looked up.
 from gatv2.numba.arguments import Floats, Integers, Truth
 from gatv2.numba.compile import kernel
 from gatv2.numba.memory import Array, empty
+from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
 
@@ -47,6 +48,7 @@ def moved(numbers: Array, edge_id: Array, n_threads: int, *, goes_back: bool) ->
 def _move(
     chunks: Chunks, numbers: Floats, edge_id: Integers, goes_back: Truth, out: Floats
 ) -> None:
+    share_out(chunks)
     n_edges = edge_id.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:

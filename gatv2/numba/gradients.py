@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from gatv2.numba.arguments import (
-    Buffers,
     EdgeFeatures,
     EdgeList,
     Floats,
@@ -29,10 +28,11 @@ from gatv2.numba.call import ArrayCotangents, Launch
 from gatv2.numba.compile import kernel
 from gatv2.numba.edge_order import moved
 from gatv2.numba.head_mask import as_head_mask
-from gatv2.numba.memory import Array, empty
+from gatv2.numba.memory import Array, empty, zeros
 from gatv2.numba.rows import rows_of, strip_of
-from gatv2.numba.scores import own_buffers
+from gatv2.numba.scores import buffers_of, own_buffers
 from gatv2.numba.scratch import Scratch
+from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
 
@@ -50,7 +50,7 @@ class Gradients:
         self.d_query = tiles.empty(*call.query.shape[:-2], given=d_query)
         self.d_key = tiles.empty(*call.key.shape[:-2], given=d_key)
         self.n_chunks = n_chunks
-        self.d_attn = np.zeros((sizes.n_copies, self.n_chunks, tiles.length), tiles.dtype)
+        self.d_attn = zeros((sizes.n_copies, self.n_chunks, tiles.length), tiles.dtype)
         self.edges: EdgeFeatureGradients | None = None
         if launch.edges is not None:
             self.edges = EdgeFeatureGradients(launch, launch.edges, self.n_chunks, d_features)
@@ -169,8 +169,8 @@ class EdgeFeatureGradients:
     ) -> None:
         self.launch, self.projection, tiles = launch, edges.projection, launch.tiles
         n_features = edges.n_features
-        self.shares = tiles.empty(launch.sizes.n_copies, n_chunks, n_features)
-        self.shares.fill(0)
+        shape = launch.sizes.n_copies, n_chunks, n_features, *tiles.padded
+        self.shares = zeros(shape, tiles.dtype)
         n_rows = launch.sizes.n_copies * launch.sizes.n_edge_rows
         n_rows = n_rows if launch.arguments.wants_rows else 0
         self.d_x = empty((n_rows, n_features), tiles.dtype, d_features)
@@ -218,10 +218,15 @@ def _backward_queries(
     per_edge: Plain,
     gradients: Plain,
 ) -> None:
+    member = share_out(chunks)
     problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
     (first_query, query_ptr), edge_list = queries, EdgeList(*edge_list)
     head_mask = as_head_mask(head_mask)
-    buffers, incoming, per_edge = Buffers(*buffers), Incoming(*incoming), PerEdge(*per_edge)
+    buffers, incoming, per_edge = (
+        buffers_of(member, buffers),
+        Incoming(*incoming),
+        PerEdge(*per_edge),
+    )
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
@@ -259,6 +264,7 @@ def _backward_keys(
     per_edge: Plain,
     gradients: Plain,
 ) -> None:
+    share_out(chunks)
     problem, key_order, per_edge = as_problem(problem), KeyOrder(*key_order), PerEdge(*per_edge)
     key_ptr, n_edges = key_order.ptr, key_order.edge.size
     chunk = next_chunk(chunks)

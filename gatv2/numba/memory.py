@@ -24,6 +24,25 @@ def empty(
     n_bytes = np.dtype(dtype).itemsize * prod(shape)
     if n_bytes < _LARGE_BYTES:
         return np.empty(shape, dtype)
-    memory = np.empty(n_bytes + LINE_BYTES, np.uint8)
+    return _from_a_line(np.empty(n_bytes + LINE_BYTES, np.uint8), shape, dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    """`np.zeros`, but it starts with a cache line: rows of whole lines can be added to side by side.
+
+    Two threads that write to one line, each to its own part, wait for it in turn.
+    """
+    return _from_a_line(np.zeros(dtype.itemsize * prod(shape) + LINE_BYTES, np.uint8), shape, dtype)
+
+
+def _from_a_line(
+    memory: Array, shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[np.generic]
+) -> Array:
     start = -memory.__array_interface__["data"][0] % LINE_BYTES
     return np.ndarray(shape, dtype, memory, start)
+
+
+def empty_rows(n_rows: int, width: int, dtype: type[np.generic] | np.dtype[np.generic]) -> Array:
+    """A row for each of some threads, of which no two write to one cache line; empty if `width` is 0."""
+    apart = LINE_BYTES // np.dtype(dtype).itemsize
+    return empty((n_rows, width + apart if width else 0), dtype)

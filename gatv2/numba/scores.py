@@ -38,7 +38,7 @@ from gatv2.numba.arguments import (
 from gatv2.numba.compile import inline
 from gatv2.numba.edge_features import add_projection, first_x_of, prefetch_features
 from gatv2.numba.head_mask import add_bias, bias_of, flags_of
-from gatv2.numba.memory import empty
+from gatv2.numba.memory import empty_rows
 from gatv2.numba.philox import LANES, keep_factors
 from gatv2.numba.rows import AHEAD, BLOCK, ROWS_AHEAD, column_of, heads_at, length_of, signs_at
 from gatv2.numba.simd import (
@@ -52,6 +52,7 @@ from gatv2.numba.simd import (
     store,
     store_bits,
 )
+from gatv2.numba.team import row_of
 from gatv2.numba.tiles import Tiles
 
 MAX_WIDTH = 64  # lanes of `flat`, at most
@@ -67,15 +68,31 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def own_buffers(tiles: Tiles) -> tuple[Plain]:
-    """What the calling thread needs beside its results, kept for the next call: a `Buffers`, plain."""
+def own_buffers(tiles: Tiles, n_threads: int) -> tuple[Plain]:
+    """What threads need beside results, a row for each: kept by the one that calls for its next call."""
     size = tiles.group, tiles.dtype
     buffers = _buffers.of_size.get(size)
-    if buffers is None:
-        coefficients = (empty((BLOCK * tiles.group + MAX_WIDTH,), tiles.dtype) for _ in range(3))
-        buffers = *coefficients, empty((3 * BLOCK + 7 * LANES,), np.uint32)
+    if buffers is None or len(buffers[0]) < n_threads:
+        width = BLOCK * tiles.group + MAX_WIDTH
+        n_words = 3 * BLOCK + 7 * LANES
+        buffers = (
+            *(empty_rows(n_threads, width, tiles.dtype) for _ in range(3)),
+            empty_rows(n_threads, n_words, np.uint32),
+        )
         _buffers.of_size[size] = buffers
     return (buffers,)
+
+
+@inline
+def buffers_of(member: Index, buffers: Plain) -> Buffers:
+    """The rows of one thread, named."""
+    scores, d_scores, keep, counters = buffers
+    return Buffers(
+        row_of(scores, member),
+        row_of(d_scores, member),
+        row_of(keep, member),
+        row_of(counters, member),
+    )
 
 
 @inline

@@ -10,6 +10,7 @@ from gatv2.numba.compile import kernel
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import rows_of
 from gatv2.numba.simd import broadcast, fma, load, splat, store
+from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 from gatv2.numba.tiles import Tiles, tiles_of
 
@@ -141,6 +142,7 @@ def _multiply(
     rows: Floats,
     out: Floats,
 ) -> None:
+    share_out(chunks)
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         begin, end = rows_of(ptr, chunk, chunks)

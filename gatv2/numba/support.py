@@ -1,5 +1,10 @@
 """Reasons against the kernels compiled by Numba. Imports neither Numba nor PyTorch."""
 
+import os
+
+PROCESS = os.getpid()
+"""The process that imported this; a forked child is another one, without its threads."""
+
 
 def unsupported(device_type: str) -> list[str]:
     """The reasons why Numba's kernels can't serve a device ("cpu", "cuda"); empty if they can."""

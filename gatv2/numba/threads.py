@@ -1,5 +1,7 @@
 """Fixed chunks of rows on a few threads: the same bits on any number of them.
 
+The threads are PyTorch's (`gatv2.numba.team`), or Python's where there are none of it to be had.
+
 Not Numba's `parallel=True`: its first parallel call resets the number of PyTorch's OpenMP threads,
 its `workqueue` layer aborts the process when two threads call at once, its `omp` layer after a fork.
 """
@@ -26,11 +28,16 @@ from gatv2.numba.compile import (
     inline,
     intrinsic,
 )
+from gatv2.numba.team import STATE_SIZE, ask_for_team, look_at
 
 Chunks: TypeAlias = Plain
-"""(Counter of the chunks that are taken, number of chunks, number of those of one copy.)"""
+"""(Numbers that threads share, number of chunks, number of those of one copy.)
 
-_CHUNK_WORK = 1 << 20  # elements: some 0.1 ms, more than it takes to wake a thread
+The first number is how many chunks are taken; `gatv2.numba.team` has the others.
+"""
+
+_CHUNK_WORK = 1 << 17  # elements: some 30 us, more than it takes to wake a team
+_WORTH_A_HELPER = 8  # chunks: more than it takes to wake a thread of Python
 _MAX_CHUNKS = 256
 
 
@@ -39,35 +46,50 @@ def count_chunks(work: int) -> int:
     return min(max(work // _CHUNK_WORK, 1), _MAX_CHUNKS)
 
 
+def _no_scratch(_n_threads: int) -> Plain:
+    return ()
+
+
 def run_chunks(
     loop: Callable[..., None],
     n_threads: int,
     n_chunks: int,
     *arguments: object,
     n_copies: int = 1,
-    scratch: Callable[[], Plain] = tuple,
+    scratch: Callable[[int], Plain] = _no_scratch,
 ) -> None:
-    """Call `loop(chunks, *scratch(), *arguments)` on several threads: they share out the chunks.
+    """Call `loop(chunks, *scratch(n), *arguments)` on several threads: they share out the chunks.
 
-    The calling thread works too, and finishes the loop by itself if the others are busy elsewhere.
+    The calling thread works too. If PyTorch has a team of threads, the loop calls itself on them;
+    else it is called on Python's, and the calling thread finishes it if these are busy elsewhere.
 
     Args:
-        loop: a kernel; `chunks` is (counter, number of all chunks, number of those of a copy).
+        loop: a kernel; `chunks` is a `Chunks`.
         n_threads: at most so many work.
         n_chunks: chunks of a copy.
         arguments: of the kernel.
         n_copies: how often its rows are worked off, for one feature set after another.
-        scratch: gives the arrays that the thread which calls it has for itself.
+        scratch: gives arrays of which each of `n` threads has a row for itself.
     """
-    chunks = np.zeros(1, np.int64), n_chunks * n_copies, n_chunks
-    if n_threads == 1 or chunks[1] <= 1:
-        loop(chunks, *scratch(), *arguments)
+    n_all = n_chunks * n_copies
+    state = np.zeros(STATE_SIZE, np.int64)
+    chunks = state, n_all, n_chunks
+    if n_threads == 1 or n_all <= 1:
+        loop(chunks, *scratch(1), *arguments)
+    elif ask_for_team(state, n_threads):
+        loop(chunks, *scratch(n_threads), *arguments)
+        look_at(state)
+    else:
+        _run_with_helpers(
+            lambda: loop(chunks, *scratch(1), *arguments), _count_helpers(n_threads, n_all)
+        )
+
+
+def _run_with_helpers(work: Callable[[], None], n_helpers: int) -> None:
+    """Call `work` here and on threads of Python."""
+    if n_helpers == 0:
+        work()
         return
-
-    def work() -> None:
-        loop(chunks, *scratch(), *arguments)
-
-    n_helpers = min(n_threads, chunks[1]) - 1
     helpers: list[Future[None]] = []
     try:
         # once the main thread has ended, nobody can be called for help
@@ -77,6 +99,12 @@ def run_chunks(
         work()
     finally:
         _wait_for([helper for helper in helpers if not helper.cancel()])
+
+
+def _count_helpers(n_threads: int, n_chunks: int) -> int:
+    """Threads of Python that it pays to wake; more chunks than there may be are of any size."""
+    n_busy = n_threads if n_chunks >= _MAX_CHUNKS else n_chunks // _WORTH_A_HELPER
+    return max(min(n_threads, n_busy) - 1, 0)
 
 
 def _wait_for(helpers: Sequence[Future[None]]) -> None:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 from gatv2.numba.arguments import (
-    Buffers,
     EdgeList,
     HeadMask,
     Integers,
@@ -25,7 +24,8 @@ from gatv2.numba.gradients import Gradients
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array
 from gatv2.numba.rows import rows_of, strip_of
-from gatv2.numba.scores import own_buffers
+from gatv2.numba.scores import buffers_of, own_buffers
+from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
 
@@ -130,9 +130,10 @@ def _forward(
     head_mask: HeadMask | None,
     results: Plain,
 ) -> None:
+    member = share_out(chunks)
     problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
     edge_list, head_mask = EdgeList(*edge_list), as_head_mask(head_mask)
-    buffers, results = Buffers(*buffers), Results(*results)
+    buffers, results = buffers_of(member, buffers), Results(*results)
     n_edges = edge_list.key.size
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
