@@ -28,10 +28,13 @@ def empty(
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
-    """`np.zeros`, but it starts with a cache line: rows of whole lines can be added to side by side.
+    """`np.zeros` of `[copies, chunks, ...]`, whose chunks can be added to side by side.
 
-    Two threads that write to one line, each to its own part, wait for it in turn.
+    It starts with a cache line. Two threads that write to one line, each to its own part, wait for it in
+    turn.
     """
+    if shape[:2] == (1, 1):  # for one thread alone
+        return np.zeros(shape, dtype)
     return _from_a_line(np.zeros(dtype.itemsize * prod(shape) + LINE_BYTES, np.uint8), shape, dtype)
 
 
