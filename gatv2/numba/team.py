@@ -254,7 +254,7 @@ def _task(module: ir.Module, kernel: ir.Function, shared_type: ir.PointerType) -
         builder.bitcast(place, argument.type)
         for place, argument in zip((result, exception), kernel.args, strict=False)
     ]
-    status = builder.call(kernel, [*places, *arguments])
+    status = builder.call(kernel, [*places, *arguments], attrs=("noinline",))
     with builder.if_then(_is_error(builder, status), likely=False):
         builder.store(builder.load(exception), shared.at(shared.EXCEPTION))
         builder.store(status, shared.at(shared.STATUS))

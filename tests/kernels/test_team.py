@@ -76,7 +76,8 @@ def case(form: str) -> tuple[list[Tensor], dict[str, Any], object]:
 
 def outcome(inputs: list[Tensor], options: dict[str, Any], graph: object) -> list[Tensor]:
     """Results and the gradients of all that is differentiable."""
-    results = gatv2_attention(*inputs, graph, kernel="numba", **options)
+    query, key, attn = inputs
+    results = gatv2_attention(query, key, attn, graph, kernel="numba", **options)
     if isinstance(results, Tensor):
         results = (results,)
     leaves = [*inputs, *(x for x in options.values() if isinstance(x, Tensor))]
@@ -331,7 +332,7 @@ def test_there_is_none_of_an_unknown_runtime(
         raise error
 
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(team.ctypes, "CDLL", load)
+    monkeypatch.setattr("ctypes.CDLL", load)
     assert team._runtime.__wrapped__() == (0, 0)
 
 
