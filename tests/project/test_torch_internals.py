@@ -338,11 +338,17 @@ def test_without_one_the_fused_kernels_go_by_public_names() -> None:
     name, *_ = SINGLE_LEVEL
     operators = "tests/kernels/test_numba_operators.py"
     files = (operators, "tests/laws/test_transforms.py", "tests/laws/test_recompilation.py")
-    # an operator called by itself, which nothing of ours does, drops tangents by the public names
-    refusal = f"--deselect={operators}::test_an_operator_refuses_dual_tensors"
+    left_out = (
+        # an operator called by itself, which nothing of ours does, drops tangents by the public names
+        f"--deselect={operators}::test_an_operator_refuses_dual_tensors",
+        # no name is hidden from the process that this one starts
+        f"--deselect={operators}::test_exported_program_runs_in_a_fresh_process",
+        # GAT and PyTorch's kernels are plain operations: see above
+        *("-k", "not GAT- and not dense-torch and not sparse-torch"),
+    )
     without = [str(HELPERS / "without_name.py"), NAMES[name], name]
     result = subprocess.run(
-        [sys.executable, *without, "-q", "-x", refusal, *files],
+        [sys.executable, *without, "-q", "-x", *left_out, *files],
         capture_output=True,
         text=True,
         check=False,
