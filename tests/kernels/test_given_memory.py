@@ -70,7 +70,7 @@ def run(kernels: ModuleType, call: ArrayArguments, direction: str) -> tuple[Arra
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize(
     ("n_heads", "n_hidden", "dtype", "is_padded"),
-    [(8, 8, "float32", False), (3, 5, "float32", True), (4, 4, "float64", False)],
+    [(4, 4, "float32", False), (3, 3, "float32", True), (4, 4, "float64", False)],
 )
 def test_same_results_in_given_memory(
     kernels: Any, direction: str, n_heads: int, n_hidden: int, dtype: str, is_padded: bool
