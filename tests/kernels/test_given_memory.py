@@ -34,8 +34,9 @@ def call_of(kernels: ModuleType, n_heads: int, n_hidden: int, dtype: Any) -> Arr
     of_edges = (N_QUERIES, N_KEYS) if kernels is dense else (keys.size,)
     graph: Any = dense.Adjacency(mask)
     if kernels is sparse:
-        pointers = np.searchsorted(queries, np.arange(N_QUERIES + 1))
-        graph = sparse.Adjacency(pointers, keys, edge_id=np.arange(keys.size))
+        pointers = np.searchsorted(queries, np.arange(N_QUERIES + 1)).astype(np.int32)
+        edge_id = np.arange(keys.size, dtype=np.int32)
+        graph = sparse.Adjacency(pointers, keys.astype(np.int32), edge_id=edge_id)
     return ArrayArguments(
         normal(N_QUERIES, n_heads, n_hidden),
         normal(N_KEYS, n_heads, n_hidden),
