@@ -15,9 +15,10 @@ SCHEMA = $(VENV)/bin/check-jsonschema --builtin-schema
 demo: $(VENV)/examples
 	$(VENV)/bin/python examples/demo.py --output $(RESULTS)
 
-# a file is one process's work: what its fixtures make is made once, and fewer kernels are compiled at once
+# a file is one process's work: what its fixtures make is made once, and fewer kernels are compiled at once; files that
+# are one long test come early, as tests/distributed does, not after all others
 test: $(VENV)/dev
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 ifeq ($(shell uname),Linux)  # the only one that Triton is for
 	$(MAKE) test-triton
 endif

@@ -21,6 +21,10 @@ os.environ.setdefault(
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 
+# threads of PyTorch that wait sleep, in pytest-xdist's workers and in what tests start; they would spin
+# on cores on which other workers have work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # modules that a first call imports, loaded now: poison is put into what is loaded
 _modules = ["dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort"]
 _modules += ["numba.self_loops", "numba.joined", "numba.sparse_product"]

@@ -1,4 +1,8 @@
-"""Processes that talk over gloo, for tests: started anew, watched, and never waited for without end."""
+"""Processes that talk over gloo, for tests: started anew, watched, and never waited for without end.
+
+Where that can be done, they are forked from a server that has imported what all of them need, and done
+nothing else: to import PyTorch takes longer than most of their work.
+"""
 
 import datetime
 import multiprocessing
@@ -15,6 +19,21 @@ import torch.distributed as dist
 
 GROUP_TIMEOUT = datetime.timedelta(minutes=5)
 """How long a process waits for another one, which may be compiling kernels beside other tests."""
+
+PRELOADED = (
+    *("torch", "torch._dynamo", "torch.nn.parallel", "numba"),
+    *("gatv2.distributed", "gatv2.model", "gatv2.testing", "gatv2.sparse.numba_kernel"),
+)
+"""Modules that processes find imported."""
+
+
+def _context() -> Any:
+    """How processes are started."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
 
 
 def run_processes(
@@ -39,7 +58,7 @@ def run_processes(
         AssertionError: the function raised in a process, whose traceback is the message.
         TimeoutError: the processes did not end in time.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     options = (n_processes, path, not lost)
     processes = [
         context.Process(target=_run, args=(rank, function, arguments, *options))

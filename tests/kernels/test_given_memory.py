@@ -34,8 +34,9 @@ def call_of(kernels: ModuleType, n_heads: int, n_hidden: int, dtype: Any) -> Arr
     of_edges = (N_QUERIES, N_KEYS) if kernels is dense else (keys.size,)
     graph: Any = dense.Adjacency(mask)
     if kernels is sparse:
-        pointers = np.searchsorted(queries, np.arange(N_QUERIES + 1))
-        graph = sparse.Adjacency(pointers, keys, edge_id=np.arange(keys.size))
+        pointers = np.searchsorted(queries, np.arange(N_QUERIES + 1)).astype(np.int32)
+        edge_id = np.arange(keys.size, dtype=np.int32)
+        graph = sparse.Adjacency(pointers, keys.astype(np.int32), edge_id=edge_id)
     return ArrayArguments(
         normal(N_QUERIES, n_heads, n_hidden),
         normal(N_KEYS, n_heads, n_hidden),
@@ -70,7 +71,7 @@ def run(kernels: ModuleType, call: ArrayArguments, direction: str) -> tuple[Arra
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize(
     ("n_heads", "n_hidden", "dtype", "is_padded"),
-    [(8, 8, "float32", False), (3, 5, "float32", True), (4, 4, "float64", False)],
+    [(4, 4, "float32", False), (3, 3, "float32", True), (4, 4, "float64", False)],
 )
 def test_same_results_in_given_memory(
     kernels: Any, direction: str, n_heads: int, n_hidden: int, dtype: str, is_padded: bool

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ pytest.importorskip("numba")
 N_QUERIES, N_KEYS, N_HEADS, N_HIDDEN = 5, 7, 3, 2
 MASK = torch.rand(N_QUERIES, N_KEYS, 1, generator=torch.Generator().manual_seed(1)) < 0.5
 HEAD_MASK = torch.rand(N_QUERIES, N_KEYS, 3, generator=torch.Generator().manual_seed(2)) < 0.5
+
+PAIRS = [
+    pytest.param(MASK, 0.0, False, False, id="plain"),
+    pytest.param(MASK, 0.4, True, True, id="dropout-alpha-edges"),
+    pytest.param(HEAD_MASK, 0.0, True, True, id="heads-alpha-edges"),
+    pytest.param(HEAD_MASK, 0.4, False, True, id="heads-dropout-edges"),
+    pytest.param(HEAD_MASK, 0.4, True, False, id="heads-dropout-alpha"),
+]
+"""Mask, dropout, with coefficients, with edge features: any two of them in all four ways."""
 
 
 @pytest.fixture(params=["dense", "sparse"])
@@ -60,10 +70,7 @@ def adjacency_of(
 @pytest.mark.filterwarnings(
     r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning"
 )
-@pytest.mark.parametrize("mask", [MASK, HEAD_MASK], ids=["one mask", "head mask"])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("with_alpha", [False, True])
-@pytest.mark.parametrize("with_edges", [False, True])
+@pytest.mark.parametrize(("mask", "dropout", "with_alpha", "with_edges"), PAIRS)
 def test_opcheck(
     backend: str, mask: Tensor, dropout: float, with_alpha: bool, with_edges: bool
 ) -> None:
@@ -82,6 +89,14 @@ def test_opcheck(
     d_out, d_lse = d_out.requires_grad_(), d_lse.masked_fill(lse.isinf(), 0.0).requires_grad_()
     arguments = (d_out, d_lse, d_alpha, lse.detach(), *features, *adjacency, *options)
     torch.library.opcheck(gradient, arguments)
+
+
+def test_any_two_options_meet_in_every_way() -> None:
+    cases = [
+        (parameters.values[0] is MASK, *map(bool, parameters.values[1:])) for parameters in PAIRS
+    ]
+    for one, other in combinations(zip(*cases, strict=True), 2):
+        assert len(set(zip(one, other, strict=True))) == 4
 
 
 def function_of(backend: Any, kernel: str, mask: Tensor = HEAD_MASK) -> Any:

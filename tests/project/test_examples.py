@@ -1,9 +1,11 @@
 """The examples run: each once, with sizes as small as they allow."""
 
+import json
 from pathlib import Path
 
-import pytest
 from example_runs import run_example
+
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 def test_demo(tmp_path: Path) -> None:
@@ -18,18 +20,21 @@ def test_demo(tmp_path: Path) -> None:
         assert (tmp_path / picture).stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "lookup.py",
-        "digits.py",
-        "demo.py",
-        "planetoid.py",
-        "neighbor_sampling.py",
-        "learned_graph.py",
-        "jax_graphs.py",
-        "distributed_full_graph.py",
-    ],
+NAMES = (
+    "lookup.py",
+    "digits.py",
+    "demo.py",
+    "planetoid.py",
+    "neighbor_sampling.py",
+    "learned_graph.py",
+    "jax_graphs.py",
+    "distributed_full_graph.py",
 )
-def test_help(name: str) -> None:
-    assert "--seed" in run_example(name, "--help")
+
+
+def test_help() -> None:
+    told = json.loads(run_example(str(HELPERS / "help_of_examples.py"), *NAMES, path=[HELPERS]))
+    assert tuple(told) == NAMES
+    for name, text in told.items():
+        assert text.startswith(f"usage: {name} "), text
+        assert "--seed" in text
