@@ -299,7 +299,7 @@ class GraphAttention(nn.Module, ABC):
     def attend_at_once(
         self, h_query: Tensor, h_key: Tensor, adj_mat: object, seed: int | Tensor | None
     ) -> Tensor | None:
-        """What `attend` makes of projected features, where that is faster with them; None elsewhere."""
+        """The features projected and given to `attend`, where that is faster in one; None elsewhere."""
         return None
 
     @abstractmethod

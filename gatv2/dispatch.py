@@ -52,9 +52,10 @@ class Kernel:
         attention: the function that does it.
         unsupported: given query, key, attn and, if there are any, edge features, their projection
             and a bias of the scores, the reasons why it can't; empty if it can.
-        bind: given a call's arguments, an `attention` for it and others that differ in the values of
-            the features and the seed alone, and that no transform, mode or compiler is to see; None
-            if that is no faster.
+        bind: given a call's arguments, and as `is_differentiated` whether autograd wants a gradient, an
+            `attention` for it and others that differ in the values of the features and the seed
+            alone, and that no transform, mode or compiler is to see; None if that is no faster. A
+            `gatv2.sparse.operator.BoundAttention` also serves features and their projections at once.
 
     Raises:
         ValueError: no such backend, or a name that means something else.

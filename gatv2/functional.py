@@ -29,7 +29,7 @@ from gatv2.projection import Projections
 from gatv2.random import as_seed
 from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
-from gatv2.torch_internals import refuse_tracing
+from gatv2.torch_internals import needs_dispatcher, refuse_tracing
 
 
 class Options(TypedDict, total=False):
@@ -246,8 +246,8 @@ def attend(
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
     if type(graph) is not Graph:
         graph = known_graph(graph, query, key, flow)
-    call = _Call.of(query, key, attn, graph, flow, options)
-    told = _told(query, options)
+    call = _Service.of(query, key, attn, graph, flow, options)
+    told = _told(options, _seed(query, options))
     told["edges"], told["score_bias"] = call.edges, call.score_bias
     out, lse, alpha = call.attention(call.query, call.key, attn, call.adjacency, **told)
     shape = call.out_shape
@@ -256,7 +256,7 @@ def attend(
     return Attended(out, alpha, lse)
 
 
-def attend_to_projections(
+def attend_projected(
     projections: Projections,
     attn: Tensor,
     graph: object,
@@ -266,29 +266,27 @@ def attend_to_projections(
 ) -> Tensor | None:
     """The output of :func:`gatv2_attention` for queries and keys that are projections.
 
-    They are differentiated as a whole: None where no kernel does that. Edges have nothing of their own.
+    They are differentiated as a whole: None where no kernel does that, or where something that PyTorch's
+    dispatcher serves is at work. Edges have nothing of their own.
     """
     query, key = projections.forms(attn)
     projected = projections.tensors
+    if needs_dispatcher((attn, *projected)):
+        return None
     if type(graph) is not Graph:
         graph = known_graph(graph, query, key, flow)
     kind = kind_of(query, key, attn, graph, flow, options, projected)
     attention = None if kind is None else served(kind, dispatch.KERNELS)
     if attention is None:
-        if kind is None and type(graph) is Graph:
-            return None
         # of which only the form is looked at
         stand_ins = attn.new_empty(query.shape), attn.new_empty(key.shape)
-        attention = _Call.of(*stand_ins, attn, graph, flow, options, projected).attention
+        attention = _Service.of(*stand_ins, attn, graph, flow, options, projected).attention
     if not isinstance(attention, sparse_operator.BoundAttention):
         return None
-    dropout, seed = options["dropout"], options["seed"]
-    return attention.of_projections(
-        projections, attn, as_seed(seed, attn.device) if dropout > 0 else None
-    )
+    return attention.of_projections(projections, attn, _seed(attn, options))
 
 
-class _Call(NamedTuple):
+class _Service(NamedTuple):
     """What serves a call, and what it gets."""
 
     attention: Attention
@@ -309,7 +307,7 @@ class _Call(NamedTuple):
         flow: Flow,
         options: AttendOptions,
         projected: Sequence[Tensor | None] = (),
-    ) -> "_Call":
+    ) -> "_Service":
         """What a graph has served before, or else what is selected, all checked."""
         kind = kind_of(query, key, attn, graph, flow, options, projected)
         known = None if kind is None else served(kind, dispatch.KERNELS)
@@ -322,23 +320,32 @@ class _Call(NamedTuple):
             kind = kind_of(query, key, attn, prepared.adjacency, flow, options, projected)
         if kind is not None and prepared.is_as_given(query, kind.graph, options):
             if kernel.bind is not None:
-                told = _told(query, options)
+                # any seed will do: to draw one here would be to draw two for this call
+                seed = (
+                    torch.zeros((), dtype=torch.int64, device="cpu")
+                    if options["dropout"] > 0
+                    else None
+                )
                 attention = kernel.bind(
                     *(query, key, attn, kind.graph),
                     is_differentiated=kind.is_differentiated,
-                    **told,
+                    **_told(options, seed),
                 )
             remember(kind, attention, dispatch.KERNELS)
         return cls(attention, *prepared)
 
 
-def _told(query: Tensor, options: AttendOptions) -> sparse_operator.Options:
+def _seed(features: Tensor, options: AttendOptions) -> Tensor | None:
+    """The seed of a call's dropout, drawn if there is none."""
+    return as_seed(options["seed"], features.device) if options["dropout"] > 0 else None
+
+
+def _told(options: AttendOptions, seed: Tensor | None) -> sparse_operator.Options:
     """What a kernel is told."""
-    dropout = options["dropout"]
     return {
         "negative_slope": options["negative_slope"],
-        "dropout": dropout,
-        "seed": as_seed(options["seed"], query.device) if dropout > 0 else None,
+        "dropout": options["dropout"],
+        "seed": seed,
         "return_attention": options["return_attention"],
         "edges": options["edges"],
         "score_bias": options["score_bias"],

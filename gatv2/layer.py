@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, Projected
-from gatv2.functional import attend, attend_to_projections, gatv2_scores
+from gatv2.functional import attend, attend_projected, gatv2_scores
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
@@ -13,6 +13,9 @@ from gatv2.projection import as_projections, edge_projection
 from gatv2.torch_internals import has_global_hooks
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
+
+
+_GENERAL_WAY = {"attend", "_project", "_heads"}
 
 
 class GraphAttentionV2Layer(GraphAttention):
@@ -111,25 +114,37 @@ class GraphAttentionV2Layer(GraphAttention):
     ) -> Tensor | None:
         """Heads, projected and attended by one function of autograd's; None where none serves."""
         attn: Tensor = self.attn
-        is_graph = type(adj_mat) is Graph or (
-            type(adj_mat) is Tensor and adj_mat.ndim == 2 and adj_mat.dtype is not torch.bool
-        )
-        is_gradient_wanted = attn.is_cpu and torch.is_grad_enabled()
-        if not is_graph or not is_gradient_wanted or self.add_self_loops or has_global_hooks():
+        is_graph = type(adj_mat) is Graph
+        if type(adj_mat) is Tensor:
+            is_graph = adj_mat.ndim == 2 and adj_mat.dtype in (torch.int64, torch.int32)
+        if (
+            not is_graph
+            or not attn.is_cpu
+            or attn.shape != (self.n_heads, self.n_hidden)
+            or not torch.is_grad_enabled()
+            or type(self) is not GraphAttentionV2Layer  # a class of the user's may do other things
+            or not _GENERAL_WAY.isdisjoint(vars(self))
+            or self.linear_e is not None
+            or self.add_self_loops
+            or self.backend == "dense"
+            or self.kernel not in ("auto", "numba")
+            or has_global_hooks()
+        ):
             return None
-        projections = as_projections(h_query, h_key, self.linear_l, self.linear_r, attn)
+        is_shared = self.share_weights and h_key is h_query
+        linear_r = self.linear_l if is_shared else self.linear_r
+        projections = as_projections(h_query, h_key, self.linear_l, linear_r, attn)
         if projections is None:
             return None
-        return attend_to_projections(
-            projections,
-            attn,
-            adj_mat,
-            flow=self.flow,
-            **self._options(None, None, seed),
-        )
+        options = self._options(None, None, seed, return_attention=False)
+        return attend_projected(projections, attn, adj_mat, flow=self.flow, **options)
 
     def _options(
-        self, edges: EdgeInputs | None, score_bias: Tensor | None, seed: int | Tensor | None
+        self,
+        edges: EdgeInputs | None,
+        score_bias: Tensor | None,
+        seed: int | Tensor | None,
+        return_attention: bool,
     ) -> AttendOptions:
         return {
             "edges": edges,
@@ -139,7 +154,7 @@ class GraphAttentionV2Layer(GraphAttention):
             "seed": seed,
             "backend": self.backend,
             "kernel": self.kernel,
-            "return_attention": False,
+            "return_attention": return_attention,
         }
 
     def attend(
@@ -151,8 +166,7 @@ class GraphAttentionV2Layer(GraphAttention):
         if attn.dtype is not query.dtype:  # under autocast
             attn = attn.to(query.dtype)
         edges = None if self.linear_e is None else self._edge_inputs(inputs)
-        options = self._options(edges, score_bias, seed)
-        options["return_attention"] = return_attention
+        options = self._options(edges, score_bias, seed, return_attention)
         if is_part(graph):
             check_flow_of_graph(graph.flow, flow)
             return graph.attend(query, key, attn, **options)

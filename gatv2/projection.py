@@ -1,10 +1,12 @@
-"""A linear projection, whose first input may tell its size."""
+"""Linear projections: made, also of inputs whose size only the first one tells, and looked into."""
 
 from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+
+_LINEAR_FORWARD = nn.Linear.forward
 
 
 class Where(TypedDict):
@@ -82,11 +84,6 @@ def is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
     )
 
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-NOTHING = (None, None, None)
-"""In the place of a `Projection`, or its gradients."""
-
-
 class Form(NamedTuple):
     """What is known of a tensor before it is there, by the names that a tensor has."""
 
@@ -113,15 +110,6 @@ class Projection(NamedTuple):
         """The form of the heads."""
         return Form(torch.Size((self.h.shape[0], *attn.shape)), attn.dtype, attn.device)
 
-    def gradients(self, d_projected: Tensor, needs: tuple[bool, ...]) -> Gradients:
-        """Of the three, None for what needs none."""
-        of_h, of_weight, of_bias = needs
-        return (
-            d_projected.mm(self.weight) if of_h else None,
-            d_projected.t().mm(self.h) if of_weight else None,
-            d_projected.sum(0) if of_bias else None,
-        )
-
 
 class Projections(NamedTuple):
     """What queries and keys are projections of."""
@@ -130,11 +118,6 @@ class Projections(NamedTuple):
     key: Projection | None
     """None if the queries are the keys."""
 
-    def heads(self, attn: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys."""
-        query = self.query.heads(attn)
-        return query, query if self.key is None else self.key.heads(attn)
-
     def forms(self, attn: Tensor) -> tuple[Form, Form]:
         """The forms of queries and keys."""
         query = self.query.form(attn)
@@ -142,8 +125,8 @@ class Projections(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """All, or None where there is none."""
-        return (*self.query, *(self.key or NOTHING))
+        """All of both."""
+        return (*self.query, *(self.key or ()))
 
 
 def as_projections(
@@ -151,10 +134,16 @@ def as_projections(
 ) -> Projections | None:
     """What two modules project from rows of features, for vectors `attn`; None if they do anything else.
 
-    Features and each module fit one another.
+    Args:
+        h_query: features, checked to fit `query`.
+        h_key: features, checked to fit `key`.
+        query: projects those of queries.
+        key: projects those of keys; the same one, of the same features, if the queries are the keys.
+        attn: `[n_heads, n_hidden]`.
     """
     is_usual = (
         type(query) is type(key) is nn.Linear
+        and nn.Linear.forward is _LINEAR_FORWARD
         and is_plain(query, nn.Linear)
         and (key is query or is_plain(key, nn.Linear))
         and h_query.ndim == h_key.ndim == 2

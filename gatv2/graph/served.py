@@ -27,9 +27,9 @@ class Kind(NamedTuple):
     """A graph, and all else that the checks of a call, and the choice among some kernels, depend on."""
 
     graph: Graph
-    form: Hashable
+    rest: Hashable
     is_differentiated: bool
-    """Whether autograd wants a gradient; part of the form, too."""
+    """Whether autograd wants a gradient; part of the rest, too."""
 
 
 MOST_KINDS = 16
@@ -48,7 +48,8 @@ def kind_of(
 ) -> Kind | None:
     """The kind of a call of plain tensors and a graph; None if it depends on more than that.
 
-    `projected`: what query and key will be made of, if that is not known of themselves.
+    `projected`: what query and key will be made of, if that is not known of themselves. The dispatcher
+    need see nothing of it, nor attn.
     """
     slope, dropout, edges = options["negative_slope"], options["dropout"], options["edges"]
     backend, kernel, score_bias = options["backend"], options["kernel"], options["score_bias"]
@@ -63,9 +64,10 @@ def kind_of(
         or type(flow) is not str
         or type(backend) is not str
         or type(kernel) is not str
-        or needs_dispatcher(sources := (attn, *projected) if projected else tensors)
+        or (not projected and needs_dispatcher(tensors))
     ):
         return None
+    sources = (attn, *projected) if projected else tensors
     forms: list[Hashable] = []
     for x in tensors:
         if x is not None:
@@ -76,7 +78,7 @@ def kind_of(
     is_differentiated = torch.is_grad_enabled() and True in [
         x.requires_grad for x in sources if x is not None
     ]
-    form = (
+    rest = (
         *forms,
         *(ptr.shape, ptr.dtype, ptr.data_ptr()),
         *(index.shape, index.dtype, index.device, index.data_ptr()),
@@ -86,7 +88,7 @@ def kind_of(
         options["return_attention"],
         is_differentiated,
     )
-    return Kind(graph, form, is_differentiated)
+    return Kind(graph, rest, is_differentiated)
 
 
 def _ids_of(graph: Graph) -> tuple[int, int, int]:
@@ -97,7 +99,7 @@ def _ids_of(graph: Graph) -> tuple[int, int, int]:
 def served(kind: Kind, kernels: "Kernels") -> "Attention | None":
     """What served such a call, with the tensors and the graph as they came; chosen among `kernels`."""
     calls: dict[Hashable, _Served] | None = kind.graph.__dict__.get("_served")
-    found = None if calls is None else calls.get(kind.form)
+    found = None if calls is None else calls.get(kind.rest)
     return found[1] if found is not None and found[0] is kernels else None
 
 
@@ -106,4 +108,4 @@ def remember(kind: Kind, attention: "Attention", kernels: "Kernels") -> None:
     calls: dict[Hashable, _Served] = kind.graph.__dict__.setdefault("_served", {})
     if len(calls) >= MOST_KINDS:
         calls.clear()
-    calls[kind.form] = kernels, attention
+    calls[kind.rest] = kernels, attention

@@ -154,7 +154,7 @@ class Bound:
 
 # that of one level of transforms has none to look for at each call
 _internals = single_level_autograd()
-AutogradBase: Any = torch.autograd.Function if _internals is None else _internals.function
+FunctionBase: Any = torch.autograd.Function if _internals is None else _internals.function
 
 
 def must_be_seen(cotangents: Sequence[Tensor | None], tensors: Sequence[Tensor | None]) -> bool:
@@ -166,7 +166,7 @@ def must_be_seen(cotangents: Sequence[Tensor | None], tensors: Sequence[Tensor |
     )
 
 
-class _Function(AutogradBase):  # type: ignore[misc]
+class _Function(FunctionBase):  # type: ignore[misc]
     """A bound operator, differentiated; without `setup_context`, which takes time."""
 
     @staticmethod

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatv2 import Graph, GraphAttentionV2Layer
@@ -230,7 +231,7 @@ def test_a_write_between_the_passes_is_seen() -> None:
     layer, h = make(), features()
     out = layer(h, edges())
     with torch.no_grad():
-        layer.linear_l.weight.mul_(2)
+        h.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward(torch.randn_like(out))
 
@@ -242,3 +243,138 @@ def test_errors_are_those_of_separate_calls() -> None:
     layer.linear_l = nn.Linear(N_FEATURES, N_OUT + 2, bias=False)
     with pytest.raises(ValueError, match="must give 2 heads"):
         layer(h, edges())
+
+
+@pytest.mark.parametrize("prepares", [False, True])
+def test_one_seed_is_drawn(prepares: bool) -> None:
+    layer, h = make(dropout=0.5), features()
+    graph = Graph.from_edge_index(edges(), N_NODES) if prepares else edges()
+
+    def drawn() -> tuple[Tensor, Tensor]:
+        torch.manual_seed(5)
+        return layer(h, graph), torch.rand(1)
+
+    with separately(layer):
+        expected, after = drawn()
+    for _ in range(3):
+        actual, then = drawn()
+        assert is_at_once(actual)
+        assert torch.equal(actual, expected)
+        assert torch.equal(then, after)
+
+
+def test_a_checkpoint_drops_alike() -> None:
+    layer, h = make(dropout=0.5), features()
+    for use_reentrant in (False, True):
+        torch.manual_seed(3)
+        expected = torch.autograd.grad(layer(h, edges()).square().sum(), layer.linear_l.weight)
+        torch.manual_seed(3)
+        out = checkpoint(layer, h, edges(), use_reentrant=use_reentrant)
+        layer.zero_grad()
+        out.square().sum().backward()
+        torch.testing.assert_close((layer.linear_l.weight.grad,), expected)
+
+
+class Twice(GraphAttentionV2Layer):
+    def attend(self, inputs: Any, **options: Any) -> Any:
+        heads, alpha = super().attend(inputs, **options)
+        return 2 * heads, alpha
+
+
+def test_what_a_user_overrides_is_called() -> None:
+    torch.manual_seed(0)
+    layer, h = Twice(N_FEATURES, N_OUT, N_HEADS, dropout=0.0), features()
+    expected = make()(h, edges())
+    torch.testing.assert_close(layer(h, edges()), 2 * expected)
+    plain = make()
+    attend = plain.attend
+    vars(plain)["attend"] = lambda inputs, **options: (2 * attend(inputs, **options)[0], None)
+    torch.testing.assert_close(plain(h, edges()), 2 * expected)
+
+
+def test_a_layer_with_edge_features_asks_for_them() -> None:
+    with pytest.raises((TypeError, ValueError), match="edge_features"):
+        make(edge_dim=3)(features(), edges())
+
+
+def test_attn_of_another_shape_is_refused() -> None:
+    layer = make()
+    layer.attn = nn.Parameter(layer.attn.detach().reshape(-1, 2))
+    with pytest.raises(ValueError, match="attn"):
+        layer(features(), edges())
+
+
+def test_a_replaced_shared_projection_is_that_of_both_sides() -> None:
+    layer, h = make(share_weights=True), features()
+    layer.linear_l = nn.Linear(N_FEATURES, N_OUT, bias=False)
+    with separately(layer):
+        expected = layer(h, edges())
+    actual = layer(h, edges())
+    assert is_at_once(actual)
+    assert torch.equal(actual, expected)
+
+
+def test_weights_set_between_the_passes_do_not_count() -> None:
+    layer, h = make(), features()
+    out = layer(h, edges()).square().sum()
+    expected = torch.autograd.grad(out, h, retain_graph=True)
+    layer.linear_l.weight.data = torch.ones_like(layer.linear_l.weight)
+    assert torch.equal(*torch.autograd.grad(out, h), *expected)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (3, 0)])
+def test_no_nodes(sizes: tuple[int, int]) -> None:
+    layer = make()
+    n_queries, n_keys = sizes
+    h = torch.randn(n_queries, N_FEATURES, requires_grad=True), torch.randn(n_keys, N_FEATURES)
+    out = layer(h, torch.empty(2, 0, dtype=torch.long))
+    assert is_at_once(out)
+    out.backward(torch.randn_like(out))
+    assert layer.linear_l.weight.grad is not None
+    assert not layer.linear_l.weight.grad.any()
+
+
+def test_what_no_gradient_needs_may_be_written_to() -> None:
+    layer = make()
+    layer.linear_l.requires_grad_(False)
+    layer.linear_r.requires_grad_(False)
+    h = features()
+    x = h + 0
+    out = layer(x, edges())
+    with torch.no_grad():
+        x.zero_()
+    out.backward(torch.randn_like(out))
+    layer, h = make(), features().detach()
+    out = layer(h, edges())
+    with torch.no_grad():
+        layer.linear_l.weight.zero_()
+    out.backward(torch.randn_like(out))
+
+
+def test_a_patched_class_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, h, seen = make(), features(), []
+    forward = nn.Linear.forward
+
+    def and_note_it(linear: nn.Linear, x: Tensor) -> Tensor:
+        seen.append(linear)
+        return forward(linear, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", and_note_it)
+    assert not is_at_once(layer(h, edges()))
+    assert len(seen) == 2
+
+
+def test_a_compiler_traces_the_graph_once() -> None:
+    layer, h = make(), features()
+    n_sorts = []
+
+    def count(module: torch.fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        n_sorts.append(sum("sort" in str(node.target) for node in module.graph.nodes))
+        return module.forward
+
+    torch.compile(layer, backend=count)(h, edges())
+    alone = separately(layer)
+    torch._dynamo.reset()
+    with alone:
+        torch.compile(layer, backend=count)(h, edges())
+    assert sum(n_sorts[: len(n_sorts) // 2]) == sum(n_sorts[len(n_sorts) // 2 :])
