@@ -132,8 +132,9 @@ class Plan:
     def _mask(self, arguments: ArrayArguments) -> Array:
         """The mask, of all blocks, flat."""
         mask: Array = arguments.adjacency.mask
-        if self._has_batch:
-            batch = arguments.query.shape[arguments.n_mapped : -3]
+        batch = arguments.query.shape[arguments.n_mapped : -3]
+        # what is broadcast can't be written to, and a kernel would be compiled for that once more
+        if self._has_batch and mask.shape[:-3] != batch:
             mask = np.broadcast_to(mask, (*batch, *mask.shape[-3:]))
         return mask.ravel()
 
