@@ -19,15 +19,16 @@ demo: $(VENV)/examples
 # are one long test come early, as tests/distributed does, not after all others
 test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(MAKE) test-jax
 ifeq ($(shell uname),Linux)  # the only one that Triton is for
 	$(MAKE) test-triton
 endif
 
 # laws that kernels obey, of those of JAX, in float64 and half precision (tests/jax has float32); not what PyTorch's
-# compiler and exporter are asked, what maps over a graph, and what is no kernel's, errors
+# compiler and exporter are asked, what its memory keeps, what maps over a graph, and what is no kernel's, errors
 test-jax: $(VENV)/dev
 	HYPOTHESIS_PROFILE=few $(VENV)/bin/python -m pytest -n auto -p jax_kernels $(JAX_LAWS:%=tests/laws/test_%.py) \
-	    -k "jax and not float32"
+	    -k "jax and not float32 and not keeps_no_graph"
 
 # the kernels for GPUs, interpreted on the CPU, in a process of their own: Triton asks once
 test-triton: $(VENV)/dev
