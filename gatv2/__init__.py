@@ -1,10 +1,12 @@
 """Graph Attention v2 in PyTorch: dense and sparse behind one layer.
 
-`import gatv2` loads nothing else: each name is imported when it is first asked for.
+`import gatv2` loads nothing else but which process this is: each name is imported when it is first asked for.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from gatv2.numba.support import PROCESS as _PROCESS  # noqa: F401 - noted before anything forks
 
 if TYPE_CHECKING:
     from gatv2 import control as control

@@ -10,7 +10,7 @@ from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
 from gatv2.options import check_flow_of_graph
 from gatv2.projection import as_projections, edge_projection
-from gatv2.torch_internals import has_global_hooks
+from gatv2.torch_internals import has_global_hooks, has_saved_tensor_hooks
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
@@ -118,7 +118,8 @@ class GraphAttentionV2Layer(GraphAttention):
         if type(adj_mat) is Tensor:
             is_graph = adj_mat.ndim == 2 and adj_mat.dtype in (torch.int64, torch.int32)
         if (
-            not is_graph
+            torch.compiler.is_compiling()
+            or not is_graph
             or not attn.is_cpu
             or attn.shape != (self.n_heads, self.n_hidden)
             or not torch.is_grad_enabled()
@@ -129,6 +130,7 @@ class GraphAttentionV2Layer(GraphAttention):
             or self.backend == "dense"
             or self.kernel not in ("auto", "numba")
             or has_global_hooks()
+            or has_saved_tensor_hooks()  # a checkpoint goes the same way twice, whoever looks on
         ):
             return None
         is_shared = self.share_weights and h_key is h_query

@@ -156,9 +156,9 @@ def as_projections(
     of_query, of_key = _projection(query, h_query), None
     if key is not query or h_key is not h_query:
         of_key = _projection(key, h_key)
-    width = attn.numel()
-    if of_query.weight.shape[0] != width or (of_key and of_key.weight.shape[0] != width):
-        return None
+    for _, weight, bias in filter(None, (of_query, of_key)):
+        if weight.shape[0] != attn.numel() or (bias is not None and bias.ndim != 1):
+            return None
     return Projections(of_query, of_key)
 
 

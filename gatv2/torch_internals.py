@@ -155,6 +155,17 @@ def has_global_hooks() -> bool:
     return bool(_has_any_global_hook())
 
 
+def has_saved_tensor_hooks() -> bool:
+    """Whether something, as a checkpoint, counts or keeps what is saved for a backward pass.
+
+    Private because no public function tells; without it, something may always.
+    """
+    try:
+        return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    except AttributeError:
+        return True
+
+
 def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Indices and values of a matrix in COO, in the order in which it has them.
 

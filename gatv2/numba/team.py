@@ -13,7 +13,9 @@ their callers waiting, and where that is more than a small part of all time, tea
 """
 
 import ctypes
+import multiprocessing
 import os
+import platform
 import sys
 from functools import lru_cache
 from time import perf_counter
@@ -31,6 +33,8 @@ from gatv2.numba.support import PROCESS
 
 _SHARE = 0.05
 """Of all time, what may be lost by waiting."""
+_MOST_LOST = 0.5
+"""Seconds that count of one call: all else stood still, too."""
 _PATIENCE = 0.2
 """Seconds of that time that count at once: a few members may be late before teams are left alone."""
 
@@ -45,6 +49,8 @@ _POINTER = ir.IntType(8).as_pointer()
 _TASK = ir.FunctionType(ir.VoidType(), [_POINTER])
 _PARALLEL_TYPE = ir.FunctionType(ir.VoidType(), [_TASK.as_pointer(), _POINTER, _INT, _INT])
 _CLOCK_TYPE = ir.FunctionType(_DOUBLE, [])
+_OF_MODE = ir.FunctionType(ir.VoidType(), [_POINTER])
+_IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 class Runtime(NamedTuple):
@@ -73,7 +79,8 @@ def runtime() -> Runtime:
     """The runtime, if a team can be woken now.
 
     There is none without PyTorch, which is not imported for it, nor where it brings another runtime:
-    on macOS and Windows. A forked child has none either, as it would wait for threads of its parent.
+    on macOS and Windows. A forked child has none either, as it would wait for threads of its parent;
+    but for one that `os.fork` made of a parent that had not imported gatv2, which nothing tells.
     """
     if "torch" not in sys.modules or perf_counter() < _Teams.paid_until or os.getpid() != PROCESS:
         return _NONE
@@ -82,7 +89,7 @@ def runtime() -> Runtime:
 
 @lru_cache(maxsize=1)
 def _runtime() -> Runtime:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or _may_be_forked():
         return _NONE
     try:
         # found by its name among the libraries that are loaded, and the symbols in what it depends on
@@ -91,6 +98,13 @@ def _runtime() -> Runtime:
     except (OSError, AttributeError):  # linked in another way, or built without OpenMP
         return _NONE
     return Runtime(*(ctypes.cast(name, ctypes.c_void_p).value or 0 for name in names))
+
+
+def _may_be_forked() -> bool:
+    """Whether multiprocessing may have forked this process before anything of ours was imported."""
+    process = multiprocessing.current_process()
+    is_fresh = type(process).__name__ in ("SpawnProcess", "ForkServerProcess")
+    return multiprocessing.parent_process() is not None and not is_fresh
 
 
 def ask_for_team(state: Array, n_members: int) -> bool:
@@ -104,10 +118,10 @@ def ask_for_team(state: Array, n_members: int) -> bool:
 
 def look_at(state: Array) -> None:
     """Leave teams alone for a while if they have kept their callers waiting."""
-    lost = state[_LOST]
+    lost = min(float(state[_LOST]) * 1e-9, _MOST_LOST)
     if lost > 0:
         begin = max(_Teams.paid_until, perf_counter() - _PATIENCE)
-        _Teams.paid_until = begin + float(lost) * 1e-9 / _SHARE
+        _Teams.paid_until = begin + lost / _SHARE
 
 
 @intrinsic
@@ -181,7 +195,7 @@ def _run_team(builder: Builder, n_members: Value, parallel: Value, clock: Value)
     """
     kernel = builder.function
     # behind the places of the result and of an exception
-    values = [*_Shared.initial(clock), *kernel.args[2:]]
+    values = [*_Shared.initial(clock, _read_mode(builder)), *kernel.args[2:]]
     struct = ir.LiteralStructType([value.type for value in values])
     place = cgutils.alloca_once(builder, struct)
     shared = _Shared(builder, place)
@@ -211,13 +225,13 @@ class _Shared:
         place: where they are.
     """
 
-    STATUS, EXCEPTION, CLOCK, N_ENDED, FIRST_END, N_NUMBERS = range(6)
+    STATUS, EXCEPTION, CLOCK, N_ENDED, FIRST_END, MODE, N_NUMBERS = range(7)
 
     def __init__(self, builder: Builder, place: Value) -> None:
         self._builder, self._place = builder, place
 
     @staticmethod
-    def initial(clock: Value) -> list[Value]:
+    def initial(clock: Value, mode: Value) -> list[Value]:
         """The numbers at the start."""
         return [
             callconv.RETCODE_OK,
@@ -225,6 +239,7 @@ class _Shared:
             clock,
             ir.Constant(_LONG, 0),
             ir.Constant(_DOUBLE, 0.0),
+            mode,
         ]
 
     def at(self, i: int) -> Value:
@@ -254,7 +269,11 @@ def _task(module: ir.Module, kernel: ir.Function, shared_type: ir.PointerType) -
         builder.bitcast(place, argument.type)
         for place, argument in zip((result, exception), kernel.args, strict=False)
     ]
+    # `torch.set_flush_denormal` is of the calling thread, whose chunks others may take
+    mode = _read_mode(builder)
+    _write_mode(builder, shared.load(shared.MODE))
     status = builder.call(kernel, [*places, *arguments], attrs=("noinline",))
+    _write_mode(builder, mode)
     with builder.if_then(_is_error(builder, status), likely=False):
         builder.store(builder.load(exception), shared.at(shared.EXCEPTION))
         builder.store(status, shared.at(shared.STATUS))
@@ -264,6 +283,22 @@ def _task(module: ir.Module, kernel: ir.Function, shared_type: ir.PointerType) -
         builder.store(shared.now(), shared.at(shared.FIRST_END))
     builder.ret_void()
     return task
+
+
+def _read_mode(builder: Builder) -> Value:
+    """How this thread rounds, and whether it takes tiny numbers for zero; 0 on other processors."""
+    place = cgutils.alloca_once_value(builder, ir.Constant(_INT, 0))
+    if _IS_X86:
+        store = cgutils.get_or_insert_function(builder.module, _OF_MODE, "llvm.x86.sse.stmxcsr")
+        builder.call(store, [builder.bitcast(place, _POINTER)])
+    return builder.load(place)
+
+
+def _write_mode(builder: Builder, mode: Value) -> None:
+    if _IS_X86:
+        place = cgutils.alloca_once_value(builder, mode)
+        load = cgutils.get_or_insert_function(builder.module, _OF_MODE, "llvm.x86.sse.ldmxcsr")
+        builder.call(load, [builder.bitcast(place, _POINTER)])
 
 
 def _is_error(builder: Builder, status: Value) -> Value:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gatv2.operator.arguments import (
+    N_FEATURES,
     N_NODE_FEATURES,
     N_NUMBERS,
     Arguments,
@@ -174,18 +175,23 @@ class _Function(FunctionBase):  # type: ignore[misc]
         ctx.set_materialize_grads(False)
         call, adjacency = bound.call, bound.adjacency
         results = call.launcher.forward(call.arguments(adjacency, *tensors))
+        # in the order of the dispatched operator: a checkpoint may come to the other one
+        features, seed = tensors[:N_FEATURES], tensors[N_FEATURES:]
         # nothing of the graph but what is saved: that goes with the first backward pass, and a result
         # may be kept for long after it
-        ctx.call, ctx.adjacency, ctx.n_tensors = call, type(adjacency), len(tensors)
-        ctx.save_for_backward(results[1], *tensors, *adjacency)
+        ctx.call, ctx.adjacency = call, type(adjacency)
+        ctx.n_features, ctx.n_tensors = len(features), len(tensors)
+        ctx.save_for_backward(results[1], *features, *adjacency, *seed)
         return results
 
     @staticmethod
     def backward(ctx: Any, *d_results: *Results) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
-        end: int = 1 + ctx.n_tensors
+        n_features, end = ctx.n_features, 1 + ctx.n_tensors
         lse, *saved = ctx.saved_tensors
-        arguments = call.arguments(ctx.adjacency._make(saved[end - 1 :]), *saved[: end - 1])
+        behind = n_features + len(ctx.adjacency._fields)
+        adjacency = ctx.adjacency._make(saved[n_features:behind])
+        arguments = call.arguments(adjacency, *saved[:n_features], *saved[behind:])
         if end > 1 + N_NODE_FEATURES:
             arguments = wanted(arguments, ctx.needs_input_grad[1:])
 

@@ -365,3 +365,70 @@ def test_buffers_are_kept_and_grow() -> None:
     (three,) = own_buffers(tiles, 3)
     assert {len(x) for x in three} == {3}
     assert own_buffers(tiles, 2)[0] is three
+
+
+FORKED_BEFORE = """
+import multiprocessing, os, sys, warnings
+import torch
+
+warnings.simplefilter("ignore", DeprecationWarning)  # the fork is the point
+if sys.argv[1] == "os.fork":
+    import gatv2
+torch.set_num_threads(2)
+torch.randn(1 << 22).exp()  # of PyTorch's team
+
+def attend():
+    from gatv2 import gatv2_attention
+    from gatv2.numba import team, threads
+    threads._CHUNK_WORK = 1 << 10
+    query, attn = torch.zeros(400, 2, 8), torch.zeros(2, 8)
+    gatv2_attention(query, query, attn, torch.zeros(2, 9000, dtype=torch.int64), kernel="numba")
+    sys.exit(team.runtime().parallel > 0)
+
+if sys.argv[1] == "os.fork":
+    child = os.fork()
+    if child == 0:
+        attend()
+    assert os.waitpid(child, 0)[1] == 0
+else:
+    child = multiprocessing.get_context("fork").Process(target=attend)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+"""
+
+
+@needs_team
+@needs_fork
+@pytest.mark.parametrize("way", ["os.fork", "multiprocessing"])
+def test_nor_has_one_that_loads_kernels_itself(way: str) -> None:
+    subprocess.run([sys.executable, "-c", FORKED_BEFORE, way], check=True, timeout=120)
+
+
+FLUSHED = """
+import torch
+from gatv2 import gatv2_attention
+from gatv2.numba import threads
+
+threads._CHUNK_WORK, threads.look_at = 1 << 10, lambda counters: None
+n_nodes = 4000
+query, key, attn = torch.randn(n_nodes, 2, 8), torch.full((n_nodes, 2, 8), 1e-40), torch.randn(2, 8)
+edge_index = torch.randint(n_nodes, (2, 5 * n_nodes))
+torch.set_num_threads(2)
+torch.randn(1 << 22).exp()  # starts the team, before the switch
+if not torch.set_flush_denormal(True):
+    print("unsupported")
+for n_threads in (1, 2, 2, 2):
+    torch.set_num_threads(n_threads)
+    out = gatv2_attention(query, key, attn, edge_index, kernel="numba")
+    print(torch.count_nonzero(out.view(torch.int32)).item())
+"""
+
+
+@needs_team
+@pytest.mark.skipif(not team._IS_X86, reason="its mode is known of x86 alone")
+def test_members_flush_as_their_caller_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FLUSHED], check=True, timeout=120, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["0"] * 4

@@ -378,3 +378,26 @@ def test_a_compiler_traces_the_graph_once() -> None:
     with alone:
         torch.compile(layer, backend=count)(h, edges())
     assert sum(n_sorts[: len(n_sorts) // 2]) == sum(n_sorts[len(n_sorts) // 2 :])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_checkpoint_may_be_looked_at(dropout: float) -> None:
+    layer, h = make(dropout=dropout), features()
+    layer(h, edges())
+    torch.manual_seed(3)
+    expected = torch.autograd.grad(layer(h, edges()).square().sum(), h)
+    torch.manual_seed(3)
+    out = checkpoint(layer, h, edges(), use_reentrant=False)
+    assert isinstance(out, Tensor)
+    with FlopCounterMode(display=False):
+        out.square().sum().backward()
+    assert h.grad is not None
+    torch.testing.assert_close((h.grad,), expected)
+
+
+def test_a_bias_of_another_shape_is_left_to_its_module() -> None:
+    layer, h = make(bias=True), features()
+    layer.linear_r.bias = nn.Parameter(torch.randn(N_NODES, N_OUT))
+    out = layer(h, edges())
+    assert not is_at_once(out)
+    out.backward(torch.randn_like(out))
