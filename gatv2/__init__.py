@@ -1,6 +1,6 @@
 """Graph Attention v2 in PyTorch: dense and sparse behind one layer.
 
-`import gatv2` notes which process this is, and no more: each name is imported when it is first asked for.
+`import gatv2` loads next to nothing: each name is imported when it is first asked for.
 """
 
 from importlib import import_module
