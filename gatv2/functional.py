@@ -10,7 +10,7 @@ from torch import Tensor
 from gatv2 import dispatch
 from gatv2.checks import check_projections
 from gatv2.dense import reference as dense_reference
-from gatv2.dispatch import Attention, Kernel, select_kernel
+from gatv2.dispatch import Attention, select_kernel
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import (
     Adjacency,
@@ -23,7 +23,7 @@ from gatv2.graph.adjacency import (
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.graph.part import AttendOptions
-from gatv2.graph.served import kind_of, remember, served
+from gatv2.graph.served import Kind, kind_of, remember, served
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.projection import Projections
 from gatv2.random import as_seed
@@ -246,11 +246,17 @@ def attend(
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
     if type(graph) is not Graph:
         graph = known_graph(graph, query, key, flow)
-    call = _Service.of(query, key, attn, graph, flow, options)
+    kind = kind_of(query, key, attn, graph, flow, options)
+    known = None if kind is None else served(kind, dispatch.KERNELS)
+    if kind is not None and known is not None:
+        told = _told(options, _seed(query, options))
+        out, lse, alpha = known(query, key, attn, kind.graph, **told)
+        return Attended(out, alpha, lse)
+    attention, prepared = _select(query, key, attn, graph, flow, options, kind)
     told = _told(options, _seed(query, options))
-    told["edges"], told["score_bias"] = call.edges, call.score_bias
-    out, lse, alpha = call.attention(call.query, call.key, attn, call.adjacency, **told)
-    shape = call.out_shape
+    told["edges"], told["score_bias"] = prepared.edges, prepared.score_bias
+    out, lse, alpha = attention(prepared.query, prepared.key, attn, prepared.adjacency, **told)
+    shape = prepared.out_shape
     if out.shape != shape:
         out, lse = out.reshape(shape), lse.reshape(shape[:-1])
     return Attended(out, alpha, lse)
@@ -280,59 +286,10 @@ def attend_projected(
     if attention is None:
         # of which only the form is looked at
         stand_ins = attn.new_empty(query.shape), attn.new_empty(key.shape)
-        attention = _Service.of(*stand_ins, attn, graph, flow, options, projected).attention
+        attention, _ = _select(*stand_ins, attn, graph, flow, options, kind, projected)
     if not isinstance(attention, sparse_operator.BoundAttention):
         return None
     return attention.of_projections(projections, attn, _seed(attn, options))
-
-
-class _Service(NamedTuple):
-    """What serves a call, and what it gets."""
-
-    attention: Attention
-    query: Tensor
-    key: Tensor
-    adjacency: Adjacency
-    edges: EdgeInputs | None
-    score_bias: Tensor | None
-    out_shape: torch.Size
-
-    @classmethod
-    def of(
-        cls,
-        query: Tensor,
-        key: Tensor,
-        attn: Tensor,
-        graph: object,
-        flow: Flow,
-        options: AttendOptions,
-        projected: Sequence[Tensor | None] = (),
-    ) -> "_Service":
-        """What a graph has served before, or else what is selected, all checked."""
-        kind = kind_of(query, key, attn, graph, flow, options, projected)
-        known = None if kind is None else served(kind, dispatch.KERNELS)
-        if kind is not None and known is not None:
-            of_edges = options["edges"], options["score_bias"]
-            return cls(known, query, key, kind.graph, *of_edges, query.shape)
-        kernel, prepared = _select(query, key, attn, graph, flow, options)
-        attention = kernel.attention
-        if kind is None:  # of an edge index it is that of its graph
-            kind = kind_of(query, key, attn, prepared.adjacency, flow, options, projected)
-        if kind is not None and prepared.is_as_given(query, kind.graph, options):
-            if kernel.bind is not None:
-                # any seed will do: to draw one here would be to draw two for this call
-                seed = (
-                    torch.zeros((), dtype=torch.int64, device="cpu")
-                    if options["dropout"] > 0
-                    else None
-                )
-                attention = kernel.bind(
-                    *(query, key, attn, kind.graph),
-                    is_differentiated=kind.is_differentiated,
-                    **_told(options, seed),
-                )
-            remember(kind, attention, dispatch.KERNELS)
-        return cls(attention, *prepared)
 
 
 def _seed(features: Tensor, options: AttendOptions) -> Tensor | None:
@@ -353,16 +310,23 @@ def _told(options: AttendOptions, seed: Tensor | None) -> sparse_operator.Option
 
 
 def _select(
-    query: Tensor, key: Tensor, attn: Tensor, graph: object, flow: Flow, options: AttendOptions
-) -> tuple[Kernel, "Prepared"]:
-    """The kernel of a call, and what it gets; all checked."""
+    query: Tensor,
+    key: Tensor,
+    attn: Tensor,
+    graph: object,
+    flow: Flow,
+    options: AttendOptions,
+    kind: Kind | None,
+    projected: Sequence[Tensor | None] = (),
+) -> tuple[Attention, "Prepared"]:
+    """What serves a call that no graph has served yet, and what it gets; all checked."""
     check_projections(query, key, attn=attn)
     check_slope(options["negative_slope"])
     check_dropout(options["dropout"])
     edges, score_bias, backend = options["edges"], options["score_bias"], options["backend"]
     prepared = Prepared.of(query, key, graph, edges, score_bias, flow=flow, backend=backend)
     edge_features, edge_projection = prepared.edges or (None, None)
-    selection = select_kernel(
+    kernel = select_kernel(
         prepared.query,
         prepared.key,
         attn,
@@ -371,8 +335,21 @@ def _select(
         edge_projection=edge_projection,
         score_bias=prepared.score_bias,
         kernel=options["kernel"],
-    )
-    return selection.kernel, prepared
+    ).kernel
+    attention = kernel.attention
+    if kind is None:  # of an edge index it is that of its graph
+        kind = kind_of(query, key, attn, prepared.adjacency, flow, options, projected)
+    if kind is not None and prepared.is_as_given(query, kind.graph, options):
+        if kernel.bind is not None:
+            # any seed will do: to draw one here would be to draw two for this call
+            seed = torch.zeros((), dtype=torch.int64, device="cpu")
+            attention = kernel.bind(
+                *(query, key, attn, kind.graph),
+                is_differentiated=kind.is_differentiated,
+                **_told(options, seed if options["dropout"] > 0 else None),
+            )
+        remember(kind, attention, dispatch.KERNELS)
+    return attention, prepared
 
 
 def gatv2_scores(

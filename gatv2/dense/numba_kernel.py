@@ -80,7 +80,7 @@ class Plan:
             tuple(x.ravel() for x in results),
             scratch=partial(_row_buffers, launch, n_keys, self._n_mask_heads),
         )
-        return launch.results(*results)
+        return launch.results(results)
 
     def backward(
         self, cotangents: ArrayCotangents, arguments: ArrayArguments

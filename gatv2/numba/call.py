@@ -222,10 +222,9 @@ class Launch:
             else tiles.nothing,
         )
 
-    def results(
-        self, out: Array, lse: Array, _total: Array, alpha: Array
-    ) -> tuple[Array, Array, Array | None]:
-        """(out, log-sum-exp, alpha) of padded results; alpha is None unless it is wanted."""
+    def results(self, padded: tuple[Array, ...]) -> tuple[Array, Array, Array | None]:
+        """(out, log-sum-exp, alpha) of what `empty_results` made; alpha is None unless it is wanted."""
+        out, lse, _, alpha = padded
         tiles = self.tiles
         wanted = tiles.crop_heads(alpha) if self.arguments.wants_rows else None
         return tiles.crop(out), tiles.crop_heads(lse), wanted

@@ -35,7 +35,7 @@ def _split(builder: Builder, value: Vector, x: Value) -> tuple[Value, Value, Val
 
 @intrinsic
 def _exponent(_typing: Typing, value: Vector) -> Vector:
-    """E of x = 2**e * m, where m lies between sqrt(1/2) and sqrt(2)."""
+    """The e of x = 2**e * m, where m lies between sqrt(1/2) and sqrt(2)."""
 
     def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         e, _, _ = _split(builder, value, args[0])
@@ -46,7 +46,7 @@ def _exponent(_typing: Typing, value: Vector) -> Vector:
 
 @intrinsic
 def _mantissa(_typing: Typing, value: Vector) -> Vector:
-    """M of x = 2**e * m."""
+    """The m of x = 2**e * m."""
 
     def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         e, bits, mantissa = _split(builder, value, args[0])

@@ -180,14 +180,14 @@ class _Function(FunctionBase):  # type: ignore[misc]
         # nothing of the graph but what is saved: that goes with the first backward pass, and a result
         # may be kept for long after it
         ctx.call, ctx.adjacency = call, type(adjacency)
-        ctx.n_features, ctx.n_tensors = len(features), len(tensors)
         ctx.save_for_backward(results[1], *features, *adjacency, *seed)
         return results
 
     @staticmethod
     def backward(ctx: Any, *d_results: *Results) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
-        n_features, end = ctx.n_features, 1 + ctx.n_tensors
+        end = len(ctx.needs_input_grad)
+        n_features = min(end - 1, N_FEATURES)
         lse, *saved = ctx.saved_tensors
         behind = n_features + len(ctx.adjacency._fields)
         adjacency = ctx.adjacency._make(saved[n_features:behind])

@@ -79,7 +79,7 @@ class Plan:
             n_copies=self._sizes.n_copies,
             scratch=self._buffers,
         )
-        return launch.results(*results)
+        return launch.results(results)
 
     def backward(
         self, cotangents: ArrayCotangents, arguments: ArrayArguments
