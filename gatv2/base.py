@@ -248,6 +248,10 @@ class GraphAttention(nn.Module, ABC):
             (dense). With `add_self_loops` the edges of a list are those of
             :meth:`gatv2.Graph.add_self_loops`, and those of a mask stay sorted by (query, key).
         """
+        if score_bias is None and not return_attention:
+            at_once = self.attend_at_once(h, adj_mat, edge_features, seed)
+            if at_once is not None:
+                return at_once
         call = h, adj_mat, edge_features, score_bias, return_attention, seed
         if is_part(adj_mat):
             out, alpha = adj_mat.told(lambda: self._forward(*call))
@@ -273,10 +277,6 @@ class GraphAttention(nn.Module, ABC):
         h_query, h_key = self.as_pair(h)
         if seed is not None:
             as_seed(seed, h_query.device)
-        if edge_features is None and score_bias is None and not return_attention:
-            heads = self.attend_at_once(h_query, h_key, adj_mat, seed)
-            if heads is not None:
-                return self.join(heads, h_query), None
         inputs = self._project(h_query, h_key, adj_mat, edge_features, score_bias)
         out, alpha = self.attend(inputs, return_attention=return_attention, seed=seed)
         return self.join(out, h_query), alpha
@@ -297,9 +297,13 @@ class GraphAttention(nn.Module, ABC):
         return self.score(self._project(*self.as_pair(h), adj_mat, edge_features, score_bias))
 
     def attend_at_once(
-        self, h_query: Tensor, h_key: Tensor, adj_mat: object, seed: int | Tensor | None
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        edge_features: Tensor | None,
+        seed: int | Tensor | None,
     ) -> Tensor | None:
-        """The features projected and given to `attend`, where that is faster in one; None elsewhere."""
+        """The result, where it is made faster by one function of autograd's; None elsewhere."""
         return None
 
     @abstractmethod
@@ -513,9 +517,12 @@ class GraphAttention(nn.Module, ABC):
         attn = getattr(self, self.attention_vectors[0])
         select_kernel(h_query.to(dtype), h_key.to(dtype), attn, adjacency, kernel=self.kernel)
 
-    def join(self, out: Tensor, h_query: Tensor) -> Tensor:
+    def join(self, heads: Tensor, h_query: Tensor) -> Tensor:
         """The result: heads side by side or their mean, the residual of the queries, the bias."""
-        out = out.flatten(-2) if self.is_concat else out.mean(-2)
+        return self.finish(heads.flatten(-2) if self.is_concat else heads.mean(-2), h_query)
+
+    def finish(self, out: Tensor, h_query: Tensor) -> Tensor:
+        """Heads that have been joined, with the residual of the queries and the bias."""
         if self.linear_residual is not None:
             out = out + project(self.linear_residual, h_query)
         if self.bias is not None:

@@ -1,7 +1,6 @@
 """Attention as pure functions: check the inputs, bring the graph to a backend's form, call a kernel."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
@@ -17,19 +16,27 @@ from gatv2.graph.adjacency import (
     Sizes,
     all_pairs,
     as_adjacency,
+    as_graph,
     common_batch_shape,
-    known_graph,
 )
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.graph.part import AttendOptions
-from gatv2.graph.served import Kind, kind_of, remember, served
+from gatv2.graph.served import (
+    Kind,
+    chosen,
+    kind_of,
+    kind_of_projections,
+    remember,
+    remember_choice,
+    served,
+)
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.projection import Projections
 from gatv2.random import as_seed
 from gatv2.sparse import operator as sparse_operator
 from gatv2.sparse import reference as sparse_reference
-from gatv2.torch_internals import needs_dispatcher, refuse_tracing
+from gatv2.torch_internals import refuse_tracing
 
 
 class Options(TypedDict, total=False):
@@ -245,9 +252,11 @@ def attend(
 ) -> Attended:
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
     if type(graph) is not Graph:
-        graph = known_graph(graph, query, key, flow)
+        graph = _as_graph(graph, query, key, flow)
     kind = kind_of(query, key, attn, graph, flow, options)
-    known = None if kind is None else served(kind, dispatch.KERNELS)
+    known = None
+    if kind is not None:
+        known = served(kind, dispatch.KERNELS) or _choose_again(kind, options)
     if kind is not None and known is not None:
         told = _told(options, _seed(query, options))
         out, lse, alpha = known(query, key, attn, kind.graph, **told)
@@ -263,33 +272,38 @@ def attend(
 
 
 def attend_projected(
-    projections: Projections,
-    attn: Tensor,
-    graph: object,
-    *,
-    flow: Flow,
-    **options: Unpack[AttendOptions],
+    projections: Projections, attn: Tensor, graph: object, flow: Flow, options: AttendOptions
 ) -> Tensor | None:
-    """The output of :func:`gatv2_attention` for queries and keys that are projections.
+    """The output of :func:`gatv2_attention` for what are projections, its heads side by side.
 
-    They are differentiated as a whole: None where no kernel does that, or where something that PyTorch's
-    dispatcher serves is at work. Edges have nothing of their own.
+    They are differentiated as a whole: None where no kernel does that. The options have nothing of
+    edges, whose features and projection are among the projections.
     """
-    query, key = projections.forms(attn)
-    projected = projections.tensors
-    if needs_dispatcher((attn, *projected)):
-        return None
     if type(graph) is not Graph:
-        graph = known_graph(graph, query, key, flow)
-    kind = kind_of(query, key, attn, graph, flow, options, projected)
-    attention = None if kind is None else served(kind, dispatch.KERNELS)
+        graph = as_graph(graph, (projections.h_query.shape[0], projections.n_keys), flow)
+    kind = kind_of_projections(projections, attn, graph, flow, options)
+    if kind is None:
+        return None
+    attention = served(kind, dispatch.KERNELS)
+    if attention is None:
+        x, w_edge = projections.edge_features, projections.weight_edge
+        if x is not None and w_edge is not None:
+            options = {**options, "edges": EdgeInputs(x, w_edge.view(*attn.shape, -1))}
+        attention = _choose_again(kind, options)
     if attention is None:
         # of which only the form is looked at
-        stand_ins = attn.new_empty(query.shape), attn.new_empty(key.shape)
-        attention, _ = _select(*stand_ins, attn, graph, flow, options, kind, projected)
+        query, key = (attn.new_empty(shape) for shape in kind.shapes[:2])
+        attention, _ = _select(query, key, attn, graph, flow, options, kind)
     if not isinstance(attention, sparse_operator.BoundAttention):
         return None
     return attention.of_projections(projections, attn, _seed(attn, options))
+
+
+def _as_graph(graph: object, query: object, key: object, flow: Flow) -> object:
+    """An edge index as a graph, if the features are some; whatever else as it came."""
+    if type(query) is not Tensor or type(key) is not Tensor or min(query.ndim, key.ndim) < 3:
+        return graph
+    return as_graph(graph, (query.shape[-3], key.shape[-3]), flow)
 
 
 def _seed(features: Tensor, options: AttendOptions) -> Tensor | None:
@@ -317,9 +331,8 @@ def _select(
     flow: Flow,
     options: AttendOptions,
     kind: Kind | None,
-    projected: Sequence[Tensor | None] = (),
 ) -> tuple[Attention, "Prepared"]:
-    """What serves a call that no graph has served yet, and what it gets; all checked."""
+    """What serves a call of which nothing is known yet, and what it gets; all checked."""
     check_projections(query, key, attn=attn)
     check_slope(options["negative_slope"])
     check_dropout(options["dropout"])
@@ -336,20 +349,31 @@ def _select(
         score_bias=prepared.score_bias,
         kernel=options["kernel"],
     ).kernel
-    attention = kernel.attention
     if kind is None:  # of an edge index it is that of its graph
-        kind = kind_of(query, key, attn, prepared.adjacency, flow, options, projected)
-    if kind is not None and prepared.is_as_given(query, kind.graph, options):
-        if kernel.bind is not None:
-            # any seed will do: to draw one here would be to draw two for this call
-            seed = torch.zeros((), dtype=torch.int64, device="cpu")
-            attention = kernel.bind(
-                *(query, key, attn, kind.graph),
-                is_differentiated=kind.is_differentiated,
-                **_told(options, seed if options["dropout"] > 0 else None),
-            )
-        remember(kind, attention, dispatch.KERNELS)
-    return attention, prepared
+        kind = kind_of(query, key, attn, prepared.adjacency, flow, options)
+    if kind is None or not prepared.is_as_given(query, kind.graph, options):
+        return kernel.attention, prepared
+    remember_choice(kind, kernel, dispatch.KERNELS)
+    return _bind(kernel, kind, options), prepared
+
+
+def _choose_again(kind: Kind, options: AttendOptions) -> Attention | None:
+    """What serves a call like those of other graphs, chosen as for them; None if there were none."""
+    kernel = chosen(kind, dispatch.KERNELS)
+    return None if kernel is None else _bind(kernel, kind, options)
+
+
+def _bind(kernel: dispatch.Kernel, kind: Kind, options: AttendOptions) -> Attention:
+    """What serves calls of a kind with a kernel; noted for the next one."""
+    attention = kernel.attention
+    if kernel.bind is not None:
+        # any seed will do: to draw one here would be to draw two for this call
+        seed = torch.zeros((), dtype=torch.int64, device="cpu") if options["dropout"] > 0 else None
+        attention = kernel.bind(
+            kind.graph, is_differentiated=kind.is_differentiated, **_told(options, seed)
+        )
+    remember(kind, attention, dispatch.KERNELS)
+    return attention
 
 
 def gatv2_scores(

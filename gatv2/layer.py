@@ -3,19 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from gatv2.base import GraphAttention, Projected
+from gatv2.base import GraphAttention, NodeFeatures, Projected
 from gatv2.functional import attend, attend_projected, gatv2_scores
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
 from gatv2.options import check_flow_of_graph
 from gatv2.projection import as_projections, edge_projection
-from gatv2.torch_internals import has_global_hooks, has_saved_tensor_hooks
+from gatv2.random import as_seed
+from gatv2.torch_internals import has_hooks, needs_dispatcher
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
 
 _GENERAL_WAY = {"attend", "_project", "_heads"}
+_LISTS_OF_EDGES = Graph, Tensor
 
 
 class GraphAttentionV2Layer(GraphAttention):
@@ -110,36 +112,50 @@ class GraphAttentionV2Layer(GraphAttention):
         )
 
     def attend_at_once(
-        self, h_query: Tensor, h_key: Tensor, adj_mat: object, seed: int | Tensor | None
+        self,
+        h: NodeFeatures,
+        adj_mat: object,
+        edge_features: Tensor | None,
+        seed: int | Tensor | None,
     ) -> Tensor | None:
-        """Heads, projected and attended by one function of autograd's; None where none serves."""
-        attn: Tensor = self.attn
-        is_graph = type(adj_mat) is Graph
-        if type(adj_mat) is Tensor:
-            is_graph = adj_mat.ndim == 2 and adj_mat.dtype in (torch.int64, torch.int32)
+        """The result, by one function of autograd's for all three projections and attention."""
+        # past `nn.Module.__getattr__`, which takes longer than all else here
+        modules, attn = self._modules, self._parameters.get("attn")
+        linear_l, linear_e = modules.get("linear_l"), modules.get("linear_e")
+        h_query, h_key = h if type(h) is tuple and len(h) == 2 else (h, h)
+        if h_key is not h_query:
+            h_query, h_key = self._by_role((h_query, h_key))
         if (
-            torch.compiler.is_compiling()
-            or not is_graph
-            or not attn.is_cpu
-            or attn.shape != (self.n_heads, self.n_hidden)
-            or not torch.is_grad_enabled()
-            or type(self) is not GraphAttentionV2Layer  # a class of the user's may do other things
-            or not _GENERAL_WAY.isdisjoint(vars(self))
-            or self.linear_e is not None
+            type(self) is not GraphAttentionV2Layer  # a class of the user's may do other things
+            or not _GENERAL_WAY.isdisjoint(self.__dict__)
+            or type(adj_mat) not in _LISTS_OF_EDGES
             or self.add_self_loops
             or self.backend == "dense"
             or self.kernel not in ("auto", "numba")
-            or has_global_hooks()
-            or has_saved_tensor_hooks()  # a checkpoint goes the same way twice, whoever looks on
+            or (edge_features is None) != (linear_e is None)
+            or attn is None
+            or needs_dispatcher((attn, h_query, h_key, edge_features))
+            or has_hooks()
+            or torch.is_autocast_enabled("cpu")
+            or not attn.is_cpu
+            or attn.shape != (self.n_heads, self.n_hidden)
         ):
             return None
         is_shared = self.share_weights and h_key is h_query
-        linear_r = self.linear_l if is_shared else self.linear_r
-        projections = as_projections(h_query, h_key, self.linear_l, linear_r, attn)
+        linear_r = linear_l if is_shared else modules.get("linear_r")
+        linears = linear_l, linear_r, linear_e
+        projections = as_projections(h_query, h_key, edge_features, linears, attn)
         if projections is None:
             return None
+        if seed is not None:
+            as_seed(seed, attn.device)
         options = self._options(None, None, seed, return_attention=False)
-        return attend_projected(projections, attn, adj_mat, flow=self.flow, **options)
+        out = attend_projected(projections, attn, adj_mat, self.flow, options)
+        if out is None:
+            return None
+        if not self.is_concat:
+            out = out.unflatten(-1, attn.shape).mean(-2)
+        return self.finish(out, projections.h_query)
 
     def _options(
         self,

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
+from gatv2.torch_internals import ORDINARY
+
 _LINEAR_FORWARD = nn.Linear.forward
 
 
@@ -76,7 +78,7 @@ def is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
     return (
         isinstance(projection, plain)
         and type(projection).forward is plain.forward
-        and "forward" not in vars(projection)  # some libraries put theirs there
+        and "forward" not in projection.__dict__  # some libraries put theirs there
         and not projection._forward_hooks
         and not projection._forward_pre_hooks
         and not projection._backward_hooks
@@ -84,86 +86,80 @@ def is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
     )
 
 
-class Form(NamedTuple):
-    """What is known of a tensor before it is there, by the names that a tensor has."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    layout: torch.layout = torch.strided
-
-
-class Projection(NamedTuple):
-    """What is projected, `[n_nodes, in_features]`, and by what."""
-
-    h: Tensor
-    weight: Tensor
-    bias: Tensor | None
-
-    def heads(self, attn: Tensor) -> Tensor:
-        """`[n_nodes, n_heads, n_hidden]`, of which `attn` has the last two dimensions."""
-        return nn.functional.linear(self.h, self.weight, self.bias).view(
-            self.h.shape[0], *attn.shape
-        )
-
-    def form(self, attn: Tensor) -> Form:
-        """The form of the heads."""
-        return Form(torch.Size((self.h.shape[0], *attn.shape)), attn.dtype, attn.device)
-
-
 class Projections(NamedTuple):
-    """What queries and keys are projections of."""
+    """What queries, keys and edges are projections of, and by what: `h @ weight.T + bias`."""
 
-    query: Projection
-    key: Projection | None
-    """None if the queries are the keys."""
-
-    def forms(self, attn: Tensor) -> tuple[Form, Form]:
-        """The forms of queries and keys."""
-        query = self.query.form(attn)
-        return query, query if self.key is None else self.key.form(attn)
+    h_query: Tensor
+    """`[n_queries, in_features]`."""
+    weight_query: Tensor
+    bias_query: Tensor | None
+    h_key: Tensor | None
+    """`[n_keys, in_features]`; None, with the next two, if the queries are the keys."""
+    weight_key: Tensor | None
+    bias_key: Tensor | None
+    edge_features: Tensor | None
+    """`[n_edges, D]`, or None with its weight."""
+    weight_edge: Tensor | None
 
     @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """All of both."""
-        return (*self.query, *(self.key or ()))
+    def n_keys(self) -> int:
+        """Rows of the keys."""
+        return (self.h_query if self.h_key is None else self.h_key).shape[0]
+
+
+_Product = tuple[Tensor, Tensor, Tensor | None]
+"""(h, weight, bias)."""
 
 
 def as_projections(
-    h_query: Tensor, h_key: Tensor, query: nn.Module, key: nn.Module, attn: Tensor
+    h_query: object,
+    h_key: object,
+    edge_features: object,
+    linears: tuple[nn.Module | None, nn.Module | None, nn.Module | None],
+    attn: Tensor,
 ) -> Projections | None:
-    """What two modules project from rows of features, for vectors `attn`; None if they do anything else.
+    """What a layer's modules project, for vectors `attn`; None if they do anything else with it.
 
     Args:
-        h_query: features, checked to fit `query`.
-        h_key: features, checked to fit `key`.
-        query: projects those of queries.
-        key: projects those of keys; the same one, of the same features, if the queries are the keys.
+        h_query: features of queries.
+        h_key: features of keys.
+        edge_features: features of edges, or None.
+        linears: what projects each of these, None for what is not projected.
         attn: `[n_heads, n_hidden]`.
     """
-    is_usual = (
-        type(query) is type(key) is nn.Linear
-        and nn.Linear.forward is _LINEAR_FORWARD
-        and is_plain(query, nn.Linear)
-        and (key is query or is_plain(key, nn.Linear))
-        and h_query.ndim == h_key.ndim == 2
-        and h_query.layout is h_key.layout is torch.strided
-        and h_query.dtype is h_key.dtype is attn.dtype
-        and not torch.is_autocast_enabled(attn.device.type)
-    )
-    if not is_usual:
+    of_query, of_key, of_edges = linears
+    query = _as_product(of_query, h_query, attn)
+    if query is None or nn.Linear.forward is not _LINEAR_FORWARD:
         return None
-    of_query, of_key = _projection(query, h_query), None
-    if key is not query or h_key is not h_query:
-        of_key = _projection(key, h_key)
-    for _, weight, bias in filter(None, (of_query, of_key)):
-        if weight.shape[0] != attn.numel() or (bias is not None and bias.ndim != 1):
-            return None
-    return Projections(of_query, of_key)
+    key: _Product | tuple[None, None, None] | None = (None, None, None)
+    if of_key is not of_query or h_key is not h_query:
+        key = _as_product(of_key, h_key, attn)
+    edge: _Product | tuple[None, None, None] | None = (None, None, None)
+    if of_edges is not None and edge_features is not None:
+        edge = _as_product(of_edges, edge_features, attn)
+    if key is None or edge is None or edge[2] is not None:
+        return None
+    return Projections(*query, *key, *edge[:2])
 
 
-def _projection(linear: nn.Module, h: Tensor) -> Projection:
-    return Projection(h, linear.weight, linear.bias)  # type: ignore[arg-type]
+def _as_product(linear: nn.Module | None, h: object, attn: Tensor) -> _Product | None:
+    """What a plain module of PyTorch's multiplies, if that fits and gives what `attn` scores."""
+    if type(linear) is not nn.Linear or type(h) is not Tensor or not is_plain(linear, nn.Linear):
+        return None
+    # past `nn.Module.__getattr__`, which takes longer than all else here
+    weight, bias = linear._parameters.get("weight"), linear._parameters.get("bias")
+    fits = (
+        weight is not None
+        and type(weight) in ORDINARY
+        and type(bias) in ORDINARY
+        and h.layout is torch.strided
+        and h.ndim == 2
+        and weight.shape == (attn.numel(), h.shape[1])
+        and h.dtype is weight.dtype is attn.dtype
+        and h.device == weight.device == attn.device
+        and (bias is None or bias.ndim == 1)
+    )
+    return (h, weight, bias) if fits else None  # type: ignore[return-value]
 
 
 def reset_parameters(module: nn.Module) -> None:

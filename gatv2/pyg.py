@@ -116,7 +116,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         if isinstance(edge_index, Graph):
             graph = as_adjacency(edge_index, sizes, flow=self.flow, backend="sparse")
         else:
-            graph = prepare_edge_index(edge_index, sizes, self.flow)
+            graph = prepare_edge_index(edge_index, (n_queries, n_keys), self.flow)
         if self.add_self_loops:
             fill_value = 1.0 if self.fill_value is None else self.fill_value
             if isinstance(fill_value, Tensor):

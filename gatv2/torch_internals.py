@@ -143,27 +143,19 @@ else:
         return property(read)
 
 
-def has_global_hooks() -> bool:
-    """Whether a hook of all modules is registered.
+def has_hooks() -> bool:
+    """Whether there is a hook of all modules, or of all that is saved for a backward pass.
 
-    Private because no public function tells; without it, one may always be.
+    A checkpoint has the latter, which counts or keeps what is saved. Private because no public function
+    tells; without it, there may always be some.
     """
     try:
         from torch.nn.modules.module import _has_any_global_hook
-    except ImportError:
+
+        on_saved = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    except (ImportError, AttributeError):
         return True
-    return bool(_has_any_global_hook())
-
-
-def has_saved_tensor_hooks() -> bool:
-    """Whether something, as a checkpoint, counts or keeps what is saved for a backward pass.
-
-    Private because no public function tells; without it, something may always.
-    """
-    try:
-        return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    except AttributeError:
-        return True
+    return on_saved is not None or bool(_has_any_global_hook())
 
 
 def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,10 +239,11 @@ def is_transformed() -> bool:
     return is_active
 
 
-_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
+ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
+"""Types of what has nothing of its own for the dispatcher to serve."""
 
 
-def needs_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
+def needs_dispatcher(tensors: Sequence[object]) -> bool:
     """Whether something that the dispatcher serves may want to see an operator's call.
 
     That is a compiler, a trace, a transform, forward mode, a subclass of Tensor, a mode, or the
@@ -259,7 +252,7 @@ def needs_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
     """
     if torch.compiler.is_compiling():
         return True
-    if not _ORDINARY.issuperset(map(type, tensors)) or has_torch_function(tensors):
+    if not ORDINARY.issuperset(map(type, tensors)) or has_torch_function(tensors):
         return True
     internals = torch._C
     try:

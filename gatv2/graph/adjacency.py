@@ -19,7 +19,7 @@ from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import remedy_for_edge_index
 from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph, graph_for_gradients
-from gatv2.graph.kept import Reading, known, prepared_once
+from gatv2.graph.kept import Reading, prepared_once
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import (
@@ -31,7 +31,6 @@ from gatv2.options import (
     check_flow_of_graph,
     shape_of_all_pairs,
 )
-from gatv2.projection import Form
 from gatv2.torch_internals import is_inspectable
 
 Adjacency = Graph | Tensor
@@ -129,7 +128,7 @@ def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Ad
     if isinstance(adj_mat, Tensor) and adj_mat.layout == torch.strided:
         if adj_mat.ndim == 2 and adj_mat.dtype != torch.bool:
             _check_is_edge_index(adj_mat, sizes, flow)
-            return prepare_edge_index(adj_mat, sizes, flow)
+            return prepare_edge_index(adj_mat, (sizes.n_queries, sizes.n_keys), flow)
         mask = _as_mask(adj_mat, sizes, flow)
         if not wants_graph:
             return mask
@@ -246,33 +245,28 @@ def _check_numbers(mask: Tensor) -> None:
         )
 
 
-def prepare_edge_index(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
+def prepare_edge_index(edge_index: Tensor, n_nodes: tuple[int, int], flow: Flow) -> Graph:
     """The graph of an edge index, kept for when it comes again."""
-    reading = Reading((sizes.n_queries, sizes.n_keys), flow)
     has_gradients = torch.is_grad_enabled()  # asked here: below, inference mode is left
 
     def prepare() -> Graph:
         if has_gradients:
-            return graph_for_gradients(edge_index, reading.n_nodes, flow)
-        return Graph.from_edge_index(edge_index, reading.n_nodes, flow=flow)
+            return graph_for_gradients(edge_index, n_nodes, flow)
+        return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
 
-    return prepared_once(edge_index, (edge_index,), reading, prepare)
+    return prepared_once(edge_index, (edge_index,), Reading(n_nodes, flow), prepare)
 
 
-def known_graph(adj_mat: object, query: Tensor | Form, key: Tensor | Form, flow: Flow) -> object:
-    """The graph of an edge index that came before, for features of these queries and keys.
-
-    Anything else is returned as it is, and so is what has not been checked.
-    """
+def as_graph(adj_mat: object, n_nodes: tuple[int, int], flow: Flow) -> object:
+    """An edge index as a graph of so many queries and keys; anything else as it is."""
     if (
         not isinstance(adj_mat, Tensor)
         or adj_mat.layout is not torch.strided
-        or type(query) is not type(key)
-        or type(query) not in (Tensor, Form)
-        or len(query.shape) < 3
-        or len(key.shape) < 3
+        or adj_mat.dtype not in (torch.int64, torch.int32)
+        or adj_mat.ndim != 2
+        or adj_mat.shape[0] != 2
+        or type(flow) is not str
         or torch.compiler.is_compiling()
     ):
         return adj_mat
-    graph = known(adj_mat, (adj_mat,), Reading((query.shape[-3], key.shape[-3]), flow))
-    return adj_mat if graph is None else graph
+    return prepare_edge_index(adj_mat, n_nodes, flow)

@@ -1,9 +1,11 @@
-"""Calls that a graph has served: the next one of their kind goes straight to its kernel.
+"""Calls that have been served: the next one of their kind goes straight to its kernel.
 
-Below some hundred edges, to check a call and to choose its kernel takes longer than the kernel.
+Below some hundred edges, to check a call and to choose its kernel takes longer than the kernel. What
+serves a graph's calls is kept with the graph; a graph that has served none yet asks for the choice that
+was made for calls of the same manner, of another graph.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from gatv2.graph.edges import is_trusted
 from gatv2.graph.graph import Graph
-from gatv2.projection import Form
+from gatv2.projection import Projections
 from gatv2.torch_internals import needs_dispatcher
 
 if TYPE_CHECKING:
@@ -20,75 +22,134 @@ if TYPE_CHECKING:
     from gatv2.options import Flow
 
     Kernels = tuple[Kernel, ...]
-    _Served = tuple[Kernels, Attention]
 
 
 class Kind(NamedTuple):
     """A graph, and all else that the checks of a call, and the choice among some kernels, depend on."""
 
     graph: Graph
-    rest: Hashable
+    shapes: tuple[Any, ...]
+    """Of query, key and attn, and of edge features and bias, if there is one of the two."""
+    manner: Hashable
+    """What does not depend on the numbers of nodes and edges."""
+    form: Hashable
+    """That of the graph."""
     is_differentiated: bool
-    """Whether autograd wants a gradient; part of the rest, too."""
+    """Whether autograd wants a gradient; part of the manner, too."""
+
+    @property
+    def is_for_all_graphs(self) -> bool:
+        """Whether what serves the manner serves a call of these shapes, of this graph."""
+        graph, (query, key, attn, *of_edges) = self.graph, self.shapes
+        n_edges = graph.key_index.shape[0]
+        return (
+            len(query) == len(key) == 3
+            and query[0] == graph.query_ptr.shape[0] - 1
+            and key[0] == graph.n_keys
+            and query[1:] == key[1:] == attn
+            and graph.head_mask is None
+            and graph.n_blocks == 1
+            and graph.batch_shape is None
+            and all(shape is None or shape[:-1] == (n_edges,) for shape in of_edges)
+        )
 
 
 MOST_KINDS = 16
 """Kinds of calls that a graph remembers."""
+MOST_MANNERS = 256
+"""Manners of calls that are remembered."""
 _NUMBERS = {int, float}  # not bool: True is no slope, and equals one
+_chosen: dict[Hashable, tuple["Kernels", "Kernel"]] = {}
 
 
 def kind_of(
-    query: Tensor | Form,
-    key: Tensor | Form,
+    query: Tensor,
+    key: Tensor,
     attn: Tensor,
     graph: object,
     flow: "Flow",
     options: "AttendOptions",
-    projected: Sequence[Tensor | None] = (),
 ) -> Kind | None:
-    """The kind of a call of plain tensors and a graph; None if it depends on more than that.
-
-    `projected`: what query and key will be made of, if that is not known of themselves. The dispatcher
-    need see nothing of it, nor attn.
-    """
-    slope, dropout, edges = options["negative_slope"], options["dropout"], options["edges"]
-    backend, kernel, score_bias = options["backend"], options["kernel"], options["score_bias"]
+    """The kind of a call of plain tensors and a graph; None if it depends on more than that."""
+    edges, score_bias = options["edges"], options["score_bias"]
     tensors: tuple[Any, ...] = query, key, attn
     if edges is not None or score_bias is not None:
         tensors = *tensors, *(edges or (None, None)), score_bias
+    if type(graph) is not Graph or needs_dispatcher(tensors):
+        return None
+    shapes: list[Any] = []
+    forms: list[Hashable] = []
+    wants_gradient = False
+    for x in tensors:
+        if x is None:
+            shapes.append(None)
+            forms.append(None)
+            continue
+        shapes.append(x.shape)
+        forms += x.ndim, x.shape[-1:], x.dtype, x.device, x.layout
+        wants_gradient |= x.requires_grad
+    is_differentiated = wants_gradient and torch.is_grad_enabled()
+    projection = None if edges is None else edges.projection.shape
+    of_all = (*shapes[:3], *shapes[3::2])
+    return _kind(graph, of_all, (*forms, shapes[2], projection), is_differentiated, flow, options)
+
+
+def kind_of_projections(
+    projections: Projections,
+    attn: Tensor,
+    graph: object,
+    flow: "Flow",
+    options: "AttendOptions",
+) -> Kind | None:
+    """The kind of a call of what plain modules project, as `as_projections` has found it to be."""
+    if type(graph) is not Graph:
+        return None
+    heads, x = attn.shape, projections.edge_features
+    shapes: tuple[Any, ...] = (
+        (projections.h_query.shape[0], *heads),
+        (projections.n_keys, *heads),
+        heads,
+    )
+    if x is not None:
+        shapes = *shapes, x.shape
+    is_differentiated = torch.is_grad_enabled() and True in [
+        tensor.requires_grad for tensor in (attn, *projections) if tensor is not None
+    ]
+    manner = heads, attn.dtype, attn.device, None if x is None else x.shape[1]
+    return _kind(graph, shapes, manner, is_differentiated, flow, options)
+
+
+def _kind(
+    graph: Graph,
+    shapes: tuple[Any, ...],
+    forms: tuple[Hashable, ...],
+    is_differentiated: bool,
+    flow: "Flow",
+    options: "AttendOptions",
+) -> Kind | None:
+    slope, dropout = options["negative_slope"], options["dropout"]
+    backend, kernel = options["backend"], options["kernel"]
     if (
-        type(graph) is not Graph
-        or not is_trusted(graph)  # one made by hand may hold anything
+        not is_trusted(graph)  # one made by hand may hold anything
         or type(slope) not in _NUMBERS
         or type(dropout) not in _NUMBERS
         or type(flow) is not str
         or type(backend) is not str
         or type(kernel) is not str
-        or (not projected and needs_dispatcher(tensors))
     ):
         return None
-    sources = (attn, *projected) if projected else tensors
-    forms: list[Hashable] = []
-    for x in tensors:
-        if x is not None:
-            forms += x.shape, x.dtype, x.device, x.layout
-        else:
-            forms.append(None)
     ptr, index, mask = graph.query_ptr, graph.key_index, graph.head_mask
-    is_differentiated = torch.is_grad_enabled() and True in [
-        x.requires_grad for x in sources if x is not None
-    ]
-    rest = (
-        *forms,
-        *(ptr.shape, ptr.dtype, ptr.data_ptr()),
-        *(index.shape, index.dtype, index.device, index.data_ptr()),
-        *(() if mask is None else (mask.shape, mask.dtype, mask.data_ptr())),
-        *(() if dropout == 0 and len(tensors) == 3 else _ids_of(graph)),
-        *(graph.n_keys, graph.n_blocks, graph.flow, slope, dropout, flow, backend, kernel),
-        options["return_attention"],
-        is_differentiated,
+    manner = (
+        forms,
+        *(slope, dropout, flow, backend, kernel, options["return_attention"], is_differentiated),
+        *(ptr.dtype, index.dtype, index.device, graph.flow),
     )
-    return Kind(graph, rest, is_differentiated)
+    form = (
+        *(ptr.shape, ptr.data_ptr(), index.shape, index.data_ptr(), graph.n_keys, graph.n_blocks),
+        *(() if mask is None else (mask.shape, mask.dtype, mask.data_ptr())),
+        *(() if dropout == 0 and len(shapes) == 3 else _ids_of(graph)),
+    )
+    return Kind(graph, shapes, manner, form, is_differentiated)
 
 
 def _ids_of(graph: Graph) -> tuple[int, int, int]:
@@ -98,14 +159,31 @@ def _ids_of(graph: Graph) -> tuple[int, int, int]:
 
 def served(kind: Kind, kernels: "Kernels") -> "Attention | None":
     """What served such a call, with the tensors and the graph as they came; chosen among `kernels`."""
-    calls: dict[Hashable, _Served] | None = kind.graph.__dict__.get("_served")
-    found = None if calls is None else calls.get(kind.rest)
+    calls: dict[Hashable, tuple[Kernels, Attention]] | None = kind.graph.__dict__.get("_served")
+    found = None if calls is None else calls.get(kind[1:])
     return found[1] if found is not None and found[0] is kernels else None
 
 
 def remember(kind: Kind, attention: "Attention", kernels: "Kernels") -> None:
     """Note that `attention`, chosen among these kernels, serves such calls."""
-    calls: dict[Hashable, _Served] = kind.graph.__dict__.setdefault("_served", {})
+    calls: dict[Hashable, Any] = kind.graph.__dict__.setdefault("_served", {})
     if len(calls) >= MOST_KINDS:
         calls.clear()
-    calls[kind.rest] = kernels, attention
+    calls[kind[1:]] = kernels, attention
+
+
+def chosen(kind: Kind, kernels: "Kernels") -> "Kernel | None":
+    """Which of some kernels serves such a call, if that is known from calls of other graphs."""
+    found = _chosen.get(kind.manner)
+    if found is None or found[0] is not kernels or not kind.is_for_all_graphs:
+        return None
+    return found[1]
+
+
+def remember_choice(kind: Kind, kernel: "Kernel", kernels: "Kernels") -> None:
+    """Note that calls of this manner are served by one of these kernels."""
+    if not kind.is_for_all_graphs:
+        return
+    if len(_chosen) >= MOST_MANNERS:
+        _chosen.clear()
+    _chosen[kind.manner] = kernels, kernel

@@ -7,7 +7,7 @@ import numpy as np
 
 from gatv2.numba.arguments import EdgeFeatures, Plain, ScoreBias
 from gatv2.numba.edge_order import is_identity, moved
-from gatv2.numba.memory import Array
+from gatv2.numba.memory import Array, empty
 from gatv2.numba.threads import count_chunks
 from gatv2.numba.tiles import tiles_of
 from gatv2.philox import WORDS_PER_COUNTER
@@ -212,19 +212,22 @@ class Launch:
 
     def empty_results(self, rows: tuple[int, ...], of_alpha: tuple[int, ...]) -> tuple[Array, ...]:
         """The elements of `gatv2.numba.arguments.Results`, for rows and edges of these shapes."""
-        tiles, (out, lse, alpha, *_) = self.tiles, self.arguments.memory
+        (n_heads, n_hidden), dtype = self.tiles.padded, self.tiles.dtype
+        out, lse, alpha, *_ = self.arguments.memory
         return (
-            tiles.empty(*rows, given=out),
-            tiles.empty_heads(*rows, given=lse),
-            tiles.empty_heads(*rows),
-            tiles.empty_heads(*of_alpha, given=alpha)
+            empty((*rows, n_heads, n_hidden), dtype, out),
+            empty((*rows, n_heads), dtype, lse),
+            empty((*rows, n_heads), dtype),
+            empty((*of_alpha, n_heads), dtype, alpha)
             if self.arguments.wants_rows
-            else tiles.nothing,
+            else self.tiles.nothing,
         )
 
     def results(self, padded: tuple[Array, ...]) -> tuple[Array, Array, Array | None]:
         """(out, log-sum-exp, alpha) of what `empty_results` made; alpha is None unless it is wanted."""
-        out, lse, _, alpha = padded
-        tiles = self.tiles
-        wanted = tiles.crop_heads(alpha) if self.arguments.wants_rows else None
+        out, lse, _, of_edges = padded
+        tiles, alpha = self.tiles, of_edges if self.arguments.wants_rows else None
+        if not tiles.is_padded:
+            return out, lse, alpha
+        wanted = None if alpha is None else tiles.crop_heads(alpha)
         return tiles.crop(out), tiles.crop_heads(lse), wanted

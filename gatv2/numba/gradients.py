@@ -47,8 +47,8 @@ class Gradients:
         self.lse = tiles.pad_heads(cotangents.lse, np.inf)
         self.d_lse = tiles.pad_heads(cotangents.d_lse)
         d_query, d_key, _, d_features, _, d_bias = call.memory
-        self.d_query = tiles.empty(*call.query.shape[:-2], given=d_query)
-        self.d_key = tiles.empty(*call.key.shape[:-2], given=d_key)
+        self.d_query = empty((*call.query.shape[:-2], *tiles.padded), tiles.dtype, d_query)
+        self.d_key = empty((*call.key.shape[:-2], *tiles.padded), tiles.dtype, d_key)
         self.n_chunks = n_chunks
         self.d_attn = zeros((sizes.n_copies, self.n_chunks, tiles.length), tiles.dtype)
         self.edges: EdgeFeatureGradients | None = None
@@ -134,20 +134,16 @@ class Gradients:
         if self.edges is not None:
             d_attn_of_edges, d_features, d_projection = self.edges.results()
             d_attn = d_attn + d_attn_of_edges
-        return (
-            tiles.crop(self.d_query),
-            tiles.crop(self.d_key),
-            tiles.crop(d_attn),
-            d_features,
-            d_projection,
-            self._d_bias(),
-        )
+        of_nodes = self.d_query, self.d_key, d_attn
+        if tiles.is_padded:
+            of_nodes = tiles.crop(self.d_query), tiles.crop(self.d_key), tiles.crop(d_attn)
+        bias, d_bias = self.launch.arguments.score_bias, None
+        if bias is not None and self.launch.arguments.wants_bias_rows:
+            d_bias = self._d_bias(bias)
+        return *of_nodes, d_features, d_projection, d_bias
 
-    def _d_bias(self) -> Array | None:
-        launch, bias = self.launch, self.launch.arguments.score_bias
-        if bias is None or not launch.arguments.wants_bias_rows:
-            return None
-        d_bias = self.d_bias
+    def _d_bias(self, bias: Array) -> Array:
+        launch, d_bias = self.launch, self.d_bias
         if bias.shape[-1] > 1:
             d_bias = launch.tiles.crop_heads(d_bias)
         elif launch.bias_order is not None:

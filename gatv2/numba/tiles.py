@@ -82,7 +82,7 @@ class Tiles:
             return (
                 features if features.dtype == self.dtype else features.astype(self.dtype)
             ).ravel()
-        padded = self.empty(*features.shape[:-2])
+        padded = empty((*features.shape[:-2], *self.padded), self.dtype)
         padded[..., self.n_heads :, :] = 0
         padded[..., : self.n_heads, self.n_hidden :] = 0
         padded[..., : self.n_heads, : self.n_hidden] = features
@@ -99,14 +99,6 @@ class Tiles:
         padded[..., self.n_heads :] = filling
         padded[..., : self.n_heads] = values
         return padded.ravel()
-
-    def empty(self, *batch: int, given: Array | None = None) -> Array:
-        """`[*batch, heads, features]` with padding, not initialised; `given`, if that fits."""
-        return empty((*batch, *self.padded), self.dtype, given)
-
-    def empty_heads(self, *batch: int, given: Array | None = None) -> Array:
-        """`[*batch, heads]` with padding, not initialised; `given`, if that fits."""
-        return empty((*batch, self.padded[0]), self.dtype, given)
 
     def crop(self, features: Array) -> Array:
         """The caller's part of padded `[..., heads, features]`."""

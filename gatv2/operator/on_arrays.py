@@ -73,13 +73,14 @@ class OnArrays:
 
     def _as_arrays(self, arguments: Arguments) -> ArrayArguments:
         query, key, attn, x, projection, bias = _as_arrays(features_of(arguments))
+        graph = [x if x is None else x.contiguous().numpy() for x in arguments.adjacency]
         return ArrayArguments(
             query,
             key,
             attn,
             x,
             projection,
-            self._kernels.Adjacency(*_as_arrays(arguments.adjacency)),
+            self._kernels.Adjacency(*graph),
             None if arguments.seed is None else int(arguments.seed),
             arguments.n_blocks,
             arguments.n_mapped,

@@ -7,29 +7,45 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-from gatv2.operator.arguments import Cotangents
+from gatv2.operator.arguments import Arguments, Cotangents
+from gatv2.operator.gradient import Gradients
 from gatv2.operator.shortcut import Bound, FunctionBase, must_be_seen
-from gatv2.projection import Projection, Projections
+from gatv2.projection import Projections
 
-Gradients = tuple[Tensor | None, ...]
-_N = len(Projection._fields)
-_NOTHING: Gradients = (None,) * _N
+_N = len(Projections._fields)
+_EDGE_FEATURES = Projections._fields.index("edge_features")
+_NOTHING = None, None, None
 
 
 def attend_to_projections(
     bound: Bound, projections: Projections, attn: Tensor, seed: Tensor | None
 ) -> Tensor:
-    """The output of a bound operator; `seed` is that of dropout, None without."""
-    results = _Projected.apply(
-        bound, seed, attn, *projections.query, *(projections.key or _NOTHING)
-    )
-    out: Tensor = results[0]
-    return out
+    """The output of a bound operator, heads side by side; `seed` is that of dropout, None without."""
+    if bound.is_differentiated:
+        flat: Tensor = _Projected.apply(bound, seed, attn, *projections)[0]
+        return flat
+    out, *_ = bound.call.launcher.forward(_arguments(bound, projections, attn, seed))
+    return out.flatten(-2)
+
+
+def _arguments(
+    bound: Bound, projections: Projections, attn: Tensor, seed: Tensor | None
+) -> Arguments:
+    """What the operator is given: the features, projected, and the matrix of those of edges."""
+    h_query, w_query, b_query, h_key, w_key, b_key, x, w_edge = projections
+    heads = attn.shape
+    query = key = linear(h_query, w_query, b_query).view(h_query.shape[0], *heads)
+    if h_key is not None and w_key is not None:
+        key = linear(h_key, w_key, b_key).view(h_key.shape[0], *heads)
+    if w_edge is not None:
+        w_edge = w_edge.view(*heads, w_edge.shape[1])
+    return bound.call.arguments(bound.adjacency, query, key, attn, x, w_edge, None, seed)
 
 
 class _Projected(FunctionBase):  # type: ignore[misc]
-    """(out, query, key) of a bound operator, a seed, attn, and what query and key are projections of.
+    """(out, query, key) of a bound operator, a seed, attn, and what its features are projections of.
 
     Query and key are results so that the gradient is differentiable in them, and so in what they are
     projections of. Without a key, the queries are the keys.
@@ -41,57 +57,67 @@ class _Projected(FunctionBase):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What is saved of a projection is what its gradient needs, and what memory there was of it."""
         ctx.set_materialize_grads(False)
-        of_query, of_key = projected[:_N], projected[_N:]
-        query = key = Projection(*of_query).heads(attn)
-        if of_key[0] is not None:
-            key = Projection(*of_key).heads(attn)
-        call, adjacency = bound.call, bound.adjacency
-        out, lse, _ = call.launcher.forward(call.arguments(adjacency, query, key, attn, seed=seed))
-        ctx.call, ctx.adjacency = call, type(adjacency)
-        needs = ctx.needs_input_grad[3:]
-        sides = (of_query, needs[:_N]), (of_key, needs[_N:])
-        saved = [x for side, needed in sides for x in _saved(side, needed)]
+        arguments = _arguments(bound, Projections(*projected), attn, seed)
+        query, key, adjacency = arguments.query, arguments.key, bound.adjacency
+        out, lse, _ = bound.call.launcher.forward(arguments)
         further = None if key is query else key
-        ctx.save_for_backward(lse, query, further, seed, attn, *saved, *adjacency)
-        return out, query, further
+        h_query, w_query, _, h_key, w_key, _, x, w_edge = projected
+        of_hq, of_wq, _, of_hk, of_wk, *_ = ctx.needs_input_grad[3:]
+        ctx.call, ctx.adjacency = bound.call, type(adjacency)
+        ctx.save_for_backward(
+            *(lse, query, further, seed, attn, x, w_edge),
+            *(h_query if of_wq else None, *_weight(w_query, of_hq)),
+            *(h_key if of_wk else None, *_weight(w_key, of_hk)),
+            *adjacency,
+        )
+        # no view, which nobody could write to: autograd would lose this function
+        return out.flatten(-2).data, query, further
 
     @staticmethod
     def backward(
         ctx: Any, d_out: Tensor | None, d_query: Tensor | None, d_key: Tensor | None
-    ) -> Gradients:
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of the inputs; `d_query` and `d_key` come of those that are differentiated again."""
-        call, (lse, query, key, seed, attn, *saved) = ctx.call, ctx.saved_tensors
-        key, d_attn = query if key is None else key, None
+        call, saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[3:]
+        lse, query, key, seed, attn, x, w_edge = saved[:7]
+        d_attn = d_x = d_edge = None
+        is_shared = key is None
         if d_out is not None:
-            adjacency = ctx.adjacency._make(saved[2 * _N :])
-            arguments = call.arguments(adjacency, query, key, attn, seed=seed)
-            is_seen = must_be_seen((d_out,), (query, key, attn))
+            edge_projection = None if w_edge is None else w_edge.view(*attn.shape, -1)
+            arguments: Arguments = call.arguments(
+                ctx.adjacency._make(saved[13:]),
+                *(query, query if is_shared else key, attn, x, edge_projection, None, seed),
+            )
+            if needs[_EDGE_FEATURES]:
+                arguments = arguments._replace(wants_rows=True)
+            is_seen = must_be_seen((d_out,), (query, key, attn, x, w_edge))
             gradient = (call.dispatched if is_seen else call.launcher).backward
-            cotangents = Cotangents(d_out, None, None, lse)
-            of_query, of_key, d_attn, *_ = gradient(cotangents, arguments)
-            d_query, d_key = _sum(of_query, d_query), _sum(of_key, d_key)
-        needs, sides = ctx.needs_input_grad[3:], (saved[:_N], saved[_N : 2 * _N])
-        if key is query:
+            found = Gradients(
+                *gradient(Cotangents(d_out.reshape(query.shape), None, None, lse), arguments)
+            )
+            d_query, d_key = _sum(found.query, d_query), _sum(found.key, d_key)
+            d_attn, d_x, d_edge = found.attn, found.edge_features, found.edge_projection
+        if is_shared:
             d_query, d_key = _sum(d_query, d_key), None
         return (
             *(None, None, d_attn),
-            *_gradients(sides[0], needs[:_N], d_query),
-            *_gradients(sides[1], needs[_N:], d_key),
+            *_gradients(saved[7:10], needs[:3], d_query),
+            *_gradients(saved[10:13], needs[3:6], d_key),
+            d_x if needs[_EDGE_FEATURES] else None,
+            None if w_edge is None or d_edge is None else d_edge.reshape(w_edge.shape),
         )
 
 
-def _saved(projected: Any, needs: tuple[bool, ...]) -> Gradients:
-    """For the gradient of the weight h; for that of h the weight, as autograd and as memory knows it."""
-    h, weight, _ = projected
-    of_h, of_weight, _ = needs
-    return (
-        h if of_weight else None,
-        weight if of_h else None,
-        weight.detach() if of_h else None,  # its memory, also where `weight.data` is set meanwhile
-    )
+def _weight(weight: Tensor | None, of_h: bool) -> tuple[Tensor | None, Tensor | None]:
+    """A weight for the gradient of h, if that is wanted: as autograd, and as memory knows it."""
+    if weight is None or not of_h:
+        return None, None
+    return weight, weight.detach()  # its memory, also where `weight.data` is set meanwhile
 
 
-def _gradients(saved: Any, needs: tuple[bool, ...], d_heads: Tensor | None) -> Gradients:
+def _gradients(
+    saved: Any, needs: tuple[bool, ...], d_heads: Tensor | None
+) -> tuple[Tensor | None, ...]:
     """Of h, weight and bias, given that of the heads."""
     if d_heads is None:
         return _NOTHING

@@ -83,13 +83,16 @@ class Operator:
         if kernels is None or needs_dispatcher(tensors_of(arguments)):
             return self._dispatched.forward(arguments)
         features = features_of(arguments)
-        bound = Bound(self._dispatched, kernels()(), arguments, is_differentiated(features))
+        call = _Call(self._dispatched, kernels()(), arguments[-N_NUMBERS:])
+        bound = Bound(call, arguments.adjacency, is_differentiated(features))
         return bound(*features, arguments.seed)
 
-    def bind(self, arguments: Arguments, is_differentiated: bool) -> "Bound":
-        """What serves calls of the kind of this one that the dispatcher need not see."""
-        kernels = self._kernels[arguments.query.device.type]()
-        return Bound(self._dispatched, kernels(), arguments, is_differentiated)
+    def bind(
+        self, adjacency: Any, numbers: tuple[Any, ...], device: str, is_differentiated: bool
+    ) -> "Bound":
+        """What serves calls of a graph, with the last `N_NUMBERS` arguments, past the dispatcher."""
+        call = _Call(self._dispatched, self._kernels[device]()(), numbers)
+        return Bound(call, adjacency, is_differentiated)
 
 
 class _Call(NamedTuple):
@@ -127,27 +130,19 @@ class _Call(NamedTuple):
 class Bound:
     """An operator with the graph and the numbers of a call, and the forms of its tensors.
 
-    Args:
-        dispatched: the operator, for a backward pass that the dispatcher must see.
-        launcher: of the call.
-        arguments: of the call.
+    Attributes:
+        call: what backward needs beside tensors.
+        adjacency: the graph.
         is_differentiated: whether autograd wants a gradient.
     """
 
-    def __init__(
-        self,
-        dispatched: Dispatched,
-        launcher: Launcher,
-        arguments: Arguments,
-        is_differentiated: bool,
-    ) -> None:
-        self.adjacency = arguments.adjacency
-        self.call = _Call(dispatched, launcher, arguments[-N_NUMBERS:])
-        self._is_differentiated = is_differentiated
+    def __init__(self, call: _Call, adjacency: Any, is_differentiated: bool) -> None:
+        self.call, self.adjacency = call, adjacency
+        self.is_differentiated = is_differentiated
 
     def __call__(self, *tensors: Any) -> Outputs:
         """(out, log-sum-exp, alpha) of the features and the seed, without those last that are None."""
-        if self._is_differentiated:
+        if self.is_differentiated:
             results: Outputs = _Function.apply(self, *tensors)
             return results
         return self.call.launcher.forward(self.call.arguments(self.adjacency, *tensors))

@@ -3,8 +3,6 @@
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-
 from gatv2.numba.arguments import (
     EdgeList,
     HeadMask,
@@ -30,7 +28,7 @@ from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
 
 class Adjacency(NamedTuple):
-    """A graph, as arrays; its edges are sorted by query, and then by key."""
+    """A graph, as contiguous arrays; its edges are sorted by query, and then by key."""
 
     query_ptr: Array
     key_index: Array
@@ -61,7 +59,7 @@ class Plan:
 
     def forward(self, arguments: ArrayArguments) -> tuple[Array, Array, Array | None]:
         """(out, log-sum-exp, alpha in the order of the graph's edges, or None if nobody wants it)."""
-        graph, rows = _contiguous(arguments.adjacency), self._rows
+        graph, rows = arguments.adjacency, self._rows
         launch = Launch(arguments, self._sizes, edge_id=graph.edge_id)
         results = launch.empty_results(rows, (*rows[:-1], graph.key_index.size))
         run_chunks(
@@ -85,7 +83,7 @@ class Plan:
         self, cotangents: ArrayCotangents, arguments: ArrayArguments
     ) -> tuple[Array | None, ...]:
         """Gradients of query, key, attn, edge_features, edge_projection, score_bias; None for None."""
-        graph = _contiguous(arguments.adjacency)
+        graph = arguments.adjacency
         launch = Launch(arguments, self._sizes, edge_id=graph.edge_id)
         gradients = Gradients(launch, cotangents, self._n_chunks)
         gradients.add(
@@ -106,11 +104,6 @@ class Plan:
     def _head_mask(self, graph: Adjacency) -> Array | None:
         mask = graph.head_mask
         return None if mask is None else self._sizes.tiles.pad_heads(mask)
-
-
-def _contiguous(graph: Adjacency) -> Adjacency:
-    """A graph as kernels read it."""
-    return Adjacency._make([None if x is None else np.ascontiguousarray(x) for x in graph])
 
 
 def _node_ids(graph: Adjacency) -> Plain | None:

@@ -98,19 +98,23 @@ class BoundAttention:
 
 
 def bind(
-    query: Tensor,
-    key: Tensor,
-    attn: Tensor,
     graph: Graph,
     *,
     is_differentiated: bool,
     is_interpreted: bool = False,
     **options: Unpack[Options],
 ) -> BoundAttention:
-    """What serves calls of the kind of this one; `is_differentiated`: autograd wants a gradient."""
+    """What serves calls of a graph with these options.
+
+    `is_differentiated`: whether autograd wants a gradient. The seed and what edges have are not kept:
+    what counts is whether there are any.
+    """
     operator = _interpreted if is_interpreted else _attention
-    arguments = _arguments(query, key, attn, graph, options, is_differentiated)
-    return BoundAttention(operator.bind(arguments, is_differentiated))
+    adjacency = _adjacency(graph, options, is_differentiated)
+    device = graph.device.type
+    return BoundAttention(
+        operator.bind(adjacency, _numbers(graph, options), device, is_differentiated)
+    )
 
 
 def _arguments(
@@ -123,11 +127,27 @@ def _arguments(
 ) -> Arguments:
     seed, edges, score_bias = options["seed"], options.get("edges"), options.get("score_bias")
     edge_features, edge_projection = edges or (None, None)
-    by_key = graph.by_key if is_differentiated else (None, None, None)
-    key_ptr, edges_by_key, queries_by_key = by_key
+    return Arguments(
+        query,
+        key,
+        attn,
+        edge_features,
+        edge_projection,
+        None if score_bias is None else _of_used_heads(score_bias, graph),
+        _adjacency(graph, options, is_differentiated),
+        seed,
+        *_numbers(graph, options),
+    )
+
+
+def _adjacency(graph: Graph, options: Options, is_differentiated: bool) -> Adjacency:
+    seed, edges, score_bias = options["seed"], options.get("edges"), options.get("score_bias")
+    key_ptr, edges_by_key, queries_by_key = (
+        graph.by_key if is_differentiated else (None, None, None)
+    )
     query_id, key_id = (None, None) if seed is None else _node_ids(graph)
     has_rows = edges is not None or score_bias is not None
-    adjacency = Adjacency(
+    return Adjacency(
         graph.query_ptr,
         graph.key_index,
         key_ptr,
@@ -138,22 +158,12 @@ def _arguments(
         query_id,
         key_id,
     )
-    return Arguments(
-        query,
-        key,
-        attn,
-        edge_features,
-        edge_projection,
-        None if score_bias is None else _of_used_heads(score_bias, graph),
-        adjacency,
-        seed,
-        graph.n_blocks,
-        n_mapped=0,
-        negative_slope=options["negative_slope"],
-        dropout=options["dropout"],
-        wants_rows=options["return_attention"],
-        wants_bias_rows=False,
-    )
+
+
+def _numbers(graph: Graph, options: Options) -> tuple[int, int, float, float, bool, bool]:
+    """The arguments behind the seed."""
+    slope, dropout = options["negative_slope"], options["dropout"]
+    return graph.n_blocks, 0, slope, dropout, options["return_attention"], False
 
 
 def _of_used_heads(score_bias: Tensor, graph: Graph) -> Tensor:
