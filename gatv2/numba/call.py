@@ -176,7 +176,7 @@ class Launch:
         x = self._once(x)
         return EdgeFeatures(
             x.astype(self.tiles.dtype, copy=False).ravel(),
-            self.tiles.pad(np.moveaxis(projection, -1, 0)),
+            self.tiles.pad(projection.transpose(2, 0, 1)),
             x.shape[-1],
             max(prod(x.shape[:-1]), 1),
         )

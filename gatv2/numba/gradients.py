@@ -170,11 +170,12 @@ class EdgeFeatureGradients:
         n_rows = launch.sizes.n_copies * launch.sizes.n_edge_rows
         n_rows = n_rows if launch.arguments.wants_rows else 0
         self.d_x = empty((n_rows, n_features), tiles.dtype, d_features)
-        n_padded = n_features + -n_features % tiles.line
-        by_lane = np.zeros((tiles.length, n_padded), tiles.dtype)
-        by_lane[:, :n_features] = (
-            launch.attn * edges.projection.reshape(n_features, launch.tiles.length)
-        ).T
+        by_lane = tiles.nothing
+        if n_rows > 0:
+            n_padded = n_features + -n_features % tiles.line
+            by_lane = np.zeros((tiles.length, n_padded), tiles.dtype)
+            projection = edges.projection.reshape(n_features, tiles.length)
+            by_lane[:, :n_features] = (launch.attn * projection).T
         self.plain: Plain = (self.d_x.ravel(), self.shares.ravel(), by_lane.ravel())
 
     def results(self) -> tuple[Array, Array | None, Array]:
@@ -186,7 +187,11 @@ class EdgeFeatureGradients:
         x, d_features = launch.arguments.edge_features, None
         if x is not None and launch.arguments.wants_rows:
             d_features = self.d_x.reshape(x.shape)
-        return d_attn, d_features, np.moveaxis(d_projection, -3, -1).copy()
+        return (
+            d_attn,
+            d_features,
+            np.ascontiguousarray(d_projection.swapaxes(-3, -2).swapaxes(-2, -1)),
+        )
 
 
 def _total(launch: Launch, shares: Array) -> Array:
@@ -195,8 +200,10 @@ def _total(launch: Launch, shares: Array) -> Array:
     mapped, rows = launch.arguments.query.shape[:n_mapped], shares.shape[2:-2]
     if shares.shape[:2] == (1, 1):
         return shares.reshape(*mapped, *rows, *launch.tiles.padded)
-    total = shares.sum(1).reshape(*mapped, launch.sizes.n_batches, *rows, *launch.tiles.padded)
-    return total.sum(n_mapped)  # type: ignore[no-any-return]
+    n_batches, padded, total = launch.sizes.n_batches, launch.tiles.padded, shares.sum(1)
+    if n_batches == 1:
+        return total.reshape(*mapped, *rows, *padded)
+    return total.reshape(*mapped, n_batches, *rows, *padded).sum(n_mapped)  # type: ignore[no-any-return]
 
 
 @kernel
