@@ -1,0 +1,200 @@
+"""Many graphs as one: their edges are read where they are, or copied into one tensor first.
+
+Of small graphs there are many, and what Python does for each of them takes longer than all else. So a graph
+that has been in a batch has a record, a few bytes, and compiled code does the rest. It asks each tensor anew
+where its memory is: the record says which tensors they are, and keeps them, but nothing of what is in them.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from struct import Struct
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gatv2.graph.check import check_once
+from gatv2.graph.edges import NO_RECORD, Edges, Record, SortedEdges, is_trusted, trusted
+from gatv2.graph.sort import pointers, serves
+from gatv2.numba.memory import Array as NumPyArray
+from gatv2.numba.support import import_failure
+from gatv2.options import FLOWS, Flow, common_flow
+from gatv2.torch_internals import without_transforms
+
+_RECORD = Struct("7q")
+"""Addresses of three tensors; numbers of queries, of keys and of edges; the kind, in bits."""
+_IS_TURNED, _IS_BIPARTITE, _HAS_MORE = 1, 2, 4
+"""Bits of a kind: it is of the second flow, or bipartite, or has a mask of heads or numbers of nodes."""
+
+
+class _Joined(NamedTuple):
+    """What all graphs have, as one has it."""
+
+    edges: tuple[Tensor, ...]
+    n_keys: int
+    flow: Flow
+    is_bipartite: bool
+    has_more: bool
+    """Whether a graph has a mask of heads or numbers of nodes."""
+
+
+def join(make: type[Edges], graphs: Sequence[Edges]) -> Edges:
+    """What `gatv2.Graph.batch` gives, made by a class of graphs.
+
+    Raises:
+        ValueError: their masks are for different numbers of heads, or they were made with different flows.
+        IndexError: a graph has been written to, so that a query is none of its own.
+    """
+    joined = None if torch.compiler.is_compiling() else _joined_in_place(graphs)
+    edges, n_keys, flow, is_bipartite, has_more = joined or _joined_by_copies(graphs)
+    if not has_more:
+        return trusted(make(*edges, n_keys=n_keys, flow=flow, is_bipartite=is_bipartite))
+    batch = make(
+        *edges,
+        n_keys=n_keys,
+        head_mask=_join_head_masks(graphs),
+        query_id=_join_ids([(graph.query_id, graph.n_queries) for graph in graphs]),
+        key_id=_join_ids([(graph.key_id, graph.n_keys) for graph in graphs]),
+        flow=flow,
+        is_bipartite=is_bipartite,
+    )
+    return trusted(batch)
+
+
+def _joined_in_place(graphs: Sequence[SortedEdges]) -> _Joined | None:
+    """Join graphs of int32 on the CPU; None if one is no such, or not as its record says."""
+    if import_failure() is not None or (asker := _asker()) == 0:
+        return None
+    from gatv2.numba.joined import find_edges, join_edges
+
+    n_bytes = len(graphs) * _RECORD.size
+    records = bytearray().join([graph.record.words for graph in graphs])
+    if len(records) != n_bytes:
+        for graph in graphs:
+            _record(graph)
+        records = bytearray().join([graph.record.words for graph in graphs])
+        if len(records) != n_bytes:
+            return None
+    table = np.frombuffer(records, np.int64)
+    is_found, n_queries, n_keys, n_edges, some, each = find_edges(asker, table)
+    if not is_found or (some ^ each) & _IS_TURNED or max(n_queries, n_keys, n_edges) >= 2**31:
+        return None
+    with without_transforms():  # which would wrap every new tensor
+        arrays = join_edges(table, table.view(np.int32), n_queries, n_edges, np.int32)
+        edges = tuple(map(torch.from_numpy, arrays))
+    flow = FLOWS[some & _IS_TURNED]
+    return _Joined(edges, n_keys, flow, bool(some & _IS_BIPARTITE), bool(some & _HAS_MORE))
+
+
+@lru_cache(maxsize=1)
+def _asker() -> int:
+    from gatv2.numba.dlpack import asker
+
+    return asker(Tensor)
+
+
+def _record(graph: SortedEdges) -> None:
+    """Make the record of a graph, unless it has one or can't be checked."""
+    check_once(graph)
+    if graph.record is not NO_RECORD or not is_trusted(graph):
+        return
+    tensors = graph.query_index, graph.key_index, graph.edge_id
+    # else zeros, which say so
+    is_readable = all(type(tensor) is Tensor and serves(tensor) for tensor in tensors)
+    words = _RECORD.pack(
+        *(id(tensor) if is_readable else 0 for tensor in tensors),
+        graph.n_queries,
+        graph.n_keys,
+        graph.n_edges,
+        FLOWS.index(graph.flow) * _IS_TURNED
+        | _is_bipartite(graph) * _IS_BIPARTITE
+        | _has_more(graph) * _HAS_MORE,
+    )
+    graph.keep_record(Record(words, tensors))
+
+
+def _is_bipartite(graph: SortedEdges) -> bool:
+    return graph.is_bipartite or graph.n_queries != graph.n_keys
+
+
+def _has_more(graph: SortedEdges) -> bool:
+    return not (graph.head_mask is graph.query_id is graph.key_id is None)
+
+
+def _joined_by_copies(graphs: Sequence[SortedEdges]) -> _Joined:
+    flow = common_flow(graph.flow for graph in graphs)
+    for graph in graphs:
+        check_once(graph)
+    counts = np.array([(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs])
+    totals = counts.sum(0).tolist()
+    parts = [graph.query_index for graph in graphs]
+    parts += [graph.key_index for graph in graphs]
+    parts += [graph.edge_id for graph in graphs]
+    return _Joined(
+        _join_parts(torch.cat(parts), counts, totals),
+        totals[1],
+        flow,
+        any(map(_is_bipartite, graphs)),
+        any(map(_has_more, graphs)),
+    )
+
+
+def _join_parts(parts: Tensor, counts: NumPyArray, totals: Sequence[int]) -> tuple[Tensor, ...]:
+    """query_ptr, key_index, query_index and edge_id of many graphs as of one.
+
+    Args:
+        parts: query_index of one graph after another, then key_index, then edge_id, flat.
+        counts: `[n_graphs, 3]`, numbers of queries, keys and edges of each.
+        totals: the sums of each.
+    """
+    is_small = max(totals) < 2**31
+    if serves(parts):
+        from gatv2.numba.joined import join_edges, table_of
+
+        dtype, n_queries, n_edges = np.int32 if is_small else np.int64, totals[0], totals[2]
+        with without_transforms():
+            array = parts.numpy()
+            joined = join_edges(table_of(array, counts), array, n_queries, n_edges, dtype)
+            return tuple(map(torch.from_numpy, joined))
+    whole = parts.to(torch.int32 if is_small else torch.int64).view(3, -1)
+    first = torch.from_numpy((counts.cumsum(0) - counts).T.repeat(counts[:, 2], 1)).to(whole)
+    # each in memory of its own
+    query_index, key_index, edge_id = (
+        part + begin for part, begin in zip(whole, first, strict=True)
+    )
+    return pointers(query_index, totals[0]), key_index, query_index, edge_id
+
+
+def _join_head_masks(graphs: Sequence[SortedEdges]) -> Tensor | None:
+    masks = [graph.head_mask for graph in graphs if graph.head_mask is not None]
+    if not masks:
+        return None
+    heads = {mask.shape[1] for mask in masks}
+    if len(heads) > 1:
+        raise ValueError(f"masks in a batch must be for one number of heads; got {sorted(heads)}")
+    return torch.cat(
+        [
+            masks[0].new_ones(graph.n_edges, *heads) if graph.head_mask is None else graph.head_mask
+            for graph in graphs
+        ]
+    )
+
+
+def _join_ids(ids: Sequence[tuple[Tensor | None, int]]) -> Tensor | None:
+    """Numbers of the nodes of a batch: those that a graph gives them, else their positions.
+
+    Args:
+        ids: of each graph, with the number of its nodes.
+    """
+    given = [own for own, _ in ids if own is not None]
+    if not given:
+        return None
+    n_nodes = [n for _, n in ids]
+    positions = torch.arange(sum(n_nodes), device=given[0].device).split(n_nodes)
+    return torch.cat(
+        [
+            position if own is None else own
+            for position, (own, _) in zip(positions, ids, strict=True)
+        ]
+    )
