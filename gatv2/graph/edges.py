@@ -24,17 +24,6 @@ class KeyOrder(NamedTuple):
     """`[n_edges]`: query of the edge."""
 
 
-class Record(NamedTuple):
-    """What `gatv2.graph.join` has to know of a graph."""
-
-    words: bytes
-    tensors: tuple[Tensor, ...]
-    """Those whose addresses are in the words: they live as long."""
-
-
-NO_RECORD = Record(b"", ())
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class SortedEdges:
     """Edges sorted by (query, key), and the way back to the caller's order of them.
@@ -54,7 +43,7 @@ class SortedEdges:
     flow: Flow = "target_to_source"
     is_bipartite: bool = False
     batch_shape: tuple[int, ...] | None = None
-    record: ClassVar[Record] = NO_RECORD
+    record: ClassVar[bytes]  # see `keep_record`
 
     def __getstate__(self) -> dict[str, object]:
         """The fields alone: what was made of them is made again, and they are checked again."""
@@ -104,9 +93,9 @@ class SortedEdges:
         """Keep what `by_key` would make, of a graph that is being made."""
         self.__dict__["_by_key"] = order
 
-    def keep_record(self, record: Record) -> None:
-        """Keep the record of a graph that is in a batch for the first time."""
-        self.__dict__["record"] = record
+    def keep_record(self, record: bytes, tensors: tuple[Tensor, ...]) -> None:
+        """Keep what `gatv2.graph.join` has to know, with the tensors whose addresses are in it."""
+        self.__dict__.update(_recorded=tensors, record=record)
 
     @property
     def multiplicity(self) -> Tensor:

@@ -5,17 +5,17 @@ that has been in a batch has a record, a few bytes, and compiled code does the r
 where its memory is: the record says which tensors they are, and keeps them, but nothing of what is in them.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gatv2.graph.check import check_once
-from gatv2.graph.edges import NO_RECORD, Edges, Record, SortedEdges, is_trusted, trusted
+from gatv2.graph.edges import Edges, SortedEdges, is_trusted, trusted
 from gatv2.graph.sort import pointers, serves
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.numba.support import import_failure
@@ -64,41 +64,49 @@ def join(make: type[Edges], graphs: Sequence[Edges]) -> Edges:
 
 def _joined_in_place(graphs: Sequence[SortedEdges]) -> _Joined | None:
     """Join graphs of int32 on the CPU; None if one is no such, or not as its record says."""
-    if import_failure() is not None or (asker := _asker()) == 0:
+    kernels = _kernels()
+    if kernels is None:
         return None
-    from gatv2.numba.joined import find_edges, join_edges
-
-    n_bytes = len(graphs) * _RECORD.size
-    records = bytearray().join([graph.record.words for graph in graphs])
-    if len(records) != n_bytes:
-        for graph in graphs:
-            _record(graph)
-        records = bytearray().join([graph.record.words for graph in graphs])
-        if len(records) != n_bytes:
+    try:
+        records = [graph.record for graph in graphs]
+    except AttributeError:  # of graphs that are in a batch for the first time
+        if not all([_has_record(graph) for graph in graphs]):
             return None
-    table = np.frombuffer(records, np.int64)
-    is_found, n_queries, n_keys, n_edges, some, each = find_edges(asker, table)
+        records = [graph.record for graph in graphs]
+    table = np.frombuffer(bytearray().join(records), np.int64)
+    is_found, n_queries, n_keys, n_edges, some, each = kernels.find(table)
     if not is_found or (some ^ each) & _IS_TURNED or max(n_queries, n_keys, n_edges) >= 2**31:
         return None
     with without_transforms():  # which would wrap every new tensor
-        arrays = join_edges(table, table.view(np.int32), n_queries, n_edges, np.int32)
-        edges = tuple(map(torch.from_numpy, arrays))
+        edges = tuple(map(torch.from_numpy, kernels.join(table, n_queries, n_edges, np.int32)))
     flow = FLOWS[some & _IS_TURNED]
     return _Joined(edges, n_keys, flow, bool(some & _IS_BIPARTITE), bool(some & _HAS_MORE))
 
 
+class _Kernels(NamedTuple):
+    """Functions of `gatv2.numba.joined`."""
+
+    find: Callable[[NumPyArray], tuple[Any, ...]]
+    join: Callable[..., tuple[NumPyArray, ...]]
+
+
 @lru_cache(maxsize=1)
-def _asker() -> int:
+def _kernels() -> _Kernels | None:
+    """What reads tensors where they are, if there is such: to import it each time takes a µs."""
+    if import_failure() is not None:
+        return None
     from gatv2.numba.dlpack import asker
+    from gatv2.numba.joined import find_edges, join_edges
 
-    return asker(Tensor)
+    function = asker(Tensor)
+    return _Kernels(partial(find_edges, function), join_edges) if function else None
 
 
-def _record(graph: SortedEdges) -> None:
-    """Make the record of a graph, unless it has one or can't be checked."""
+def _has_record(graph: SortedEdges) -> bool:
+    """Make the record of a graph that has none; False where the graph can't be checked."""
     check_once(graph)
-    if graph.record is not NO_RECORD or not is_trusted(graph):
-        return
+    if not is_trusted(graph):
+        return False
     tensors = graph.query_index, graph.key_index, graph.edge_id
     # else zeros, which say so
     is_readable = all(type(tensor) is Tensor and serves(tensor) for tensor in tensors)
@@ -111,7 +119,9 @@ def _record(graph: SortedEdges) -> None:
         | _is_bipartite(graph) * _IS_BIPARTITE
         | _has_more(graph) * _HAS_MORE,
     )
-    graph.keep_record(Record(words, tensors))
+    if not hasattr(graph, "record"):
+        graph.keep_record(words, tensors)
+    return True
 
 
 def _is_bipartite(graph: SortedEdges) -> bool:
@@ -155,7 +165,7 @@ def _join_parts(parts: Tensor, counts: NumPyArray, totals: Sequence[int]) -> tup
         dtype, n_queries, n_edges = np.int32 if is_small else np.int64, totals[0], totals[2]
         with without_transforms():
             array = parts.numpy()
-            joined = join_edges(table_of(array, counts), array, n_queries, n_edges, dtype)
+            joined = join_edges(table_of(array, counts), n_queries, n_edges, dtype, like=array)
             return tuple(map(torch.from_numpy, joined))
     whole = parts.to(torch.int32 if is_small else torch.int64).view(3, -1)
     first = torch.from_numpy((counts.cumsum(0) - counts).T.repeat(counts[:, 2], 1)).to(whole)

@@ -59,16 +59,21 @@ def table_of(parts: Array, counts: Array) -> Array:
 
 
 def join_edges(
-    table: Array, like: Array, n_queries: int, n_edges: int, dtype: type[np.generic]
+    table: Array,
+    n_queries: int,
+    n_edges: int,
+    dtype: type[np.generic],
+    *,
+    like: Array | None = None,
 ) -> tuple[Array, ...]:
     """Join the edges of graphs.
 
     Args:
         table: where they are, which must be there as long as this runs.
-        like: an array of the dtype that they have.
         n_queries: of all graphs.
         n_edges: of all graphs.
         dtype: of the results.
+        like: an array of the dtype that the edges have, unless that is the same.
 
     Returns:
         `query_ptr`, `key_index`, `query_index` and `edge_id` of the joined graph.
@@ -79,11 +84,13 @@ def join_edges(
     Example:
         >>> parts = np.array([0, 1, 0, 0, 0, 1, 0, 1, 0])
         >>> table = table_of(parts, np.array([[2, 1, 2], [2, 2, 1]]))
-        >>> [x.tolist() for x in join_edges(table, parts, 4, 3, np.int32)]
+        >>> [x.tolist() for x in join_edges(table, 4, 3, np.int32, like=parts)]
         [[0, 1, 2, 3, 3], [0, 0, 2], [0, 1, 2], [0, 1, 2]]
     """
+    shape = (n_edges,)
     ptr = np.zeros(n_queries + 1, dtype)
-    key_index, query_index, edge_id = (empty((n_edges,), dtype) for _ in range(3))
+    key_index, query_index, edge_id = empty(shape, dtype), empty(shape, dtype), empty(shape, dtype)
+    like = ptr if like is None else like
     if not _join_edges(table, like, ptr, key_index, query_index, edge_id):
         raise _written_to()
     return ptr, key_index, query_index, edge_id
@@ -106,19 +113,21 @@ def _join_edges(
     edge_id: Integers,
 ) -> Truth:
     """Fill the last three, and `query_ptr`, which is zero; whether all queries were in range."""
-    first_query, first_key, start = 0, 0, 0
+    first_query, first_key, start = 0, 0, np.uint64(0)
     for row in range(0, table.size, N_COLUMNS):
-        n_queries, n_edges = table[row + _N_QUERIES], table[row + _N_EDGES]
+        n_queries, n_edges = table[row + _N_QUERIES], np.uint64(table[row + _N_EDGES])
         queries = integers_at(table[row], n_edges, like)
         keys = integers_at(table[row + 1], n_edges, like)
         ids = integers_at(table[row + 2], n_edges, like)
+        n_outside = 0
         for e in range(n_edges):
             i = queries[e]
-            if np.uint64(i) >= np.uint64(n_queries):
-                return False
-            i += first_query
-            query_index[start + e] = i
-            query_ptr[np.uint64(i)] += 1
+            n_outside += np.uint64(i) >= np.uint64(n_queries)
+            query_index[start + e] = i + first_query
+        if n_outside > 0:
+            return False
+        for e in range(start, start + n_edges):
+            query_ptr[np.uint64(query_index[e]) + np.uint64(1)] = e + np.uint64(1)
         for e in range(n_edges):
             key_index[start + e] = keys[e] + first_key
         for e in range(n_edges):
@@ -126,5 +135,8 @@ def _join_edges(
         first_query += n_queries
         first_key += table[row + _N_KEYS]
         start += n_edges
-    to_starts(query_ptr)
+    stop = 0
+    for i in range(query_ptr.size):  # of a query without edges, where those before it end
+        stop = max(stop, query_ptr[i])
+        query_ptr[i] = stop
     return True
