@@ -1,14 +1,15 @@
 """Many graphs as one: their edges are read where they are, or copied into one tensor first.
 
-Of small graphs there are many, and what Python does for each of them takes longer than all else. So a graph
-that has been in a batch has a record, a few bytes, and compiled code does the rest. It asks each tensor anew
-where its memory is: the record says which tensors they are, and keeps them, but nothing of what is in them.
+Of small graphs there are many, and what Python does for each of them takes longer than all else. So a
+graph that has been in a batch has a record, a few bytes, and compiled code does the rest. It asks each
+tensor anew where its memory is: the record says which tensors they are and keeps them, but it holds
+nothing of what is in them.
 """
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -28,10 +29,14 @@ _IS_TURNED, _IS_BIPARTITE, _HAS_MORE = 1, 2, 4
 """Bits of a kind: it is of the second flow, or bipartite, or has a mask of heads or numbers of nodes."""
 
 
+_Edges: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""query_ptr, key_index, query_index and edge_id."""
+
+
 class _Joined(NamedTuple):
     """What all graphs have, as one has it."""
 
-    edges: tuple[Tensor, ...]
+    edges: _Edges
     n_keys: int
     flow: Flow
     is_bipartite: bool
@@ -43,7 +48,8 @@ def join(make: type[Edges], graphs: Sequence[Edges]) -> Edges:
     """What `gatv2.Graph.batch` gives, made by a class of graphs.
 
     Raises:
-        ValueError: their masks are for different numbers of heads, or they were made with different flows.
+        ValueError: their masks are for different numbers of heads, or they were made with different
+            flows.
         IndexError: a graph has been written to, so that a query is none of its own.
     """
     joined = None if torch.compiler.is_compiling() else _joined_in_place(graphs)
@@ -70,7 +76,7 @@ def _joined_in_place(graphs: Sequence[SortedEdges]) -> _Joined | None:
     try:
         records = [graph.record for graph in graphs]
     except AttributeError:  # of graphs that are in a batch for the first time
-        if not all([_has_record(graph) for graph in graphs]):
+        if not all(map(_has_record, graphs)):
             return None
         records = [graph.record for graph in graphs]
     table = np.frombuffer(bytearray().join(records), np.int64)
@@ -78,7 +84,7 @@ def _joined_in_place(graphs: Sequence[SortedEdges]) -> _Joined | None:
     if not is_found or (some ^ each) & _IS_TURNED or max(n_queries, n_keys, n_edges) >= 2**31:
         return None
     with without_transforms():  # which would wrap every new tensor
-        edges = tuple(map(torch.from_numpy, kernels.join(table, n_queries, n_edges, np.int32)))
+        edges = _tensors(kernels.join(table, n_queries, n_edges, np.int32))
     flow = FLOWS[some & _IS_TURNED]
     return _Joined(edges, n_keys, flow, bool(some & _IS_BIPARTITE), bool(some & _HAS_MORE))
 
@@ -136,13 +142,13 @@ def _joined_by_copies(graphs: Sequence[SortedEdges]) -> _Joined:
     flow = common_flow(graph.flow for graph in graphs)
     for graph in graphs:
         check_once(graph)
-    counts = np.array([(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs])
-    totals = counts.sum(0).tolist()
+    counts = [(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs]
+    totals = [sum(column) for column in zip(*counts, strict=True)]
     parts = [graph.query_index for graph in graphs]
     parts += [graph.key_index for graph in graphs]
     parts += [graph.edge_id for graph in graphs]
     return _Joined(
-        _join_parts(torch.cat(parts), counts, totals),
+        _join_parts(torch.cat(parts), np.array(counts), totals),
         totals[1],
         flow,
         any(map(_is_bipartite, graphs)),
@@ -150,8 +156,8 @@ def _joined_by_copies(graphs: Sequence[SortedEdges]) -> _Joined:
     )
 
 
-def _join_parts(parts: Tensor, counts: NumPyArray, totals: Sequence[int]) -> tuple[Tensor, ...]:
-    """query_ptr, key_index, query_index and edge_id of many graphs as of one.
+def _join_parts(parts: Tensor, counts: NumPyArray, totals: Sequence[int]) -> _Edges:
+    """Join edges that are in one tensor.
 
     Args:
         parts: query_index of one graph after another, then key_index, then edge_id, flat.
@@ -165,8 +171,8 @@ def _join_parts(parts: Tensor, counts: NumPyArray, totals: Sequence[int]) -> tup
         dtype, n_queries, n_edges = np.int32 if is_small else np.int64, totals[0], totals[2]
         with without_transforms():
             array = parts.numpy()
-            joined = join_edges(table_of(array, counts), n_queries, n_edges, dtype, like=array)
-            return tuple(map(torch.from_numpy, joined))
+            table = table_of(array, counts)
+            return _tensors(join_edges(table, n_queries, n_edges, dtype, like=array))
     whole = parts.to(torch.int32 if is_small else torch.int64).view(3, -1)
     first = torch.from_numpy((counts.cumsum(0) - counts).T.repeat(counts[:, 2], 1)).to(whole)
     # each in memory of its own
@@ -174,6 +180,10 @@ def _join_parts(parts: Tensor, counts: NumPyArray, totals: Sequence[int]) -> tup
         part + begin for part, begin in zip(whole, first, strict=True)
     )
     return pointers(query_index, totals[0]), key_index, query_index, edge_id
+
+
+def _tensors(arrays: tuple[NumPyArray, ...]) -> _Edges:
+    return tuple(map(torch.from_numpy, arrays))  # type: ignore[return-value]
 
 
 def _join_head_masks(graphs: Sequence[SortedEdges]) -> Tensor | None:

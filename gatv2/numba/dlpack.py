@@ -1,8 +1,8 @@
-"""Tensors of PyTorch read by compiled code, which asks each where its memory is: 20 times as fast as Python.
+"""Tensors of PyTorch, read by compiled code: it asks each where its memory is, faster than Python could.
 
-It asks by DLPack's table of C functions, which a class of tensors has as `__dlpack_c_exchange_api__`. What a
-tensor's memory is may change at any time, as by `Tensor.set_` or `Tensor.share_memory_`, so that nothing of an
-answer is kept.
+It asks by DLPack's table of C functions, which a class of tensors has as `__dlpack_c_exchange_api__`.
+Which memory a tensor has may change at any time, as by `Tensor.set_` or `Tensor.share_memory_`, so that
+no answer is kept.
 """
 
 import ctypes
@@ -21,7 +21,8 @@ _CPU, _INT = 1, 0  # of DLPack's kinds of devices and of types
 
 _BYTE, _SHORT, _WORD, _LONG = (ir.IntType(n_bits) for n_bits in (8, 16, 32, 64))
 _POINTER, _LONGS = _BYTE.as_pointer(), _LONG.as_pointer()
-# data; kind and number of the device; dimensions; kind, bits and lanes of the type; shape, strides, offset
+# data; kind and number of the device; dimensions; kind, bits and lanes of the type; shape, strides,
+# offset
 _TENSOR = ir.LiteralStructType(
     [_POINTER, _WORD, _WORD, _WORD, _BYTE, _BYTE, _SHORT, _LONGS, _LONGS, _LONG]
 )
@@ -55,8 +56,9 @@ def asker(tensor_class: type) -> int:
 
 @intrinsic
 def ask(_typing: Typing, function: Index, tensor: Index) -> Plain:
-    """Where the numbers of a tensor are, and how many; -1 of them unless it is a row of int32 on the CPU.
+    """Where the numbers of a tensor are, and how many.
 
+    There are -1 unless it is a tensor of one dimension, of int32 without gaps, in the CPU's memory.
     `tensor` is the address of a Python object, which must be alive. Only for `python_kernel`.
     """
 
@@ -87,7 +89,6 @@ def _field(builder: Builder, place: Value, number: int) -> Value:
 
 
 def _is_row_of_int32(builder: Builder, place: Value) -> Value:
-    """Whether a tensor has one dimension, of int32 without gaps, in the CPU's memory."""
     is_met = ir.Constant(ir.IntType(1), 1)
     for number, expected in ((1, _CPU), (3, 1), (4, _INT), (5, 32), (6, 1)):
         value = _field(builder, place, number)

@@ -4,12 +4,11 @@ import numpy as np
 
 from gatv2.numba.arguments import Index, Integers, Plain, Truth
 from gatv2.numba.compile import kernel, python_kernel
-from gatv2.numba.counting_sort import to_starts
 from gatv2.numba.dlpack import ask, integers_at
 from gatv2.numba.memory import Array, empty
 
-# A table has a row for each graph: where its `query_index`, `key_index` and `edge_id` are, how many queries,
-# keys and edges it has, and what kind it is, in bits.
+# A table has a row for each graph: where its `query_index`, `key_index` and `edge_id` are, how many
+# queries, keys and edges it has, and what kind it is, in bits.
 _N_PARTS, _N_QUERIES, _N_KEYS, _N_EDGES, _KIND, N_COLUMNS = 3, 3, 4, 5, 6, 7
 
 
@@ -18,8 +17,8 @@ def find_edges(function: Index, table: Integers) -> Plain:
     """Turn the parts of a table, addresses of tensors, into those of what is in them.
 
     Returns:
-        Whether all tensors are as the table says, and then the numbers of queries, of keys and of edges of
-        all graphs together, and bits that some kind has, and that each has.
+        Whether all tensors are as the table says, and then the numbers of queries, of keys and of edges
+        of all graphs together, and bits that some kind has, and that each has.
     """
     n_queries, n_keys, n_edges, some, each = 0, 0, 0, 0, -1
     for row in range(0, table.size, N_COLUMNS):
@@ -119,7 +118,7 @@ def _join_edges(
         queries = integers_at(table[row], n_edges, like)
         keys = integers_at(table[row + 1], n_edges, like)
         ids = integers_at(table[row + 2], n_edges, like)
-        n_outside = 0
+        n_outside: Index = 0
         for e in range(n_edges):
             i = queries[e]
             n_outside += np.uint64(i) >= np.uint64(n_queries)
@@ -135,8 +134,8 @@ def _join_edges(
         first_query += n_queries
         first_key += table[row + _N_KEYS]
         start += n_edges
-    stop = 0
-    for i in range(query_ptr.size):  # of a query without edges, where those before it end
+    stop = query_ptr[0]
+    for i in range(1, query_ptr.size):  # of a query without edges, where those before it end
         stop = max(stop, query_ptr[i])
         query_ptr[i] = stop
     return True
