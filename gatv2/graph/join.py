@@ -114,24 +114,17 @@ def _has_record(graph: SortedEdges) -> bool:
     if not is_trusted(graph):
         return False
     tensors = graph.query_index, graph.key_index, graph.edge_id
-    # else zeros, which say so
-    is_readable = all(type(tensor) is Tensor and serves(tensor) for tensor in tensors)
-    words = _RECORD.pack(
-        *(id(tensor) if is_readable else 0 for tensor in tensors),
-        graph.n_queries,
-        graph.n_keys,
-        graph.n_edges,
-        FLOWS.index(graph.flow) * _IS_TURNED
-        | _is_bipartite(graph) * _IS_BIPARTITE
-        | _has_more(graph) * _HAS_MORE,
-    )
+    # of a subclass, which may have a mind of its own, zeros; how else a tensor is, it is asked later
+    is_plain = set(map(type, tensors)) == {Tensor}
+    n_queries, n_keys = graph.n_queries, graph.n_keys
+    kind = _HAS_MORE if _has_more(graph) else 0
+    kind |= _IS_BIPARTITE if graph.is_bipartite or n_queries != n_keys else 0
+    kind |= FLOWS.index(graph.flow) * _IS_TURNED
+    addresses = map(id, tensors) if is_plain else (0, 0, 0)
+    words = _RECORD.pack(*addresses, n_queries, n_keys, graph.n_edges, kind)
     if not hasattr(graph, "record"):
         graph.keep_record(words, tensors)
     return True
-
-
-def _is_bipartite(graph: SortedEdges) -> bool:
-    return graph.is_bipartite or graph.n_queries != graph.n_keys
 
 
 def _has_more(graph: SortedEdges) -> bool:
@@ -151,7 +144,7 @@ def _joined_by_copies(graphs: Sequence[SortedEdges]) -> _Joined:
         _join_parts(torch.cat(parts), np.array(counts), totals),
         totals[1],
         flow,
-        any(map(_is_bipartite, graphs)),
+        any(graph.is_bipartite for graph in graphs) or any(q != k for q, k, _ in counts),
         any(map(_has_more, graphs)),
     )
 
