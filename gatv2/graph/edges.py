@@ -1,8 +1,7 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +43,7 @@ class SortedEdges:
     flow: Flow = "target_to_source"
     is_bipartite: bool = False
     batch_shape: tuple[int, ...] | None = None
+    record: ClassVar[bytes]  # see `keep_record`
 
     def __getstate__(self) -> dict[str, object]:
         """The fields alone: what was made of them is made again, and they are checked again."""
@@ -58,11 +58,6 @@ class SortedEdges:
     def n_edges(self) -> int:
         """Number of edges."""
         return self.key_index.shape[0]
-
-    @made_once
-    def sizes(self) -> tuple[int, int, int]:
-        """Number of queries, of keys and of edges."""
-        return self.n_queries, self.n_keys, self.n_edges
 
     @property
     def block_shape(self) -> tuple[int, int]:
@@ -98,6 +93,10 @@ class SortedEdges:
         """Keep what `by_key` would make, of a graph that is being made."""
         self.__dict__["_by_key"] = order
 
+    def keep_record(self, record: bytes, tensors: tuple[Tensor, ...]) -> None:
+        """Keep what `gatv2.graph.join` has to know, with the tensors whose addresses are in it."""
+        self.__dict__.update(_recorded=tensors, record=record)
+
     @property
     def multiplicity(self) -> Tensor:
         """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
@@ -128,11 +127,6 @@ def trusted(graph: Edges) -> Edges:
 def is_trusted(graph: SortedEdges) -> bool:
     """Whether kernels can run on a graph, or nobody knows."""
     return "_is_trusted" in graph.__dict__
-
-
-def sizes_of(graphs: Iterable[SortedEdges]) -> list[tuple[int, int, int]]:
-    """The `sizes` of many graphs: to look for what is made takes half of the time of a property."""
-    return [graph.__dict__.get("_sizes") or graph.sizes for graph in graphs]
 
 
 def changed(graph: Edges, **changes: Any) -> Edges:

@@ -2,21 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain, filterfalse
 from os import PathLike
 from typing import NamedTuple, SupportsIndex
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gatv2.graph.check import check_graph, check_once
 from gatv2.graph.edge_index import read_edge_index
-from gatv2.graph.edges import KeyOrder, SortedEdges, changed, is_trusted, sizes_of, trusted
+from gatv2.graph.edges import KeyOrder, SortedEdges, changed, is_trusted, trusted
 from gatv2.graph.file import load_graph, save_graph
-from gatv2.graph.sort import join_edges, merge_loops, sort_both_ways, sort_edges
+from gatv2.graph.join import join
+from gatv2.graph.sort import merge_loops, sort_both_ways, sort_edges
 from gatv2.numba.memory import Array as NumPyArray
-from gatv2.options import Flow, check_flow, common_flow
+from gatv2.options import Flow, check_flow
 from gatv2.torch_internals import made_once, refuse_mapped
 
 
@@ -148,27 +147,7 @@ class Graph(SortedEdges):
         """
         if not graphs:
             raise ValueError("a batch needs at least one graph; got none")
-        flow = common_flow(graph.flow for graph in graphs)
-        for graph in filterfalse(is_trusted, graphs):
-            check_once(graph)
-        # a few operations on all graphs, not on each: of small graphs there are many
-        sizes = chain.from_iterable(sizes_of(graphs))
-        counts = np.fromiter(sizes, np.int64, 3 * len(graphs)).reshape(-1, 3)
-        totals = counts.sum(0).tolist()
-        parts = [graph.query_index for graph in graphs]
-        parts += [graph.key_index for graph in graphs]
-        parts += [graph.edge_id for graph in graphs]
-        batch = cls(
-            *join_edges(torch.cat(parts), counts, totals),
-            n_keys=totals[1],
-            head_mask=_join_head_masks(graphs),
-            query_id=_join_ids([graph.query_id for graph in graphs], counts[:, 0]),
-            key_id=_join_ids([graph.key_id for graph in graphs], counts[:, 1]),
-            flow=flow,
-            is_bipartite=bool((counts[:, 0] != counts[:, 1]).any())
-            or any(graph.is_bipartite for graph in graphs),
-        )
-        return trusted(batch)
+        return join(cls, graphs)
 
     def coalesce(self) -> "Graph":
         """The graph with each set of parallel edges replaced by one edge, numbered by (query, key)."""
@@ -349,33 +328,6 @@ def _with_tensors(graph: Graph, change: Callable[[Tensor], Tensor]) -> Graph:
         if isinstance(value := getattr(graph, field.name), Tensor)
     }
     return changed(graph, **tensors)
-
-
-def _join_head_masks(graphs: Sequence[Graph]) -> Tensor | None:
-    masks = [graph.head_mask for graph in graphs if graph.head_mask is not None]
-    if not masks:
-        return None
-    heads = {mask.shape[1] for mask in masks}
-    if len(heads) > 1:
-        raise ValueError(f"masks in a batch must be for one number of heads; got {sorted(heads)}")
-    return torch.cat(
-        [
-            masks[0].new_ones(graph.n_edges, *heads) if graph.head_mask is None else graph.head_mask
-            for graph in graphs
-        ]
-    )
-
-
-def _join_ids(ids: list[Tensor | None], counts: NumPyArray) -> Tensor | None:
-    """Numbers of the nodes of a batch: those that a graph gives them, else their positions."""
-    given = [own for own in ids if own is not None]
-    if not given:
-        return None
-    n_nodes = counts.tolist()
-    positions = torch.arange(sum(n_nodes), device=given[0].device).split(n_nodes)
-    return torch.cat(
-        [position if own is None else own for position, own in zip(positions, ids, strict=True)]
-    )
 
 
 def _add_self_loops(graph: Graph) -> SelfLoops:

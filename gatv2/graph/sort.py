@@ -1,9 +1,8 @@
 """A graph's edges sorted by query and by key: with our counting sort, or as PyTorch sorts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,7 +75,7 @@ def merge_loops(
     query_ptr: Tensor, key_index: Tensor, edge_id: Tensor, n_keys: int, n_loops: int
 ) -> tuple[Tensor, ...] | None:
     """What `gatv2.numba.self_loops.add_self_loops` makes of a graph; None where it can't."""
-    if not _serves(key_index):
+    if not serves(key_index):
         return None
     from gatv2.numba.self_loops import add_self_loops
 
@@ -87,45 +86,16 @@ def merge_loops(
         return tuple(map(torch.from_numpy, merged))
 
 
-def join_edges(
-    parts: Tensor, counts: NumPyArray, totals: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """query_ptr, key_index, query_index and edge_id of many graphs as of one.
-
-    Args:
-        parts: query_index of one graph after another, then key_index, then edge_id, flat.
-        counts: `[n_graphs, 3]`, numbers of queries, keys and edges of each.
-        totals: the sums of each.
-    """
-    is_small = max(totals) < 2**31
-    if _serves(parts):
-        from gatv2.numba import joined
-
-        with without_transforms():
-            dtype = np.int32 if is_small else np.int64
-            ptr, key_index, query_index, edge_id = map(
-                torch.from_numpy, joined.join_edges(parts.numpy(), counts, totals[0], dtype)
-            )
-        return ptr, key_index, query_index, edge_id
-    whole = parts.to(torch.int32 if is_small else torch.int64).view(3, -1)
-    first = torch.from_numpy((counts.cumsum(0) - counts).T.repeat(counts[:, 2], 1)).to(whole)
-    # each in memory of its own
-    query_index, key_index, edge_id = (
-        part + begin for part, begin in zip(whole, first, strict=True)
-    )
-    return pointers(query_index, totals[0]), key_index, query_index, edge_id
-
-
 def _counting_sort(index: Tensor) -> ModuleType | None:
     """Ours; elsewhere PyTorch sorts."""
-    if not _serves(index):
+    if not serves(index):
         return None
     from gatv2.numba import counting_sort
 
     return counting_sort
 
 
-def _serves(index: Tensor) -> bool:
+def serves(index: Tensor) -> bool:
     """Whether what is compiled for the CPU can read a graph: not elsewhere, nor under a transform."""
     return index.is_cpu and is_inspectable(index) and import_failure() is None
 

@@ -67,20 +67,25 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def kernel(function: Function) -> Function:
+def kernel(function: Function, *, nogil: bool = True) -> Function:
     """`numba.njit` for kernels: without the GIL, cached on disk where a directory can be written."""
     try:
-        compiled = njit(cache=True, **_OPTIONS)(function)
+        compiled = njit(cache=True, **{**_OPTIONS, "nogil": nogil})(function)
     except RuntimeError:  # neither beside the source nor in the user's cache directory
-        return _not_cached(function)
+        return _not_cached(function, nogil=nogil)
     try:
         cache = compiled._cache  # private, but there is no public way to a version
         index = cache._cache_file
         index._version = f"{index._version} {_DIGEST}"
         compiled._cache = _SharedCache(cache)
     except AttributeError:  # of another Numba: slower to start is better than stale
-        return _not_cached(function)
+        return _not_cached(function, nogil=nogil)
     return compiled  # type: ignore[no-any-return]
+
+
+def python_kernel(function: Function) -> Function:
+    """`kernel` for what looks at objects of Python, which takes the GIL."""
+    return kernel(function, nogil=False)
 
 
 class _SharedCache:
@@ -188,5 +193,5 @@ def inline(function: Function) -> Function:
     )(function)
 
 
-def _not_cached(function: Function) -> Function:
-    return njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
+def _not_cached(function: Function, *, nogil: bool = True) -> Function:
+    return njit(**{**_OPTIONS, "nogil": nogil})(function)  # type: ignore[no-any-return]

@@ -1,7 +1,12 @@
 """A batch of graphs of different sizes is each of them, one by one."""
 
+import pickle
+from copy import copy, deepcopy
+from dataclasses import fields, replace
 from typing import Any
+from weakref import ref
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -113,9 +118,156 @@ def test_errors() -> None:
         Graph.batch(of_heads)
 
 
+INDICES = ("query_ptr", "key_index", "query_index", "edge_id")
+
+
+@pytest.fixture(params=["in place", "copied"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How graphs are read."""
+    if request.param == "copied":
+        monkeypatch.setattr("gatv2.graph.join._kernels", lambda: None)
+    return str(request.param)
+
+
+def two_graphs() -> list[Graph]:
+    edge_index = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 2]])
+    return [Graph.from_edge_index(edge_index, n_nodes=3) for _ in range(2)]
+
+
 @pytest.mark.parametrize("query", [-1, 3, 10**9])
-def test_a_graph_that_was_written_to_is_refused(query: int) -> None:
-    graphs = [Graph.from_edge_index(torch.tensor([[0, 1], [1, 2]]), n_nodes=3) for _ in range(2)]
+@pytest.mark.parametrize("comes_again", [False, True])
+def test_a_graph_that_was_written_to_is_refused(way: str, query: int, comes_again: bool) -> None:
+    graphs = two_graphs()
+    if comes_again:
+        Graph.batch(graphs)
     graphs[1].query_index[0] = query
     with pytest.raises(IndexError, match="query out of range"):
         Graph.batch(graphs)
+
+
+def share(tensor: Tensor) -> None:
+    tensor.share_memory_()
+
+
+def point_elsewhere(tensor: Tensor) -> None:
+    tensor.set_(tensor.flip(0))  # type: ignore[call-overload]
+
+
+def replace_data(tensor: Tensor) -> None:
+    tensor.data = tensor.flip(0)
+
+
+def widen(tensor: Tensor) -> None:
+    tensor.data = tensor.long()
+
+
+def spread(tensor: Tensor) -> None:
+    tensor.data = torch.stack((tensor, tensor.flip(0)), 1)[:, 0]
+
+
+def repeat(tensor: Tensor) -> None:
+    tensor.data = torch.zeros(1, dtype=tensor.dtype).expand(len(tensor))
+
+
+def exchange(tensor: Tensor) -> None:
+    torch.utils.swap_tensors(tensor, tensor.flip(0))
+
+
+def add(tensor: Tensor) -> None:
+    tensor.numpy()[:] = tensor.flip(0).numpy()
+
+
+@pytest.mark.parametrize("name", ["key_index", "edge_id"])
+@pytest.mark.parametrize(
+    "move",
+    [share, point_elsewhere, replace_data, widen, spread, repeat, exchange, add],
+    ids=lambda move: move.__name__,
+)
+def test_what_a_tensor_holds_is_read_wherever_it_is(name: str, move: Any) -> None:
+    graphs = two_graphs()
+    before = getattr(Graph.batch(graphs), name).tolist()
+    tensor = getattr(graphs[0], name)
+    move(tensor)
+    tensor[-1] = 1
+    after = getattr(Graph.batch(graphs), name)
+    assert after[:4].tolist() == tensor.tolist()
+    assert after[4:].tolist() == before[4:]
+
+
+def test_a_tensor_that_has_become_shorter_is_noticed(way: str) -> None:
+    graphs = two_graphs()
+    Graph.batch(graphs)
+    graphs[0].edge_id.resize_(2)
+    with pytest.raises(IndexError):
+        Graph.batch(graphs)
+
+
+@given(drawn=graphs())
+def test_both_ways_agree(drawn: list[Graph]) -> None:
+    in_place = Graph.batch(drawn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gatv2.graph.join._kernels", lambda: None)
+        copied = Graph.batch(drawn)
+    for field in fields(Graph):
+        ours, expected = getattr(in_place, field.name), getattr(copied, field.name)
+        if isinstance(expected, Tensor):
+            assert torch.equal(ours, expected)
+            assert ours.dtype == expected.dtype
+        else:
+            assert ours == expected
+
+
+def with_gaps(tensor: Tensor) -> Tensor:
+    return torch.stack((tensor, tensor), 1)[:, 0]
+
+
+@pytest.mark.parametrize("stored", [Tensor.long, with_gaps])
+def test_of_graphs_that_differ_in_how_they_are_stored(stored: Any) -> None:
+    def change(graph: Graph) -> Graph:
+        tensors: Any = {name: stored(getattr(graph, name)) for name in INDICES}
+        return replace(graph, **tensors)
+
+    one, other = two_graphs()
+    expected = Graph.batch([one, other])
+    for graphs in ([one, change(other)], [change(one), other], [change(one), change(other)]):
+        for _ in range(2):
+            batch = Graph.batch(graphs)
+            for name in INDICES:
+                assert torch.equal(getattr(batch, name), getattr(expected, name))
+                assert getattr(batch, name).dtype == torch.int32
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy, deepcopy, lambda graph: pickle.loads(pickle.dumps(graph)), replace],
+    ids=["copy", "deepcopy", "pickle", "replace"],
+)
+def test_a_record_stays_with_its_graph(copied: Any) -> None:
+    one, other = two_graphs()
+    batch = Graph.batch([one, other])
+    again = copied(one)
+    assert hasattr(one, "record")
+    assert not hasattr(again, "record")
+    assert torch.equal(Graph.batch([again, other]).edge_index, batch.edge_index)
+
+
+def test_tensors_live_as_long_as_a_record_has_their_addresses() -> None:
+    graph = two_graphs()[0]
+    Graph.batch([graph])
+    tensor = ref(graph.key_index)
+    object.__setattr__(graph, "key_index", graph.key_index.clone())
+    assert tensor() is not None
+
+
+def test_what_is_no_tensor_is_noticed() -> None:
+    joined = pytest.importorskip("gatv2.numba.joined")
+    dlpack = pytest.importorskip("gatv2.numba.dlpack")
+    assert dlpack.asker(int) == 0
+    tensors: list[object] = [torch.arange(2, dtype=torch.int32) for _ in range(3)]
+    for odd in (object(), None, torch.ones(2), torch.ones(2, 1, dtype=torch.int32)):
+        for i in range(3):
+            given = [*tensors[:i], odd, *tensors[i + 1 :]]
+            table = np.array([*map(id, given), 2, 2, 2, 0])
+            assert not joined.find_edges(dlpack.asker(Tensor), table)[0]
+    table = np.array([*map(id, tensors), 2, 3, 2, 5])
+    assert joined.find_edges(dlpack.asker(Tensor), table) == (True, 2, 3, 2, 5, 5)
