@@ -54,10 +54,14 @@ def separately(layer: GraphAttentionV2Layer) -> Iterator[None]:
     handle.remove()
 
 
-def gradients(layer: GraphAttentionV2Layer, h: Any, graph: Any) -> tuple[Tensor, ...]:
-    out = layer(h, graph, seed=3)
+def gradients(
+    layer: GraphAttentionV2Layer, h: Any, graph: Any, edge_features: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    out = layer(h, graph, edge_features=edge_features, seed=3)
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype)
-    inputs = *(h if isinstance(h, tuple) else (h,)), *layer.parameters()
+    inputs = [*(h if isinstance(h, tuple) else (h,)), *layer.parameters()]
+    if edge_features is not None:
+        inputs.append(edge_features)
     wanted = [x for x in inputs if x.requires_grad]
     return out, *torch.autograd.grad(out, wanted, cotangent)
 
@@ -88,6 +92,25 @@ def test_same_bits(dtype: torch.dtype, prepares: bool, options: dict[str, Any]) 
             assert torch.equal(a, e)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("wants_gradient", [False, True])
+@pytest.mark.parametrize("prepares", [False, True])
+def test_edge_features(dtype: torch.dtype, wants_gradient: bool, prepares: bool) -> None:
+    layer, h = make(edge_dim=3, dropout=0.4, dtype=dtype), features(dtype)
+    edge_features = torch.randn(30, 3, dtype=dtype, requires_grad=wants_gradient)
+    graph = Graph.from_edge_index(edges(), N_NODES) if prepares else edges()
+    with separately(layer):
+        expected = gradients(layer, h, graph, edge_features)
+    assert not is_at_once(expected[0])
+    for _ in range(2):
+        actual = gradients(layer, h, graph, edge_features)
+        assert is_at_once(actual[0])
+        for a, e in zip(actual, expected, strict=True):
+            assert torch.equal(a, e)
+    with pytest.raises(ValueError, match="n_edges=30"):
+        layer(h, graph, edge_features=edge_features[1:])
+
+
 @pytest.mark.parametrize("share_weights", [False, True])
 def test_pairs(share_weights: bool) -> None:
     layer = make(share_weights=share_weights)
@@ -116,17 +139,20 @@ def test_what_is_frozen_gets_no_gradient(frozen: tuple[str, ...]) -> None:
         assert torch.equal(a, e)
 
 
-def test_derivatives_of_any_order() -> None:
-    layer, h = make(bias=True, dtype=torch.float64), features(torch.float64)
-    graph = Graph.from_edge_index(edges(), N_NODES)
+@pytest.mark.parametrize("edge_dim", [None, 2])
+def test_derivatives_of_any_order(edge_dim: int | None) -> None:
+    layer, h = make(bias=True, dtype=torch.float64, edge_dim=edge_dim), features(torch.float64)
+    graph = Graph.from_edge_index(edges()[:, :12], N_NODES)
     names = [name for name, _ in layer.named_parameters()]
+    of_edges = [] if edge_dim is None else [torch.randn(12, 2, dtype=h.dtype, requires_grad=True)]
 
-    def attend(h: Tensor, *parameters: Tensor) -> Tensor:
-        named = dict(zip(names, parameters, strict=True))
-        out: Tensor = torch.func.functional_call(layer, named, (h, graph))
+    def attend(h: Tensor, *rest: Tensor) -> Tensor:
+        named = dict(zip(names, rest, strict=False))
+        options = {} if edge_dim is None else {"edge_features": rest[-1]}
+        out: Tensor = torch.func.functional_call(layer, named, (h, graph), options)
         return out
 
-    inputs = h, *layer.parameters()
+    inputs = h, *layer.parameters(), *of_edges
     assert is_at_once(attend(*inputs))
     assert torch.autograd.gradcheck(attend, inputs)
     assert torch.autograd.gradgradcheck(attend, inputs)
@@ -218,13 +244,24 @@ def test_under_autocast() -> None:
     assert not is_at_once(out)
 
 
-def test_without_gradients() -> None:
-    layer, h = make(), features()
+@pytest.mark.parametrize("is_concat", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(mode: Callable[[], Any], is_concat: bool) -> None:
+    layer, h = make(is_concat=is_concat, bias=True), features()
     expected = layer(h, edges())
-    with torch.no_grad():
-        out = layer(h, edges())
-    assert torch.equal(out, expected)
-    assert not out.requires_grad
+    for _ in range(2):
+        with mode():
+            out = layer(h, edges())
+        assert torch.equal(out, expected)
+        assert not out.requires_grad
+
+
+def test_the_result_may_be_written_to() -> None:
+    layer, h = make(), features()
+    out = layer(h, edges())
+    assert is_at_once(out)
+    expected = torch.autograd.grad(layer(h, edges()).mul(2).sin().sum(), h)
+    assert torch.equal(*torch.autograd.grad(out.mul_(2).sin().sum(), h), *expected)
 
 
 def test_a_write_between_the_passes_is_seen() -> None:

@@ -1,4 +1,4 @@
-"""A graph that has served a call serves, and refuses, the next ones as a fresh one would."""
+"""A graph that has served a call, or another one that has, serves and refuses as if none had."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import gatv2.functional
 from gatv2 import Graph, GraphAttentionV2Layer, dispatch, gatv2_attention
+from gatv2.graph import served
 from gatv2.graph.edges import changed
-from gatv2.graph.served import MOST_KINDS
+from gatv2.graph.served import MOST_KINDS, MOST_MANNERS
 
 Call = dict[str, Any]
 N_NODES = 5
@@ -43,6 +45,24 @@ def served_graph() -> Graph:
     gatv2_attention(graph=graph, **good_call(), **of_edges())
     assert len(vars(graph)["_served"]) == 2
     return graph
+
+
+def unknown_graph() -> Graph:
+    """A graph that has served nothing, as nothing has been served."""
+    served._chosen.clear()
+    return fresh_graph()
+
+
+def graph_like_another() -> Graph:
+    """A graph that has served nothing, where another one has."""
+    unknown_graph()
+    served_graph()
+    assert len(served._chosen) == 2
+    return fresh_graph()
+
+
+KNOWN = {"graph": served_graph, "manner": graph_like_another}
+"""What makes a graph of whose calls something is known."""
 
 
 def with_argument(name: str, value: object) -> Callable[[Call], Call]:
@@ -93,13 +113,16 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
 @pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
-def test_what_a_fresh_graph_refuses_is_refused(spoil: Callable[[Call], Call]) -> None:
+def test_what_an_unknown_graph_refuses_is_refused(
+    spoil: Callable[[Call], Call], known: Callable[[], Graph]
+) -> None:
     call = spoil(good_call())
     with pytest.raises((TypeError, ValueError)) as expected:
-        gatv2_attention(graph=fresh_graph(), **call)
+        gatv2_attention(graph=unknown_graph(), **call)
     with pytest.raises(expected.type) as got:
-        gatv2_attention(graph=served_graph(), **call)
+        gatv2_attention(graph=known(), **call)
     assert str(got.value) == str(expected.value)
 
 
@@ -115,11 +138,11 @@ SWAPPED: dict[str, Callable[[Graph], None]] = {
 
 @pytest.mark.parametrize("swap", SWAPPED.values(), ids=SWAPPED)
 def test_a_graph_whose_form_has_changed_is_looked_at(swap: Callable[[Graph], None]) -> None:
-    served, fresh = served_graph(), fresh_graph()
-    swap(served)
+    known, fresh = served_graph(), fresh_graph()
+    swap(known)
     swap(fresh)
     outcomes = []
-    for graph in (fresh, served):
+    for graph in (fresh, known):
         try:
             outcomes.append(str(gatv2_attention(graph=graph, **good_call())))
         except ValueError as error:
@@ -239,13 +262,67 @@ GOOD: dict[str, Callable[[Call], Call]] = {
 }
 
 
+@pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
 @pytest.mark.parametrize("change", GOOD.values(), ids=GOOD)
-def test_what_a_fresh_graph_computes_is_computed(change: Callable[[Call], Call]) -> None:
+def test_what_an_unknown_graph_computes_is_computed(
+    change: Callable[[Call], Call], known: Callable[[], Graph]
+) -> None:
     call = change(good_call())
-    expected = gatv2_attention(graph=fresh_graph(), **call)
-    torch.testing.assert_close(
-        gatv2_attention(graph=served_graph(), **call), expected, rtol=0, atol=0
-    )
+    expected = gatv2_attention(graph=unknown_graph(), **call)
+    torch.testing.assert_close(gatv2_attention(graph=known(), **call), expected, rtol=0, atol=0)
+
+
+def test_graphs_of_other_sizes_are_served_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph_like_another()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("chosen once more")
+
+    monkeypatch.setattr(gatv2.functional, "select_kernel", refuse)
+    for n_nodes in (3, 8):
+        call = good_call()
+        for name in ("query", "key"):
+            call[name] = call[name].repeat(2, 1, 1)[:n_nodes]
+        edge_index = torch.tensor([[0, 1, 2, 2], [0, 2, 1, 0]])
+        out = gatv2_attention(graph=edge_index, **call)
+        graph = Graph.from_edge_index(edge_index, n_nodes)
+        torch.testing.assert_close(gatv2_attention(graph=graph, **call), out, rtol=0, atol=0)
+    with pytest.raises(AssertionError, match="chosen once more"):
+        gatv2_attention(graph=fresh_graph(), **{**good_call(), "negative_slope": 0.3})
+
+
+UNLIKE: dict[str, Callable[[], Graph]] = {
+    "fewer queries": lambda: Graph.from_edge_index(torch.tensor([[0], [1]]), (4, N_NODES)),
+    "fewer keys": lambda: Graph.from_edge_index(torch.tensor([[0], [1]]), (N_NODES, 4)),
+    "the other flow": lambda: Graph.from_edge_index(
+        torch.tensor([[0], [1]]), N_NODES, flow="source_to_target"
+    ),
+    "a mask of heads": lambda: Graph.from_mask(
+        torch.eye(N_NODES).bool().unsqueeze(-1).expand(-1, -1, 3)
+    ),
+    "a batch": lambda: Graph.from_mask(torch.eye(N_NODES).bool().expand(1, -1, -1).unsqueeze(-1)),
+    "by hand": lambda: replace(fresh_graph(), n_keys=4),
+}
+
+
+@pytest.mark.parametrize("make", UNLIKE.values(), ids=UNLIKE)
+def test_a_graph_unlike_those_that_were_served_is_looked_at(make: Callable[[], Graph]) -> None:
+    def outcome_of(graph: Graph) -> str:
+        try:
+            return str(gatv2_attention(graph=graph, **good_call()))
+        except ValueError as error:
+            return str(error)
+
+    unknown_graph()
+    expected = outcome_of(make())
+    graph_like_another()
+    assert outcome_of(make()) == expected
+
+
+def test_few_manners_are_remembered() -> None:
+    for step in range(2 * MOST_MANNERS):
+        gatv2_attention(graph=fresh_graph(), **{**good_call(), "negative_slope": step / 100})
+        assert 1 <= len(served._chosen) <= MOST_MANNERS
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
