@@ -65,19 +65,63 @@ def project(projection: nn.Module, h: Tensor, plain: type[nn.Module] = nn.Linear
     if h.layout is torch.strided or not _is_sparse(h) or not is_plain(projection, plain):
         projected: Tensor = projection(h)
         return projected
+    return _project((projection,), h)[0]
+
+
+def project_sides(
+    projections: tuple[nn.Module, nn.Module],
+    sides: tuple[Tensor, Tensor],
+    plain: type[nn.Module] = nn.Linear,
+    *,
+    is_shared: bool,
+) -> tuple[Tensor, Tensor]:
+    """`project`, by each of two projections its own features.
+
+    If these are the same ones, the first projection serves for both where it is shared, and a matrix in
+    CSR is multiplied by both weights at once.
+    """
+    (one, other), (h, h_other) = projections, sides
+    if h is not h_other:
+        return project(one, h, plain), project(other, h_other, plain)
+    if is_shared:
+        projected = project(one, h, plain)
+        return projected, projected
+    if (
+        h.layout is torch.strided
+        or not _is_sparse(h)
+        or not (is_plain(one, plain) and is_plain(other, plain))
+        or _form(one) != _form(other)
+    ):
+        return project(one, h, plain), project(other, h, plain)
+    first, second = _project(projections, h)
+    return first, second
+
+
+def _form(projection: nn.Module) -> tuple[object, ...]:
     weight: Any = projection.weight
-    bias: Any = projection.bias
-    computed_in = torch.promote_types(weight.dtype, torch.float32)  # there are no products in half
-    with without_transforms():  # which would wrap the matrix, and can't
-        crow, column, value = h.crow_indices(), h.col_indices(), h.values().to(computed_in)
+    return weight.shape, weight.dtype, weight.requires_grad
+
+
+def _project(projections: Sequence[nn.Module], h: Tensor) -> list[Tensor]:
+    """What plain projections, of one form, make of a matrix in CSR."""
+    weights: list[Any] = [projection.weight for projection in projections]
+    dtype = weights[0].dtype
+    computed_in = torch.promote_types(dtype, torch.float32)  # there are no products in half
     order = None if torch.compiler.is_compiling() else _ours.get(h)
+    with without_transforms():  # which would wrap the matrix, and can't
+        value = h.values().to(computed_in)
+        parts = (h.crow_indices(), h.col_indices()) if order is None else ()
     if order is None:
-        order = prepared_once(h, (crow, column), _Order, lambda: _Order.of(h))
-    product = _product(order, value, weight.to(computed_in))
+        order = prepared_once(h, parts, _Order, lambda: _Order.of(h))
+    outs = _products(order, value, [weight.to(computed_in) for weight in weights])
     device = h.device.type
-    is_autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if is_autocast else weight.dtype
-    return (product if bias is None else product + bias).to(dtype)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    biases: list[Any] = [projection.bias for projection in projections]
+    return [
+        (out if bias is None else out + bias).to(dtype)
+        for out, bias in zip(outs, biases, strict=True)
+    ]
 
 
 def drop_features(h: Tensor, probability: float, training: bool) -> Tensor:
@@ -116,17 +160,18 @@ def _of_torch(h: Tensor, name: str) -> Tensor:
         )
     if h.layout == torch.sparse_csr:
         return h
-    with _quietly():
-        if h.layout != torch.sparse_coo:
+    if h.layout != torch.sparse_coo:
+        with _quietly():
             csr: Tensor = h.to_sparse_coo().to_sparse_csr()
-            return csr
+        return csr
 
-        def convert() -> Tensor:
+    def convert() -> Tensor:
+        with _quietly():
             matrix: Tensor = h.to_sparse_csr()
-            _ours[matrix] = _Order.of(matrix)
-            return matrix
+        _ours[matrix] = _Order.of(matrix)
+        return matrix
 
-        return prepared_once(h, coo_entries(h), torch.sparse_csr, convert)
+    return prepared_once(h, coo_entries(h), torch.sparse_csr, convert)
 
 
 def _check_ndim(ndim: int, shape: tuple[int, ...], name: str) -> None:
@@ -200,9 +245,17 @@ _ours: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """The orders of matrices that were made here, which nobody writes to: they need not be compared."""
 
 
+def _products(order: _Order, value: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    if not _is_compiled(value, weights):
+        return [_product(order, value, weight) for weight in weights]
+    outs: tuple[Tensor, ...] = _Compiled.apply(value, order, *weights)  # type: ignore[no-untyped-call]
+    return outs
+
+
 def _product(order: _Order, value: Tensor, weight: Tensor) -> Tensor:
-    function = _Compiled if _is_compiled(value, weight) else _Product
-    product: Tensor = function.apply(value, weight, order)  # type: ignore[no-untyped-call]
+    if _is_compiled(value, (weight,)):
+        return _products(order, value, (weight,))[0]
+    product: Tensor = _Product.apply(value, weight, order)  # type: ignore[no-untyped-call]
     return product
 
 
@@ -212,52 +265,52 @@ def _gradient(order: _Order, value: Tensor, d_out: Tensor) -> Tensor:
     return _product(transposed, value[stored], d_out.t()).t()
 
 
-def _is_compiled(value: Tensor, other: Tensor) -> bool:
-    """Whether our loops, compiled for the CPU, compute a product with `other`, or its gradient."""
+def _is_compiled(value: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether our loops, compiled for the CPU, compute products with others, or their gradients."""
     return not (
-        needs_dispatcher((value, other))
+        needs_dispatcher((value, *others))
         or not value.is_cpu
         or import_failure() is not None
-        or is_mapped_by_autograd((other,))
+        or is_mapped_by_autograd(others)
     )
 
 
 class _Compiled(torch.autograd.Function):
-    """As `_Product`, where no transform is at work."""
+    """As `_Product` with each weight, where no transform is at work."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, weight: Tensor, order: _Order) -> Tensor:
+    def forward(ctx: Any, value: Tensor, order: _Order, *weights: Tensor) -> tuple[Tensor, ...]:
         from gatv2.numba import sparse_product
 
         order.check(value)
         ctx.order = order
         ctx.save_for_backward(value)
-        out = sparse_product.product(
+        outs = sparse_product.products(
             order.crow.numpy(),
             order.column.numpy(),
             value.numpy(),
-            weight.numpy(force=True),
+            [weight.numpy(force=True) for weight in weights],
             torch.get_num_threads(),
         )
-        return torch.from_numpy(out)
+        return tuple(map(torch.from_numpy, outs))
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, *d_outs: Tensor) -> tuple[Tensor | None, ...]:
         (value,) = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _is_compiled(value, d_out):
-            return None, _gradient(ctx.order, value, d_out), None
+        if torch.is_grad_enabled() or not _is_compiled(value, d_outs):
+            return None, None, *[_gradient(ctx.order, value, d_out) for d_out in d_outs]
         from gatv2.numba import sparse_product
 
         order, stored = ctx.order.transposed()
-        d_weight = sparse_product.gradient(
+        d_weights = sparse_product.gradients(
             order.crow.numpy(),
             order.column.numpy(),
             stored.numpy(),
             value.numpy(),
-            d_out.numpy(),
+            [d_out.numpy() for d_out in d_outs],
             torch.get_num_threads(),
         )
-        return None, torch.from_numpy(d_weight), None
+        return None, None, *map(torch.from_numpy, d_weights)
 
 
 class _Context(Protocol):
