@@ -450,7 +450,7 @@ def _shuffle(builder: Builder, value: Value, lanes: list[int]) -> Value:
 
 
 def _shuffle_two(builder: Builder, one: Value, other: Value, lanes: list[int]) -> Value:
-    """The lanes of two vectors with these numbers; those of `other` are counted behind those of `one`."""
+    """Lanes of two vectors by their numbers; those of `other` count on from those of `one`."""
     index = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
     return builder.shuffle_vector(one, other, index)
 
