@@ -57,12 +57,12 @@ def as_features(h: object, name: str = "h") -> Tensor:
     _check_ndim(matrix.ndim, tuple(matrix.shape), name)
     matrix = matrix.tocsr()
     crow, column, value = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
-    return _matrix(crow, column, value, matrix.shape)
+    return _matrix(crow, column, value, matrix.shape, _order_of(matrix, crow, column))
 
 
 def project(projection: nn.Module, h: Tensor, plain: type[nn.Module] = nn.Linear) -> Tensor:
     """What a projection makes of features, dense or in CSR; one that is not plain sees them itself."""
-    if h.layout is torch.strided or not _is_sparse(h) or not is_plain(projection, plain):
+    if h.layout is torch.strided or not _multiplies(projection, h, plain):
         projected: Tensor = projection(h)
         return projected
     return _project((projection,), h)[0]
@@ -88,13 +88,20 @@ def project_sides(
         return projected, projected
     if (
         h.layout is torch.strided
-        or not _is_sparse(h)
-        or not (is_plain(one, plain) and is_plain(other, plain))
+        or not (_multiplies(one, h, plain) and _multiplies(other, h, plain))
         or _form(one) != _form(other)
     ):
         return project(one, h, plain), project(other, h, plain)
     first, second = _project(projections, h)
     return first, second
+
+
+def _multiplies(projection: nn.Module, h: Tensor, plain: type[nn.Module]) -> bool:
+    """Whether a projection of `h` is a product of a sparse matrix and a weight that fits."""
+    if not _is_sparse(h) or not is_plain(projection, plain):
+        return False
+    weight: Any = projection.weight
+    return bool(weight.shape[1:] == h.shape[1:])
 
 
 def _form(projection: nn.Module) -> tuple[object, ...]:
@@ -107,12 +114,9 @@ def _project(projections: Sequence[nn.Module], h: Tensor) -> list[Tensor]:
     weights: list[Any] = [projection.weight for projection in projections]
     dtype = weights[0].dtype
     computed_in = torch.promote_types(dtype, torch.float32)  # there are no products in half
-    order = None if torch.compiler.is_compiling() else _ours.get(h)
     with without_transforms():  # which would wrap the matrix, and can't
         value = h.values().to(computed_in)
-        parts = (h.crow_indices(), h.col_indices()) if order is None else ()
-    if order is None:
-        order = prepared_once(h, parts, _Order, lambda: _Order.of(h))
+    order = _order_of_csr(h)
     outs = _products(order, value, [weight.to(computed_in) for weight in weights])
     device = h.device.type
     if torch.is_autocast_enabled(device):
@@ -130,7 +134,8 @@ def drop_features(h: Tensor, probability: float, training: bool) -> Tensor:
         return drop(h, probability, training)
     if not (training and probability):
         return h
-    return _matrix(h.crow_indices(), h.col_indices(), drop(h.values(), probability), h.shape)
+    value = drop(h.values(), probability)
+    return _matrix(h.crow_indices(), h.col_indices(), value, h.shape, _order_of_csr(h))
 
 
 def take_rows(h: Tensor, rows: slice) -> Tensor:
@@ -144,7 +149,9 @@ def take_rows(h: Tensor, rows: slice) -> Tensor:
 
 
 def _is_sparse(h: Tensor) -> bool:
-    return h.layout != torch.strided and (h.layout in _COMPRESSED or h.layout == torch.sparse_coo)
+    return h.layout is not torch.strided and (
+        h.layout in _COMPRESSED or h.layout == torch.sparse_coo
+    )
 
 
 def _of_torch(h: Tensor, name: str) -> Tensor:
@@ -168,7 +175,7 @@ def _of_torch(h: Tensor, name: str) -> Tensor:
     def convert() -> Tensor:
         with _quietly():
             matrix: Tensor = h.to_sparse_csr()
-        _ours[matrix] = _Order.of(matrix)
+        _ours[matrix] = _Order.of(matrix.crow_indices(), matrix.col_indices(), matrix.shape[1])
         return matrix
 
     return prepared_once(h, coo_entries(h), torch.sparse_csr, convert)
@@ -182,9 +189,19 @@ def _check_ndim(ndim: int, shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def _matrix(crow: Tensor, column: Tensor, value: Tensor, shape: Sequence[int]) -> Tensor:
+def _matrix(
+    crow: Tensor,
+    column: Tensor,
+    value: Tensor,
+    shape: Sequence[int],
+    order: "_Order | None" = None,
+) -> Tensor:
+    """A matrix in CSR; with its order, if that is known."""
     with _quietly():
-        return torch.sparse_csr_tensor(crow, column, value, tuple(shape), check_invariants=False)
+        matrix = torch.sparse_csr_tensor(crow, column, value, tuple(shape), check_invariants=False)
+    if order is not None and not torch.compiler.is_compiling():
+        _ours[matrix] = order
+    return matrix
 
 
 @contextmanager
@@ -196,7 +213,7 @@ def _quietly() -> Iterator[None]:
 
 
 class _Order:
-    """Where the stored values of a matrix are.
+    """Where the stored values of a matrix are, in memory that nobody else writes to.
 
     Attributes:
         crow: `[n_rows + 1]`, where the values of each row start.
@@ -210,14 +227,14 @@ class _Order:
         self._is_checked = False
 
     @classmethod
-    def of(cls, h: Tensor) -> "_Order":
+    def of(cls, crow: Tensor, column: Tensor, n_columns: int) -> "_Order":
         """That of a matrix in CSR."""
         with without_transforms():
-            return cls(h.crow_indices(), h.col_indices(), h.shape[1])
+            return cls(crow.clone(), column.clone(), n_columns)
 
     def check(self, value: Tensor) -> None:
         """Raise a ValueError unless this is where a matrix has its values: compiled loops trust it."""
-        if self._is_checked:
+        if self._is_checked and value.shape == self.column.shape:
             return
         from gatv2.numba.sparse_product import is_matrix
 
@@ -242,7 +259,24 @@ class _Order:
 
 
 _ours: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""The orders of matrices that were made here, which nobody writes to: they need not be compared."""
+"""The orders of matrices that were made here and that nobody writes to: they need not be compared."""
+
+
+def _order_of_csr(h: Tensor) -> _Order:
+    order: _Order | None = None if torch.compiler.is_compiling() else _ours.get(h)
+    if order is not None:
+        return order
+    with without_transforms():
+        crow, column = h.crow_indices(), h.col_indices()
+    return _order_of(h, crow, column)
+
+
+def _order_of(matrix: Any, crow: Tensor, column: Tensor) -> _Order:
+    """That of a matrix of somebody else's, which may write to it."""
+    n_columns = matrix.shape[1]
+    return prepared_once(
+        matrix, (crow, column), (_Order, n_columns), lambda: _Order.of(crow, column, n_columns)
+    )
 
 
 def _products(order: _Order, value: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -127,7 +127,7 @@ class _Parts:
         n_rows = (column.size + ptr.size) // _CHEAPNESS + n_columns
         n_chunks = count_chunks(n_rows * tiles.length * n_matrices)
         self._n_threads = n_threads if n_chunks > 1 else 1
-        self._n_chunks = -(-n_chunks // self._n_tiles)
+        self._n_chunks = -(-n_chunks // max(self._n_tiles, 1))  # of a tile
 
     def rows(self, n_rows: int, *, is_filled: bool = True) -> list[Array]:
         """Rows for each product, of zeros unless they are filled up to the last column."""
