@@ -45,7 +45,7 @@ from gatv2.projection import (
     weight_of,
 )
 from gatv2.random import as_seed
-from gatv2.sparse_features import Features, as_features, project
+from gatv2.sparse_features import Features, as_features, project, project_sides
 from gatv2.torch_internals import refuse_tracing
 
 T = TypeVar("T")
@@ -421,9 +421,12 @@ class GraphAttention(nn.Module, ABC):
         if not are_plain and -1 in (n_inputs_of(linear_l), n_inputs_of(linear_r)):
             # a call that is refused must not tell the layer its sizes
             self._check_graph(h_query, h_key, adj_mat, edge_features, score_bias)
-        query = key = self._heads(project(linear_l, h_query), "linear_l")
-        if not self.share_weights or h_key is not h_query:
-            key = self._heads(project(linear_r, h_key), "linear_r")
+        of_query, of_key = project_sides(
+            (linear_l, linear_r), (h_query, h_key), is_shared=self.share_weights
+        )
+        query = key = self._heads(of_query, "linear_l")
+        if of_key is not of_query:
+            key = self._heads(of_key, "linear_r")
         if score_bias is not None:
             score_bias = score_bias.to(query.dtype)
         if not self.add_self_loops:

@@ -20,7 +20,7 @@ from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.kept import Reading, prepared_once
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.projection import edge_projection
-from gatv2.sparse_features import as_features, project
+from gatv2.sparse_features import as_features, project, project_sides
 
 Result = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 """Features, or the pair of them and `(edge_index, coefficients)`."""
@@ -72,9 +72,10 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             return theirs
         x_key, x_query = _features_of_sides(x)
         heads = (self.heads, self.out_channels)
-        key = project(self.lin_l, x_key, Linear).unflatten(-1, heads)
-        is_same = self.share_weights and x_query is x_key
-        query = key if is_same else project(self.lin_r, x_query, Linear).unflatten(-1, heads)
+        sides = project_sides(
+            (self.lin_l, self.lin_r), (x_key, x_query), Linear, is_shared=self.share_weights
+        )
+        key, query = (side.unflatten(-1, heads) for side in sides)
         if is_list:
             graph, edge_attr = self._read_list(edge_index, edge_attr, query, key)
         else:

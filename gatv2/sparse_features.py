@@ -57,27 +57,75 @@ def as_features(h: object, name: str = "h") -> Tensor:
     _check_ndim(matrix.ndim, tuple(matrix.shape), name)
     matrix = matrix.tocsr()
     crow, column, value = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
-    return _matrix(crow, column, value, matrix.shape)
+    return _matrix(crow, column, value, matrix.shape, _order_of(matrix, crow, column))
 
 
 def project(projection: nn.Module, h: Tensor, plain: type[nn.Module] = nn.Linear) -> Tensor:
     """What a projection makes of features, dense or in CSR; one that is not plain sees them itself."""
-    if h.layout is torch.strided or not _is_sparse(h) or not is_plain(projection, plain):
+    if h.layout is torch.strided or not _multiplies(projection, h, plain):
         projected: Tensor = projection(h)
         return projected
+    return _project((projection,), h)[0]
+
+
+def project_sides(
+    projections: tuple[nn.Module, nn.Module],
+    sides: tuple[Tensor, Tensor],
+    plain: type[nn.Module] = nn.Linear,
+    *,
+    is_shared: bool,
+) -> tuple[Tensor, Tensor]:
+    """`project`, by each of two projections its own features.
+
+    If these are the same ones, the first projection serves for both where it is shared, and a matrix in
+    CSR is multiplied by both weights at once.
+    """
+    (one, other), (h, h_other) = projections, sides
+    if h is not h_other:
+        return project(one, h, plain), project(other, h_other, plain)
+    if is_shared:
+        projected = project(one, h, plain)
+        return projected, projected
+    if (
+        h.layout is torch.strided
+        or not (_multiplies(one, h, plain) and _multiplies(other, h, plain))
+        or _form(one) != _form(other)
+    ):
+        return project(one, h, plain), project(other, h, plain)
+    first, second = _project(projections, h)
+    return first, second
+
+
+def _multiplies(projection: nn.Module, h: Tensor, plain: type[nn.Module]) -> bool:
+    """Whether a projection of `h` is a product of a sparse matrix and a weight that fits."""
+    if not _is_sparse(h) or not is_plain(projection, plain):
+        return False
     weight: Any = projection.weight
-    bias: Any = projection.bias
-    computed_in = torch.promote_types(weight.dtype, torch.float32)  # there are no products in half
+    return bool(weight.shape[1:] == h.shape[1:])
+
+
+def _form(projection: nn.Module) -> tuple[object, ...]:
+    weight: Any = projection.weight
+    return weight.shape, weight.dtype, weight.requires_grad
+
+
+def _project(projections: Sequence[nn.Module], h: Tensor) -> list[Tensor]:
+    """What plain projections, of one form, make of a matrix in CSR."""
+    weights: list[Any] = [projection.weight for projection in projections]
+    dtype = weights[0].dtype
+    computed_in = torch.promote_types(dtype, torch.float32)  # there are no products in half
     with without_transforms():  # which would wrap the matrix, and can't
-        crow, column, value = h.crow_indices(), h.col_indices(), h.values().to(computed_in)
-    order = None if torch.compiler.is_compiling() else _ours.get(h)
-    if order is None:
-        order = prepared_once(h, (crow, column), _Order, lambda: _Order.of(h))
-    product = _product(order, value, weight.to(computed_in))
+        value = h.values().to(computed_in)
+    order = _order_of_csr(h)
+    outs = _products(order, value, [weight.to(computed_in) for weight in weights])
     device = h.device.type
-    is_autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if is_autocast else weight.dtype
-    return (product if bias is None else product + bias).to(dtype)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    biases: list[Any] = [projection.bias for projection in projections]
+    return [
+        (out if bias is None else out + bias).to(dtype)
+        for out, bias in zip(outs, biases, strict=True)
+    ]
 
 
 def drop_features(h: Tensor, probability: float, training: bool) -> Tensor:
@@ -86,7 +134,8 @@ def drop_features(h: Tensor, probability: float, training: bool) -> Tensor:
         return drop(h, probability, training)
     if not (training and probability):
         return h
-    return _matrix(h.crow_indices(), h.col_indices(), drop(h.values(), probability), h.shape)
+    value = drop(h.values(), probability)
+    return _matrix(h.crow_indices(), h.col_indices(), value, h.shape, _order_of_csr(h))
 
 
 def take_rows(h: Tensor, rows: slice) -> Tensor:
@@ -100,7 +149,9 @@ def take_rows(h: Tensor, rows: slice) -> Tensor:
 
 
 def _is_sparse(h: Tensor) -> bool:
-    return h.layout != torch.strided and (h.layout in _COMPRESSED or h.layout == torch.sparse_coo)
+    return h.layout is not torch.strided and (
+        h.layout in _COMPRESSED or h.layout == torch.sparse_coo
+    )
 
 
 def _of_torch(h: Tensor, name: str) -> Tensor:
@@ -116,17 +167,18 @@ def _of_torch(h: Tensor, name: str) -> Tensor:
         )
     if h.layout == torch.sparse_csr:
         return h
-    with _quietly():
-        if h.layout != torch.sparse_coo:
+    if h.layout != torch.sparse_coo:
+        with _quietly():
             csr: Tensor = h.to_sparse_coo().to_sparse_csr()
-            return csr
+        return csr
 
-        def convert() -> Tensor:
+    def convert() -> Tensor:
+        with _quietly():
             matrix: Tensor = h.to_sparse_csr()
-            _ours[matrix] = _Order.of(matrix)
-            return matrix
+        _ours[matrix] = _Order.of(matrix.crow_indices(), matrix.col_indices(), matrix.shape[1])
+        return matrix
 
-        return prepared_once(h, coo_entries(h), torch.sparse_csr, convert)
+    return prepared_once(h, coo_entries(h), torch.sparse_csr, convert)
 
 
 def _check_ndim(ndim: int, shape: tuple[int, ...], name: str) -> None:
@@ -137,9 +189,19 @@ def _check_ndim(ndim: int, shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def _matrix(crow: Tensor, column: Tensor, value: Tensor, shape: Sequence[int]) -> Tensor:
+def _matrix(
+    crow: Tensor,
+    column: Tensor,
+    value: Tensor,
+    shape: Sequence[int],
+    order: "_Order | None" = None,
+) -> Tensor:
+    """A matrix in CSR; with its order, if that is known."""
     with _quietly():
-        return torch.sparse_csr_tensor(crow, column, value, tuple(shape), check_invariants=False)
+        matrix = torch.sparse_csr_tensor(crow, column, value, tuple(shape), check_invariants=False)
+    if order is not None and not torch.compiler.is_compiling():
+        _ours[matrix] = order
+    return matrix
 
 
 @contextmanager
@@ -151,7 +213,7 @@ def _quietly() -> Iterator[None]:
 
 
 class _Order:
-    """Where the stored values of a matrix are.
+    """Where the stored values of a matrix are, in memory that nobody else writes to.
 
     Attributes:
         crow: `[n_rows + 1]`, where the values of each row start.
@@ -165,14 +227,14 @@ class _Order:
         self._is_checked = False
 
     @classmethod
-    def of(cls, h: Tensor) -> "_Order":
+    def of(cls, crow: Tensor, column: Tensor, n_columns: int) -> "_Order":
         """That of a matrix in CSR."""
         with without_transforms():
-            return cls(h.crow_indices(), h.col_indices(), h.shape[1])
+            return cls(crow.clone(), column.clone(), n_columns)
 
     def check(self, value: Tensor) -> None:
         """Raise a ValueError unless this is where a matrix has its values: compiled loops trust it."""
-        if self._is_checked:
+        if self._is_checked and value.shape == self.column.shape:
             return
         from gatv2.numba.sparse_product import is_matrix
 
@@ -197,12 +259,37 @@ class _Order:
 
 
 _ours: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""The orders of matrices that were made here, which nobody writes to: they need not be compared."""
+"""The orders of matrices that were made here and that nobody writes to: they need not be compared."""
+
+
+def _order_of_csr(h: Tensor) -> _Order:
+    order: _Order | None = None if torch.compiler.is_compiling() else _ours.get(h)
+    if order is not None:
+        return order
+    with without_transforms():
+        crow, column = h.crow_indices(), h.col_indices()
+    return _order_of(h, crow, column)
+
+
+def _order_of(matrix: Any, crow: Tensor, column: Tensor) -> _Order:
+    """That of a matrix of somebody else's, which may write to it."""
+    n_columns = matrix.shape[1]
+    return prepared_once(
+        matrix, (crow, column), (_Order, n_columns), lambda: _Order.of(crow, column, n_columns)
+    )
+
+
+def _products(order: _Order, value: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    if not _is_compiled(value, weights):
+        return [_product(order, value, weight) for weight in weights]
+    outs: tuple[Tensor, ...] = _Compiled.apply(value, order, *weights)  # type: ignore[no-untyped-call]
+    return outs
 
 
 def _product(order: _Order, value: Tensor, weight: Tensor) -> Tensor:
-    function = _Compiled if _is_compiled(value, weight) else _Product
-    product: Tensor = function.apply(value, weight, order)  # type: ignore[no-untyped-call]
+    if _is_compiled(value, (weight,)):
+        return _products(order, value, (weight,))[0]
+    product: Tensor = _Product.apply(value, weight, order)  # type: ignore[no-untyped-call]
     return product
 
 
@@ -212,52 +299,52 @@ def _gradient(order: _Order, value: Tensor, d_out: Tensor) -> Tensor:
     return _product(transposed, value[stored], d_out.t()).t()
 
 
-def _is_compiled(value: Tensor, other: Tensor) -> bool:
-    """Whether our loops, compiled for the CPU, compute a product with `other`, or its gradient."""
+def _is_compiled(value: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether our loops, compiled for the CPU, compute products with others, or their gradients."""
     return not (
-        needs_dispatcher((value, other))
+        needs_dispatcher((value, *others))
         or not value.is_cpu
         or import_failure() is not None
-        or is_mapped_by_autograd((other,))
+        or is_mapped_by_autograd(others)
     )
 
 
 class _Compiled(torch.autograd.Function):
-    """As `_Product`, where no transform is at work."""
+    """As `_Product` with each weight, where no transform is at work."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, weight: Tensor, order: _Order) -> Tensor:
+    def forward(ctx: Any, value: Tensor, order: _Order, *weights: Tensor) -> tuple[Tensor, ...]:
         from gatv2.numba import sparse_product
 
         order.check(value)
         ctx.order = order
         ctx.save_for_backward(value)
-        out = sparse_product.product(
+        outs = sparse_product.products(
             order.crow.numpy(),
             order.column.numpy(),
             value.numpy(),
-            weight.numpy(force=True),
+            [weight.numpy(force=True) for weight in weights],
             torch.get_num_threads(),
         )
-        return torch.from_numpy(out)
+        return tuple(map(torch.from_numpy, outs))
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, *d_outs: Tensor) -> tuple[Tensor | None, ...]:
         (value,) = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _is_compiled(value, d_out):
-            return None, _gradient(ctx.order, value, d_out), None
+        if torch.is_grad_enabled() or not _is_compiled(value, d_outs):
+            return None, None, *[_gradient(ctx.order, value, d_out) for d_out in d_outs]
         from gatv2.numba import sparse_product
 
         order, stored = ctx.order.transposed()
-        d_weight = sparse_product.gradient(
+        d_weights = sparse_product.gradients(
             order.crow.numpy(),
             order.column.numpy(),
             stored.numpy(),
             value.numpy(),
-            d_out.numpy(),
+            [d_out.numpy() for d_out in d_outs],
             torch.get_num_threads(),
         )
-        return None, torch.from_numpy(d_weight), None
+        return None, None, *map(torch.from_numpy, d_weights)
 
 
 class _Context(Protocol):

@@ -190,6 +190,49 @@ def store(_typing: Typing, array: Floats, index: Index, value: Vector) -> Nothin
 
 
 @intrinsic
+def turn(
+    _typing: Typing,
+    cls: VectorClass,
+    array: Floats,
+    index: Index,
+    stride: Index,
+    out: Floats,
+    out_index: Index,
+    out_stride: Index,
+) -> Nothing:
+    """Transpose a square block of as many rows as `cls` has lanes; rows start `stride` apart."""
+    vector, index_type = _vector(cls), types.intp
+    n = vector.lanes
+
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
+        def row(k: int, position: int) -> Value:
+            array, start, stride = args[position : position + 3]
+            at = builder.add(start, builder.mul(stride, ir.Constant(start.type, k)))
+            given = [*args[:position], array, at]
+            pointer = _pointer(context, builder, sig, given, position, n)
+            return builder.bitcast(pointer, vector.llvm.as_pointer())
+
+        align = _alignment(array)
+        rows = [builder.load(row(k, 1), align=align) for k in range(n)]
+        half = 1
+        while half < n:  # swap the two halves off the diagonal of each block of twice this size
+            upper = [i if not i & half else n + i - half for i in range(n)]
+            lower = [i + half if not i & half else n + i for i in range(n)]
+            for k in range(n):
+                if not k & half:
+                    pair = rows[k], rows[k + half]
+                    rows[k] = _shuffle_two(builder, *pair, upper)
+                    rows[k + half] = _shuffle_two(builder, *pair, lower)
+            half *= 2
+        for k in range(n):
+            builder.store(rows[k], row(k, 4), align=align)
+        return context.get_dummy_value()
+
+    indices = index_type, index_type
+    return types.void(cls, array, *indices, out, *indices), lower
+
+
+@intrinsic
 def load_mask(_typing: Typing, cls: VectorClass, array: Flags, index: Index) -> Mask:
     """A mask as long as a `cls`, from the bool values that start at `array[index]`."""
     mask = _vector(cls).mask
@@ -403,8 +446,13 @@ def _sum_groups(builder: Builder, total: Value, n_groups: int, n_lanes: int) -> 
 
 
 def _shuffle(builder: Builder, value: Value, lanes: list[int]) -> Value:
+    return _shuffle_two(builder, value, ir.Constant(value.type, ir.Undefined), lanes)
+
+
+def _shuffle_two(builder: Builder, one: Value, other: Value, lanes: list[int]) -> Value:
+    """Lanes of two vectors by their numbers; those of `other` count on from those of `one`."""
     index = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
-    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
+    return builder.shuffle_vector(one, other, index)
 
 
 def _pointer(

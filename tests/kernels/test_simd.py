@@ -33,6 +33,7 @@ from gatv2.numba.simd import (  # noqa: E402
     splat,
     store,
     store_bits,
+    turn,
 )
 from gatv2.numba.threads import first_row  # noqa: E402
 from gatv2.numba.vectors import Vectors  # noqa: E402
@@ -75,6 +76,22 @@ def test_lanes(scalar: Any, lanes: int, groups: int) -> None:
     folded = x.reshape(-1, groups).sum(0)
     np.testing.assert_allclose(out[4 * lanes + groups :], folded, atol=64 * eps)
     assert [bool(bits[i // 8] >> i % 8 & 1) for i in range(lanes)] == (x > 0).tolist()
+
+
+@kernel
+def _turn(vectors: Any, x: Any, n_columns: Any, at: Any, out: Any, n_rows: Any, to: Any) -> None:
+    turn(vectors.wide, x, at, n_columns, out, to, n_rows)
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 8, 16])
+def test_turn(scalar: Any, lanes: int) -> None:
+    x = np.random.default_rng(0).normal(size=(lanes + 3, lanes + 5)).astype(scalar)
+    out = np.zeros((lanes + 2, lanes + 7), scalar)
+    vectors, (i, j) = Vectors(wide=(scalar, lanes)), (2, 3)
+    _turn(vectors, x.ravel(), x.shape[1], i * x.shape[1] + j, out.ravel(), out.shape[1], 1)
+    expected = np.zeros_like(out)
+    expected[:lanes, 1 : lanes + 1] = x[i:, j:][:lanes, :lanes].T
+    np.testing.assert_array_equal(out, expected)
 
 
 @kernel

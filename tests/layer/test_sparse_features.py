@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 from gatv2 import GATv2, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.graph.kept import _kept
 from gatv2.inference import apply_in_blocks
-from gatv2.sparse_features import _ours, as_features, drop_features, project
+from gatv2.sparse_features import _ours, as_features, drop_features, project, project_sides
 
 N, N_FEATURES = 12, 30
 EDGES = torch.tensor([[0, 1, 1, 5, 7, 7, 11], [3, 2, 1, 0, 7, 8, 4]])
@@ -111,6 +111,71 @@ def test_compiled_products_are_those_of_pytorch(
     assert_same(one, two, 0)
     monkeypatch.setattr("gatv2.sparse_features.import_failure", lambda: "it is not there")
     assert_same(one, outcome(n_threads), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("width", [5, 64, 200])
+def test_two_projections_at_once_have_the_bits_of_each(
+    width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse_product = pytest.importorskip("gatv2.numba.sparse_product")
+    products, counts = sparse_product.products, []
+
+    def counted(*arguments: Any) -> Any:
+        counts.append(len(arguments[3]))
+        return products(*arguments)
+
+    monkeypatch.setattr(sparse_product, "products", counted)
+    h = torch.randn(900, 333, dtype=dtype)
+    h[torch.rand(h.shape) < 0.8] = 0
+    h = h.to_sparse_csr()
+    one, other = (nn.Linear(333, width, bias=i == 1, dtype=dtype) for i in range(2))
+    cotangents = [torch.randn(900, width, dtype=dtype) for _ in range(2)]
+    weights = one.weight, other.weight
+    both = project_sides((one, other), (h, h), is_shared=False)
+    actual = [*both, *torch.autograd.grad(both, weights, cotangents)]
+    each = project(one, h), project(other, h)
+    assert_same(actual, [*each, *torch.autograd.grad(each, weights, cotangents)], 0)
+    assert counts == [2, 1, 1]
+
+
+def test_two_projections_that_are_not_alike() -> None:
+    h = features().to_sparse_csr()
+    plain = nn.Linear(N_FEATURES, 8, dtype=torch.float64)
+    frozen, hooked, wide = (nn.Linear(N_FEATURES, n, dtype=torch.float64) for n in (8, 8, 16))
+    frozen.requires_grad_(False)
+    hooked.register_forward_hook(lambda _module, _inputs, out: 2 * out)
+    for other in (frozen, hooked, wide):
+        for pair in ((plain, other), (other, plain)):
+            both = project_sides(pair, (h, h), is_shared=False)
+            assert_same(list(both), [linear(features()) for linear in pair], 1e-12)
+    assert not project_sides((plain, frozen), (h, h), is_shared=False)[1].requires_grad
+    one, same = project_sides((plain, wide), (h, h), is_shared=True)
+    assert one is same
+
+
+def test_a_weight_that_does_not_fit_is_refused_as_a_dense_matrix_is() -> None:
+    linear, h = nn.Linear(N_FEATURES, 8), torch.ones(N, 4000)
+    for features_ in (h, h.to_sparse_csr()):
+        with pytest.raises(RuntimeError, match=r"\(12x4000 and 30x8\)"):
+            project(linear, features_)
+
+
+def test_without_outputs() -> None:
+    linear = nn.Linear(N_FEATURES, 8, bias=False, dtype=torch.float64)
+    linear.weight = nn.Parameter(linear.weight[:0])
+    assert project(linear, features().to_sparse_csr()).shape == (N, 0)
+
+
+def test_the_gradient_is_of_the_matrix_as_it_was() -> None:
+    linear = nn.Linear(N_FEATURES, 8, dtype=torch.float64)
+    h = features().to_sparse_csr()
+    out = project(linear, h)
+    expected = torch.autograd.grad(linear(features()).sum(), linear.weight)
+    h.col_indices().numpy()[:] = 10**9  # which autograd does not see
+    assert_same(list(torch.autograd.grad(out.sum(), linear.weight)), list(expected), 1e-12)
+    with pytest.raises((ValueError, RuntimeError)):
+        project(linear, h)
 
 
 def test_another_matrix_is_told() -> None:
@@ -309,3 +374,15 @@ def test_a_matrix_is_converted_and_sorted_once_unless_it_has_changed() -> None:
     changed = as_features(h)
     assert changed is not first
     assert changed.values().tolist() == [3, 1]
+
+
+def test_a_matrix_of_scipy_and_what_dropout_leaves_are_sorted_once() -> None:
+    matrix = scipy.sparse.csr_array(features().numpy())
+    one, again = as_features(matrix), as_features(matrix)
+    assert _ours[one] is _ours[again]
+    assert _ours[drop_features(one, 0.5, training=True)] is _ours[one]
+    csr = features().to_sparse_csr()
+    dropped, other = (drop_features(csr, 0.5, training=True) for _ in range(2))
+    assert _ours[dropped] is _ours[other]
+    matrix.indices[:] = matrix.indices[::-1].copy()
+    assert _ours[as_features(matrix)] is not _ours[one]
