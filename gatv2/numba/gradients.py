@@ -200,10 +200,11 @@ def _total(launch: Launch, shares: Array) -> Array:
     mapped, rows = launch.arguments.query.shape[:n_mapped], shares.shape[2:-2]
     if shares.shape[:2] == (1, 1):
         return shares.reshape(*mapped, *rows, *launch.tiles.padded)
-    n_batches, padded, total = launch.sizes.n_batches, launch.tiles.padded, shares.sum(1)
-    if n_batches == 1:
-        return total.reshape(*mapped, *rows, *padded)
-    return total.reshape(*mapped, n_batches, *rows, *padded).sum(n_mapped)  # type: ignore[no-any-return]
+    total: Array = shares.sum(1)
+    n_batches, padded = launch.sizes.n_batches, launch.tiles.padded
+    if n_batches > 1:
+        total = total.reshape(*mapped, n_batches, *rows, *padded).sum(n_mapped)
+    return total.reshape(*mapped, *rows, *padded)
 
 
 @kernel
