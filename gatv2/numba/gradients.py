@@ -202,7 +202,7 @@ def _total(launch: Launch, shares: Array) -> Array:
         return shares.reshape(*mapped, *rows, *launch.tiles.padded)
     total: Array = shares.sum(1)
     n_batches, padded = launch.sizes.n_batches, launch.tiles.padded
-    if n_batches > 1:
+    if n_batches != 1:
         total = total.reshape(*mapped, n_batches, *rows, *padded).sum(n_mapped)
     return total.reshape(*mapped, *rows, *padded)
 
