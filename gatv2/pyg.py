@@ -17,7 +17,7 @@ from gatv2.functional import attend
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
 from gatv2.graph.edge_inputs import EdgeInputs
-from gatv2.graph.kept import Reading, prepared_once
+from gatv2.graph.kept import prepared_once
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.projection import edge_projection
 from gatv2.sparse_features import as_features, project
@@ -148,7 +148,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         graph = prepared_once(
             given,
             (rows,),
-            Reading(sides, "target_to_source", ("PyG's", self.add_self_loops)),
+            (*sides, "PyG's", self.add_self_loops),
             lambda: Graph.from_edge_index(rows, sides),
         )
         return graph, edge_attr

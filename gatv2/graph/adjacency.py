@@ -19,7 +19,7 @@ from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import remedy_for_edge_index
 from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph, graph_for_gradients
-from gatv2.graph.kept import Reading, known, prepared_once
+from gatv2.graph.kept import known, prepared_once
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import (
@@ -248,15 +248,15 @@ def _check_numbers(mask: Tensor) -> None:
 
 def prepare_edge_index(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
     """The graph of an edge index, kept for when it comes again."""
-    reading = Reading((sizes.n_queries, sizes.n_keys), flow)
+    n_queries, n_keys = sizes.n_queries, sizes.n_keys
     has_gradients = torch.is_grad_enabled()  # asked here: below, inference mode is left
 
     def prepare() -> Graph:
         if has_gradients:
-            return graph_for_gradients(edge_index, reading.n_nodes, flow)
-        return Graph.from_edge_index(edge_index, reading.n_nodes, flow=flow)
+            return graph_for_gradients(edge_index, n_queries, n_keys, flow)
+        return Graph.from_edge_index(edge_index, (n_queries, n_keys), flow=flow)
 
-    return prepared_once(edge_index, (edge_index,), reading, prepare)
+    return prepared_once(edge_index, (edge_index,), (n_queries, n_keys, flow), prepare)
 
 
 def known_graph(adj_mat: object, query: Tensor | Form, key: Tensor | Form, flow: Flow) -> object:
@@ -274,5 +274,5 @@ def known_graph(adj_mat: object, query: Tensor | Form, key: Tensor | Form, flow:
         or torch.compiler.is_compiling()
     ):
         return adj_mat
-    graph = known(adj_mat, (adj_mat,), Reading((query.shape[-3], key.shape[-3]), flow))
+    graph = known(adj_mat, (adj_mat,), (query.shape[-3], key.shape[-3], flow))
     return adj_mat if graph is None else graph

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from threading import Lock
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
 
-from gatv2.options import Flow
-from gatv2.torch_internals import is_inspectable, made_to_last
+from gatv2.torch_internals import is_inspectable, is_transformed, made_to_last
 
 MOST_KEPT = 128
 """Edge indices and matrices whose graphs are kept, the newest ones."""
@@ -21,27 +20,20 @@ _MOST_READINGS = 4
 T = TypeVar("T")
 
 
-class _Kept(NamedTuple):
-    """What something was made of, as it was, and what was made."""
-
-    parts: tuple[Tensor, ...]
-    made: object
+_Kept: TypeAlias = tuple[list[Tensor], object]
+"""What something was made of, as it was, and what was made."""
 
 
-class Reading(NamedTuple):
-    """How an edge index or a matrix is read."""
+class _Source:
+    """An edge index or a matrix, and what was made of it, by how it was read.
 
-    n_nodes: tuple[int, int]
-    flow: Flow
-    convention: Hashable = None
-    """What else tells which entries are edges; None for what :func:`gatv2.graph.as_adjacency` says."""
+    Args:
+        reference: to it.
+    """
 
-
-class _Source(NamedTuple):
-    """An edge index or a matrix, and what was made of it."""
-
-    reference: ReferenceType[object]
-    readings: dict[Hashable, _Kept]
+    def __init__(self, reference: ReferenceType[object]) -> None:
+        self.reference = reference
+        self.readings: dict[Hashable, _Kept] = {}
 
 
 _kept: dict[int, _Source] = {}  # by identity: PyTorch's dictionary of this kind is ten times slower
@@ -60,17 +52,25 @@ def prepared_once(
     Args:
         source: an edge index or a matrix.
         parts: the tensors that it stores.
-        reading: how it is read.
+        reading: how it is read: numbers of nodes, the flow, and whatever else makes another graph of it.
         prepare: makes the graph, or what else takes time.
     """
     if not all(map(is_inspectable, parts)):
         return prepare()
-    with made_to_last(parts[0]):
-        found = known(source, parts, reading)
-        if found is not None:
-            return cast(T, found)
-        made = prepare()
-        _keep(source, reading, _Kept(tuple([part.detach().clone() for part in parts]), made))
+    if torch.is_inference_mode_enabled() or is_transformed():
+        with made_to_last(parts[0]):
+            return _prepared_once(source, parts, reading, prepare)
+    return _prepared_once(source, parts, reading, prepare)
+
+
+def _prepared_once(
+    source: object, parts: Sequence[Tensor], reading: Hashable, prepare: Callable[[], T]
+) -> T:
+    found = known(source, parts, reading)
+    if found is not None:
+        return cast(T, found)
+    made = prepare()
+    _keep(source, reading, ([part.detach().clone() for part in parts], made))
     return made
 
 
@@ -80,7 +80,7 @@ def known(source: object, parts: Sequence[Tensor], reading: Hashable) -> object:
     if found is None or found.reference() is not source:
         return None
     kept = found.readings.get(reading)
-    return kept.made if kept is not None and _are_same(kept.parts, parts) else None
+    return kept[1] if kept is not None and _are_same(kept[0], parts) else None
 
 
 def _are_same(kept: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:
@@ -96,7 +96,7 @@ def _keep(source: object, reading: Hashable, kept: _Kept) -> None:
     with _lock:
         found = _kept.get(key)
         if found is None or found.reference() is not source:
-            found = _Source(ref(source, partial(_forget, key)), {})
+            found = _Source(ref(source, partial(_forget, key)))
             _kept.pop(key, None)  # so that it is the newest one
             _kept[key] = found
         readings = found.readings
