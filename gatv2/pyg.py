@@ -16,6 +16,7 @@ from gatv2.convert.pyg import check_flow, overridden
 from gatv2.functional import attend
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
+from gatv2.graph.edge_index import check_edge_index
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.kept import prepared_once
 from gatv2.graph.self_loops import add_self_loops
@@ -116,6 +117,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         if isinstance(edge_index, Graph):
             graph = as_adjacency(edge_index, sizes, flow=self.flow, backend="sparse")
         else:
+            check_edge_index(edge_index)
             graph = prepare_edge_index(edge_index, sizes, self.flow)
         if self.add_self_loops:
             fill_value = 1.0 if self.fill_value is None else self.fill_value

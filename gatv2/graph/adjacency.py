@@ -19,7 +19,7 @@ from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import remedy_for_edge_index
 from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph, graph_for_gradients
-from gatv2.graph.kept import known, prepared_once
+from gatv2.graph.kept import known, prepared_of_values
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import (
@@ -247,7 +247,13 @@ def _check_numbers(mask: Tensor) -> None:
 
 
 def prepare_edge_index(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
-    """The graph of an edge index, kept for when it comes again."""
+    """The graph of an edge index, kept for when it comes again.
+
+    Args:
+        edge_index: checked, but for the range of its indices.
+        sizes: the sizes that the graph has to fit.
+        flow: how its rows are read.
+    """
     n_queries, n_keys = sizes.n_queries, sizes.n_keys
     has_gradients = torch.is_grad_enabled()  # asked here: below, inference mode is left
 
@@ -256,7 +262,9 @@ def prepare_edge_index(edge_index: Tensor, sizes: Sizes, flow: Flow) -> Graph:
             return graph_for_gradients(edge_index, n_queries, n_keys, flow)
         return Graph.from_edge_index(edge_index, (n_queries, n_keys), flow=flow)
 
-    return prepared_once(edge_index, (edge_index,), (n_queries, n_keys, flow), prepare)
+    if not is_inspectable(edge_index):
+        return Graph.from_edge_index(edge_index, (n_queries, n_keys), flow=flow)
+    return prepared_of_values(edge_index, (edge_index,), (n_queries, n_keys, flow), prepare)
 
 
 def known_graph(adj_mat: object, query: Tensor | Form, key: Tensor | Form, flow: Flow) -> object:

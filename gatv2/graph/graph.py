@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gatv2.graph.check import check_graph, check_once
-from gatv2.graph.edge_index import check_edge_index, read_edge_index
+from gatv2.graph.edge_index import read_edge_index
 from gatv2.graph.edges import SortedEdges, changed, is_trusted, sizes_of, trusted
 from gatv2.graph.file import load_graph, save_graph
 from gatv2.graph.sort import join_edges, merge_loops, sort_both_ways, sort_edges
@@ -321,8 +321,10 @@ torch.serialization.add_safe_globals([Graph])
 
 
 def graph_for_gradients(edge_index: Tensor, n_queries: int, n_keys: int, flow: Flow) -> Graph:
-    """As `Graph.from_edge_index`, with what the backward pass reads: both at once are made faster."""
-    check_edge_index(edge_index)
+    """As `Graph.from_edge_index`, with what the backward pass reads: both at once are made faster.
+
+    The edge index is inspectable, and has been checked but for the range of its indices.
+    """
     orders = sort_both_ways(edge_index, n_queries, n_keys, flow)
     if orders is None:
         return Graph.from_edge_index(edge_index, (n_queries, n_keys), flow=flow)

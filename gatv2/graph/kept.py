@@ -29,11 +29,13 @@ class _Source:
 
     Args:
         reference: to it.
+        reading: how it was read first.
+        kept: what was made of it then.
     """
 
-    def __init__(self, reference: ReferenceType[object]) -> None:
+    def __init__(self, reference: ReferenceType[object], reading: Hashable, kept: _Kept) -> None:
         self.reference = reference
-        self.readings: dict[Hashable, _Kept] = {}
+        self.readings = {reading: kept}
 
 
 _kept: dict[int, _Source] = {}  # by identity: PyTorch's dictionary of this kind is ten times slower
@@ -57,6 +59,13 @@ def prepared_once(
     """
     if not all(map(is_inspectable, parts)):
         return prepare()
+    return prepared_of_values(source, parts, reading, prepare)
+
+
+def prepared_of_values(
+    source: object, parts: Sequence[Tensor], reading: Hashable, prepare: Callable[[], T]
+) -> T:
+    """As `prepared_once`, of parts that are known to be inspectable."""
     if torch.is_inference_mode_enabled() or is_transformed():
         with made_to_last(parts[0]):
             return _prepared_once(source, parts, reading, prepare)
@@ -95,15 +104,16 @@ def _keep(source: object, reading: Hashable, kept: _Kept) -> None:
     key = id(source)
     with _lock:
         found = _kept.get(key)
-        if found is None or found.reference() is not source:
-            found = _Source(ref(source, partial(_forget, key)))
-            _kept.pop(key, None)  # so that it is the newest one
-            _kept[key] = found
-        readings = found.readings
-        readings.pop(reading, None)
-        while len(readings) >= _MOST_READINGS:
-            del readings[next(iter(readings))]
-        readings[reading] = kept
+        if found is not None and found.reference() is source:
+            readings = found.readings
+            readings.pop(reading, None)
+            while len(readings) >= _MOST_READINGS:
+                del readings[next(iter(readings))]
+            readings[reading] = kept
+            return
+        if found is not None:
+            _kept.pop(key, None)  # so that the new one is the newest
+        _kept[key] = _Source(ref(source, partial(_forget, key)), reading, kept)
         if len(_kept) > MOST_KEPT:
             for oldest in list(_kept)[:-MOST_KEPT]:
                 _kept.pop(oldest, None)

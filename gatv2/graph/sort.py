@@ -1,6 +1,7 @@
 """A graph's edges sorted by query and by key: with our counting sort, or as PyTorch sorts."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from gatv2.torch_internals import (
     without_transforms,
 )
 
+Arrays = TypeVar("Arrays")
+
 
 def sort_edges(
     edge_index: Tensor, n_queries: int, n_keys: int, flow: Flow
@@ -29,7 +32,11 @@ def sort_edges(
     if _serves(edge_index):
         from gatv2.numba.counting_sort import sort_edges
 
-        return _counted(sort_edges, edge_index, n_queries, n_keys, flow)  # type: ignore[return-value]
+        with without_transforms():
+            ptr, key_index, query_index, edge_id = map(
+                torch.from_numpy, _counted(sort_edges, edge_index, n_queries, n_keys, flow)
+            )
+        return ptr, key_index, query_index, edge_id
     query, key = queries_and_keys(edge_index, flow)
     if is_inspectable(query):
         check_ranges(query, key, n_queries, n_keys)
@@ -47,15 +54,20 @@ def sort_both_ways(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
     """What `sort_edges` gives, and what `sort_by_key` makes of it; None where that is not faster.
 
+    Of an edge index that is inspectable.
+
     Raises:
         IndexError: an index is negative or past the end.
     """
-    if not _serves(edge_index):
+    if not edge_index.is_cpu or import_failure() is not None:
         return None
     from gatv2.numba.counting_sort import sort_both_ways
 
-    tensors = _counted(sort_both_ways, edge_index, n_queries, n_keys, flow)
-    return tensors[:4], tensors[4:]
+    with without_transforms():
+        edges, by_key = _counted(
+            sort_both_ways, edge_index, n_queries, n_keys, flow, torch.get_num_threads()
+        )
+        return tuple(map(torch.from_numpy, edges)), tuple(map(torch.from_numpy, by_key))
 
 
 def sort_by_key(
@@ -124,22 +136,21 @@ def _serves(index: Tensor) -> bool:
 
 
 def _counted(
-    sort: Callable[..., tuple[NumPyArray, ...]],
+    sort: Callable[..., Arrays],
     edge_index: Tensor,
     n_queries: int,
     n_keys: int,
     flow: Flow,
-) -> tuple[Tensor, ...]:
-    """What one of our sorts gives, in tensors."""
-    with without_transforms():  # which would wrap every new tensor
-        rows = edge_index.numpy()
-        query, key = rows if flow == "target_to_source" else rows[::-1]
-        try:
-            arrays = sort(query, key, n_queries, n_keys)
-        except IndexError:
-            check_ranges(*queries_and_keys(edge_index, flow), n_queries, n_keys)  # which says more
-            raise
-        return tuple(map(torch.from_numpy, arrays))
+    *options: int,
+) -> Arrays:
+    """What one of our sorts gives; to be called without transforms, which would wrap new tensors."""
+    rows = edge_index.numpy()
+    query, key = rows if flow == "target_to_source" else rows[::-1]
+    try:
+        return sort(query, key, n_queries, n_keys, *options)
+    except IndexError:
+        check_ranges(*queries_and_keys(edge_index, flow), n_queries, n_keys)  # which says more
+        raise
 
 
 def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
