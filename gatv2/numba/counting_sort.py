@@ -262,12 +262,12 @@ def _sort_rows(chunks: Chunks, own: Plain, ends: Plain, edges: Plain, by_key: Pl
 
 
 @inline
-def _read_queries(query: Integers, own: Plain, edges: Plain, by_key: Plain) -> int:
+def _read_queries(query: Integers, own: Plain, edges: Plain, by_key: Plain) -> Index:
     return _read(query, edges[0], own[0], by_key[1])
 
 
 @inline
-def _read_keys(key: Integers, own: Plain, edges: Plain, by_key: Plain) -> int:
+def _read_keys(key: Integers, own: Plain, edges: Plain, by_key: Plain) -> Index:
     return _read(key, by_key[0], own[1], edges[3])
 
 
