@@ -6,12 +6,12 @@ import numpy as np
 
 from gatv2.numba.arguments import Index, Integers, Plain
 from gatv2.numba.compile import inline, kernel
-from gatv2.numba.memory import Array
+from gatv2.numba.memory import Array, empty
 from gatv2.numba.team import runtime, share_out
 from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
-_WORTH_A_TEAM = 1 << 14
-"""Edges: sorting them takes longer than waking a team."""
+_LARGE = 1 << 14
+"""Edges: to sort them takes longer than to wake a team."""
 
 
 def sort_edges(
@@ -41,11 +41,9 @@ def sort_edges(
     """
     n_edges, dtype = query.size, _dtype(query.size, n_queries, n_keys)
     query_ptr, key_ptr = np.zeros(n_queries + 1, dtype), np.zeros(n_keys + 1, dtype)
-    key_index, query_index = np.empty(n_edges, dtype), np.empty(n_edges, dtype)
-    edges = query_ptr, key_index, query_index, np.empty(n_edges, dtype)
-    _require_inside(
-        _sort_edges(query, key, key_ptr, np.empty(n_edges, dtype), edges), n_queries, n_keys
-    )
+    key_index, query_index, edge_id, own_key = _empty(4, n_edges, dtype)
+    edges = query_ptr, key_index, query_index, edge_id
+    _require_inside(_sort_edges(query, key, key_ptr, own_key, edges), n_queries, n_keys)
     return edges
 
 
@@ -73,10 +71,9 @@ def sort_both_ways(
     """
     n_edges, dtype = query.size, _dtype(query.size, n_queries, n_keys)
     query_ptr, key_ptr = np.zeros(n_queries + 1, dtype), np.zeros(n_keys + 1, dtype)
-    key_index, query_index = np.empty(n_edges, dtype), np.empty(n_edges, dtype)
-    edges = query_ptr, key_index, query_index, np.empty(n_edges, dtype)
-    by_key = key_ptr, np.empty(n_edges, dtype), np.empty(n_edges, dtype)
-    if n_threads > 1 and n_edges >= _WORTH_A_TEAM and runtime().parallel:
+    key_index, query_index, edge_id, edge, query_by_key = _empty(5, n_edges, dtype)
+    edges, by_key = (query_ptr, key_index, query_index, edge_id), (key_ptr, edge, query_by_key)
+    if n_threads > 1 and n_edges >= _LARGE and runtime().parallel:
         outside = _sort_side_by_side(query, key, edges, by_key, n_threads)
     else:
         outside = _sort_both_ways(query, key, edges, by_key)
@@ -102,6 +99,14 @@ def _sort_side_by_side(
     ends = np.empty(query_ptr.size, dtype), np.empty(most, dtype)
     run_chunks(_sort_rows, n_threads, 2, own, ends, edges, by_key)
     return -1
+
+
+def _empty(
+    n_arrays: int, n_edges: int, dtype: type[np.generic] | np.dtype[np.generic]
+) -> list[Array]:
+    """Arrays of a number for each edge; large ones start with a cache line: JAX copies others."""
+    make = np.empty if n_edges < _LARGE else empty
+    return [make((n_edges,), dtype) for _ in range(n_arrays)]
 
 
 def _dtype(n_edges: int, n_queries: int, n_keys: int) -> type[np.signedinteger[Any]]:
@@ -131,7 +136,7 @@ def transpose(query_ptr: Array, key_index: Array, n_keys: int) -> tuple[Array, A
         [[0, 2, 3], [0, 2, 1], [0, 2, 0]]
     """
     ptr = np.zeros(n_keys + 1, key_index.dtype)
-    edge, query = (np.empty(key_index.shape, key_index.dtype) for _ in range(2))
+    edge, query = _empty(2, key_index.size, key_index.dtype)
     if not _transpose(query_ptr, key_index, ptr, edge, query):
         raise ValueError(
             f"not a graph: `query_ptr` must ascend from 0 to {key_index.size}, and `key_index` must lie "
