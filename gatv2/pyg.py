@@ -16,8 +16,9 @@ from gatv2.convert.pyg import check_flow, overridden
 from gatv2.functional import attend
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
+from gatv2.graph.edge_index import check_edge_index
 from gatv2.graph.edge_inputs import EdgeInputs
-from gatv2.graph.kept import Reading, prepared_once
+from gatv2.graph.kept import prepared_once
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.projection import edge_projection
 from gatv2.sparse_features import as_features, project, project_sides
@@ -117,6 +118,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         if isinstance(edge_index, Graph):
             graph = as_adjacency(edge_index, sizes, flow=self.flow, backend="sparse")
         else:
+            check_edge_index(edge_index)
             graph = prepare_edge_index(edge_index, (n_queries, n_keys), self.flow)
         if self.add_self_loops:
             fill_value = 1.0 if self.fill_value is None else self.fill_value
@@ -149,7 +151,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         graph = prepared_once(
             given,
             (rows,),
-            Reading(sides, "target_to_source", ("PyG's", self.add_self_loops)),
+            (*sides, "PyG's", self.add_self_loops),
             lambda: Graph.from_edge_index(rows, sides),
         )
         return graph, edge_attr

@@ -15,7 +15,7 @@ from gatv2.distributed.halo import Exchange
 from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
 from gatv2.graph.check import check_once
-from gatv2.graph.edge_index import check_ranges, read_edge_index
+from gatv2.graph.edge_index import check_ranges, queries_and_keys, read_edge_index
 from gatv2.graph.edges import changed
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_sizes
@@ -58,7 +58,8 @@ def from_edge_index(
 
     def part() -> Data:
         limits = _checked_bounds(bounds, n_parts)
-        query, key, *n_nodes = read_edge_index(edge_index, limits[-1], flow)
+        whole, *n_nodes = read_edge_index(edge_index, limits[-1], flow)
+        query, key = queries_and_keys(whole, flow)
         check_ranges(query, key, *n_nodes)
         if query.dtype not in (torch.int32, torch.int64):
             query, key = query.long(), key.long()

@@ -19,11 +19,12 @@ from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import remedy_for_edge_index
 from gatv2.graph.edges import changed
 from gatv2.graph.graph import Graph, graph_for_gradients
-from gatv2.graph.kept import Reading, prepared_once
+from gatv2.graph.kept import prepared_of_values
 from gatv2.graph.matrix import check_wants_no_gradient, graph_of_matrix
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import (
     ADDED,
+    FLOWS,
     Backend,
     Flow,
     check_backend,
@@ -246,15 +247,23 @@ def _check_numbers(mask: Tensor) -> None:
 
 
 def prepare_edge_index(edge_index: Tensor, n_nodes: tuple[int, int], flow: Flow) -> Graph:
-    """The graph of an edge index, kept for when it comes again."""
+    """The graph of an edge index, kept for when it comes again.
+
+    Args:
+        edge_index: checked, but for the range of its indices.
+        n_nodes: numbers of queries and of keys.
+        flow: how its rows are read.
+    """
     has_gradients = torch.is_grad_enabled()  # asked here: below, inference mode is left
 
     def prepare() -> Graph:
         if has_gradients:
-            return graph_for_gradients(edge_index, n_nodes, flow)
+            return graph_for_gradients(edge_index, *n_nodes, flow)
         return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
 
-    return prepared_once(edge_index, (edge_index,), Reading(n_nodes, flow), prepare)
+    if not is_inspectable(edge_index):
+        return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
+    return prepared_of_values(edge_index, (edge_index,), (*n_nodes, flow), prepare)
 
 
 def as_graph(adj_mat: object, n_nodes: tuple[int, int], flow: Flow) -> object:
@@ -265,7 +274,7 @@ def as_graph(adj_mat: object, n_nodes: tuple[int, int], flow: Flow) -> object:
         or adj_mat.dtype not in (torch.int64, torch.int32)
         or adj_mat.ndim != 2
         or adj_mat.shape[0] != 2
-        or type(flow) is not str
+        or flow not in FLOWS
         or torch.compiler.is_compiling()
     ):
         return adj_mat

@@ -18,8 +18,8 @@ def read_edge_index(
     edge_index: Tensor | NumPyArray,
     n_nodes: SupportsIndex | tuple[SupportsIndex, SupportsIndex],
     flow: Flow,
-) -> tuple[Tensor, Tensor, int, int]:
-    """Queries and keys of the edges, views of `edge_index`; number of queries, number of keys.
+) -> tuple[Tensor, int, int]:
+    """An edge index as a tensor in its own memory; number of queries, number of keys.
 
     Arguments and errors are those of `gatv2.Graph.from_edge_index`, but for indices past the end, which
     who sorts the edges finds.
@@ -28,11 +28,13 @@ def read_edge_index(
     if not isinstance(edge_index, Tensor):
         edge_index = _as_tensor(edge_index)
     check_edge_index(edge_index)
-    query, key = edge_index.unbind()
-    if flow == "source_to_target":
-        query, key = key, query
-    n_queries, n_keys = _read_sizes(n_nodes)
-    return query, key, n_queries, n_keys
+    return edge_index, *_read_sizes(n_nodes)
+
+
+def queries_and_keys(edge_index: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
+    """Queries and keys of the edges, views of the rows."""
+    first, second = edge_index.unbind()
+    return (first, second) if flow == "target_to_source" else (second, first)
 
 
 def check_edge_index(edge_index: Tensor) -> None:

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from threading import Lock
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
 
-from gatv2.options import Flow
-from gatv2.torch_internals import is_inspectable, made_to_last
+from gatv2.torch_internals import is_inspectable, is_transformed, made_to_last
 
 MOST_KEPT = 128
 """Edge indices and matrices whose graphs are kept, the newest ones."""
@@ -21,27 +20,22 @@ _MOST_READINGS = 4
 T = TypeVar("T")
 
 
-class _Kept(NamedTuple):
-    """What something was made of, as it was, and what was made."""
-
-    parts: tuple[Tensor, ...]
-    made: object
+_Kept: TypeAlias = tuple[list[Tensor], object]
+"""What something was made of, as it was, and what was made."""
 
 
-class Reading(NamedTuple):
-    """How an edge index or a matrix is read."""
+class _Source:
+    """An edge index or a matrix, and what was made of it, by how it was read.
 
-    n_nodes: tuple[int, int]
-    flow: Flow
-    convention: Hashable = None
-    """What else tells which entries are edges; None for what :func:`gatv2.graph.as_adjacency` says."""
+    Args:
+        reference: to it.
+        reading: how it was read first.
+        kept: what was made of it then.
+    """
 
-
-class _Source(NamedTuple):
-    """An edge index or a matrix, and what was made of it."""
-
-    reference: ReferenceType[object]
-    readings: dict[Hashable, _Kept]
+    def __init__(self, reference: ReferenceType[object], reading: Hashable, kept: _Kept) -> None:
+        self.reference = reference
+        self.readings = {reading: kept}
 
 
 _kept: dict[int, _Source] = {}  # by identity: PyTorch's dictionary of this kind is ten times slower
@@ -60,17 +54,32 @@ def prepared_once(
     Args:
         source: an edge index or a matrix.
         parts: the tensors that it stores.
-        reading: how it is read.
+        reading: how it is read: numbers of nodes, the flow, and whatever else makes another graph of it.
         prepare: makes the graph, or what else takes time.
     """
     if not all(map(is_inspectable, parts)):
         return prepare()
-    with made_to_last(parts[0]):
-        found = known(source, parts, reading)
-        if found is not None:
-            return cast(T, found)
-        made = prepare()
-        _keep(source, reading, _Kept(tuple([part.detach().clone() for part in parts]), made))
+    return prepared_of_values(source, parts, reading, prepare)
+
+
+def prepared_of_values(
+    source: object, parts: Sequence[Tensor], reading: Hashable, prepare: Callable[[], T]
+) -> T:
+    """As `prepared_once`, of parts that are known to be inspectable."""
+    if torch.is_inference_mode_enabled() or is_transformed():
+        with made_to_last(parts[0]):
+            return _prepared_once(source, parts, reading, prepare)
+    return _prepared_once(source, parts, reading, prepare)
+
+
+def _prepared_once(
+    source: object, parts: Sequence[Tensor], reading: Hashable, prepare: Callable[[], T]
+) -> T:
+    found = known(source, parts, reading)
+    if found is not None:
+        return cast(T, found)
+    made = prepare()
+    _keep(source, reading, ([part.detach().clone() for part in parts], made))
     return made
 
 
@@ -80,7 +89,7 @@ def known(source: object, parts: Sequence[Tensor], reading: Hashable) -> object:
     if found is None or found.reference() is not source:
         return None
     kept = found.readings.get(reading)
-    return kept.made if kept is not None and _are_same(kept.parts, parts) else None
+    return kept[1] if kept is not None and _are_same(kept[0], parts) else None
 
 
 def _are_same(kept: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:
@@ -95,15 +104,16 @@ def _keep(source: object, reading: Hashable, kept: _Kept) -> None:
     key = id(source)
     with _lock:
         found = _kept.get(key)
-        if found is None or found.reference() is not source:
-            found = _Source(ref(source, partial(_forget, key)), {})
-            _kept.pop(key, None)  # so that it is the newest one
-            _kept[key] = found
-        readings = found.readings
-        readings.pop(reading, None)
-        while len(readings) >= _MOST_READINGS:
-            del readings[next(iter(readings))]
-        readings[reading] = kept
+        if found is not None and found.reference() is source:
+            readings = found.readings
+            readings.pop(reading, None)
+            while len(readings) >= _MOST_READINGS:
+                del readings[next(iter(readings))]
+            readings[reading] = kept
+            return
+        if found is not None:
+            _kept.pop(key, None)  # so that the new one is the newest
+        _kept[key] = _Source(ref(source, partial(_forget, key)), reading, kept)
         if len(_kept) > MOST_KEPT:
             for oldest in list(_kept)[:-MOST_KEPT]:
                 _kept.pop(oldest, None)

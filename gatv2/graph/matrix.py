@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gatv2.graph.edge_index import how_to_convert
 from gatv2.graph.graph import Graph
-from gatv2.graph.kept import Reading, prepared_once
+from gatv2.graph.kept import prepared_once
 from gatv2.graph.part import Part
 from gatv2.optional import is_from
 from gatv2.options import Flow
@@ -76,7 +76,7 @@ def graph_of_matrix(matrix: "Matrix", n_nodes: tuple[int, int], flow: Flow) -> G
         return graph
 
     stored = reader.stored(matrix)
-    return prepared_once(matrix, stored, Reading(n_nodes, flow), prepare) if stored else prepare()
+    return prepared_once(matrix, stored, (*n_nodes, flow), prepare) if stored else prepare()
 
 
 def check_wants_no_gradient(wants_gradient: bool) -> None:

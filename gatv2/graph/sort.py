@@ -1,14 +1,14 @@
 """A graph's edges sorted by query and by key: with our counting sort, or as PyTorch sorts."""
 
 from collections.abc import Callable
-from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from gatv2.graph.edge_index import check_ranges
-from gatv2.numba.memory import Array as NumPyArray
+from gatv2.graph.edge_index import check_ranges, queries_and_keys
 from gatv2.numba.support import import_failure
+from gatv2.options import Flow
 from gatv2.torch_internals import (
     fits_int32,
     is_exported_to_onnx,
@@ -16,18 +16,26 @@ from gatv2.torch_internals import (
     without_transforms,
 )
 
+Arrays = TypeVar("Arrays")
+
 
 def sort_edges(
-    query: Tensor, key: Tensor, n_queries: int, n_keys: int
+    edge_index: Tensor, n_queries: int, n_keys: int, flow: Flow
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sort by (query, key), stably: query_ptr, key_index, query_index, edge_id.
 
     Raises:
         IndexError: an index is negative or past the end.
     """
-    counting_sort = _counting_sort(query)
-    if counting_sort is not None:
-        return _counted(counting_sort.sort_edges, query, key, n_queries, n_keys)  # type: ignore[return-value]
+    if serves(edge_index):
+        from gatv2.numba.counting_sort import sort_edges
+
+        with without_transforms():
+            ptr, key_index, query_index, edge_id = map(
+                torch.from_numpy, _counted(sort_edges, edge_index, n_queries, n_keys, flow)
+            )
+        return ptr, key_index, query_index, edge_id
+    query, key = queries_and_keys(edge_index, flow)
     if is_inspectable(query):
         check_ranges(query, key, n_queries, n_keys)
     counts = query.shape[0], n_queries, n_keys
@@ -40,30 +48,35 @@ def sort_edges(
 
 
 def sort_both_ways(
-    query: Tensor, key: Tensor, n_queries: int, n_keys: int
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor] | None]:
-    """What `sort_edges` gives, and what `sort_by_key` makes of it, or None if that would not be faster.
+    edge_index: Tensor, n_queries: int, n_keys: int, flow: Flow
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
+    """What `sort_edges` gives, and what `sort_by_key` makes of it; None where that is not faster.
+
+    Of an edge index that is inspectable.
 
     Raises:
         IndexError: an index is negative or past the end.
     """
-    counting_sort = _counting_sort(query)
-    if counting_sort is None:
-        return sort_edges(query, key, n_queries, n_keys), None
-    ptr, key_index, query_index, edge_id, *by_key = _counted(
-        counting_sort.sort_both_ways, query, key, n_queries, n_keys
-    )
-    return (ptr, key_index, query_index, edge_id), tuple(by_key)  # type: ignore[return-value]
+    if not edge_index.is_cpu or import_failure() is not None:
+        return None
+    from gatv2.numba.counting_sort import sort_both_ways
+
+    with without_transforms():
+        edges, by_key = _counted(
+            sort_both_ways, edge_index, n_queries, n_keys, flow, torch.get_num_threads()
+        )
+        return tuple(map(torch.from_numpy, edges)), tuple(map(torch.from_numpy, by_key))
 
 
 def sort_by_key(
     query_ptr: Tensor, key_index: Tensor, query_index: Tensor, n_keys: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sort what is sorted by (query, key) by (key, query): what `gatv2.graph.KeyOrder` has."""
-    counting_sort = _counting_sort(key_index)
-    if counting_sort is not None:
+    if serves(key_index):
+        from gatv2.numba.counting_sort import transpose
+
         with without_transforms():
-            order = counting_sort.transpose(query_ptr.numpy(), key_index.numpy(), n_keys)
+            order = transpose(query_ptr.numpy(), key_index.numpy(), n_keys)
             ptr, edge, query = map(torch.from_numpy, order)
         return ptr, edge, query
     sorted_keys, edge = _stable_sort(key_index)
@@ -86,35 +99,27 @@ def merge_loops(
         return tuple(map(torch.from_numpy, merged))
 
 
-def _counting_sort(index: Tensor) -> ModuleType | None:
-    """Ours; elsewhere PyTorch sorts."""
-    if not serves(index):
-        return None
-    from gatv2.numba import counting_sort
-
-    return counting_sort
-
-
 def serves(index: Tensor) -> bool:
     """Whether what is compiled for the CPU can read a graph: not elsewhere, nor under a transform."""
     return index.is_cpu and is_inspectable(index) and import_failure() is None
 
 
 def _counted(
-    sort: Callable[..., tuple[NumPyArray, ...]],
-    query: Tensor,
-    key: Tensor,
+    sort: Callable[..., Arrays],
+    edge_index: Tensor,
     n_queries: int,
     n_keys: int,
-) -> tuple[Tensor, ...]:
-    """What one of our sorts gives, in tensors."""
-    with without_transforms():  # which would wrap every new tensor
-        try:
-            arrays = sort(query.numpy(), key.numpy(), n_queries, n_keys)
-        except IndexError:
-            check_ranges(query, key, n_queries, n_keys)  # which says more
-            raise
-        return tuple(map(torch.from_numpy, arrays))
+    flow: Flow,
+    *options: int,
+) -> Arrays:
+    """What one of our sorts gives; to be called without transforms, which would wrap new tensors."""
+    rows = edge_index.numpy()
+    query, key = rows if flow == "target_to_source" else rows[::-1]
+    try:
+        return sort(query, key, n_queries, n_keys, *options)
+    except IndexError:
+        check_ranges(*queries_and_keys(edge_index, flow), n_queries, n_keys)  # which says more
+        raise
 
 
 def _stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,17 @@
 """Counting sort of a graph's edges, by query and by key: O(edges), and no larger index than needed."""
 
+from typing import Any
+
 import numpy as np
 
-from gatv2.numba.arguments import Integers
+from gatv2.numba.arguments import Index, Integers, Plain
 from gatv2.numba.compile import inline, kernel
 from gatv2.numba.memory import Array, empty
+from gatv2.numba.team import runtime, share_out
+from gatv2.numba.threads import Chunks, next_chunk, run_chunks
+
+_LARGE = 1 << 14
+"""Edges: to sort them takes longer than to wake a team."""
 
 
 def sort_edges(
@@ -32,19 +39,23 @@ def sort_edges(
         >>> [x.tolist() for x in sort_edges(query, key, n_queries=3, n_keys=2)]
         [[0, 2, 2, 3], [0, 1, 0], [0, 0, 2], [2, 1, 0]]
     """
-    ptr, key_index, edge_id = _sort(query, key, n_queries, n_keys)[:3]
-    query_index = empty(edge_id.shape, edge_id.dtype)
-    _repeat(ptr, query_index)
-    return ptr, key_index, query_index, edge_id
+    n_edges, dtype = query.size, _dtype(query.size, n_queries, n_keys)
+    query_ptr, key_ptr = np.zeros(n_queries + 1, dtype), np.zeros(n_keys + 1, dtype)
+    key_index, query_index, edge_id, own_key = _empty(4, n_edges, dtype)
+    edges = query_ptr, key_index, query_index, edge_id
+    _require_inside(_sort_edges(query, key, key_ptr, own_key, edges), n_queries, n_keys)
+    return edges
 
 
-def sort_both_ways(query: Array, key: Array, n_queries: int, n_keys: int) -> tuple[Array, ...]:
-    """Sort edges by (query, key) and by (key, query), which is faster than one after the other.
+def sort_both_ways(
+    query: Array, key: Array, n_queries: int, n_keys: int, n_threads: int = 1
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Sort edges by (query, key) and by (key, query), on two threads or on one.
 
-    Takes no memory beside the results, of which the last two lie in one array.
+    Side by side they need the memory of two of the results, beside these; else nothing.
 
     Returns:
-        `query_ptr`, `key_index`, `query_index` and `edge_id` of a `gatv2.Graph`, and `ptr`, `edge` and
+        `query_ptr`, `key_index`, `query_index` and `edge_id` of a `gatv2.Graph`; `ptr`, `edge` and
         `query` of its `gatv2.graph.KeyOrder`.
 
     Raises:
@@ -52,31 +63,63 @@ def sort_both_ways(query: Array, key: Array, n_queries: int, n_keys: int) -> tup
 
     Example:
         >>> query, key = np.array([2, 0, 0]), np.array([0, 1, 0])
-        >>> [x.tolist() for x in sort_both_ways(query, key, n_queries=3, n_keys=2)]
-        [[0, 2, 2, 3], [0, 1, 0], [0, 0, 2], [2, 1, 0], [0, 2, 3], [0, 2, 1], [0, 2, 0]]
+        >>> edges, by_key = sort_both_ways(query, key, n_queries=3, n_keys=2)
+        >>> [x.tolist() for x in edges]
+        [[0, 2, 2, 3], [0, 1, 0], [0, 0, 2], [2, 1, 0]]
+        >>> [x.tolist() for x in by_key]
+        [[0, 2, 3], [0, 2, 1], [0, 2, 0]]
     """
-    ptr, key_index, edge_id, key_ends, by_key = _sort(query, key, n_queries, n_keys)
-    query_index = empty(edge_id.shape, edge_id.dtype)
-    _repeat(ptr, query_index)
-    edge, query_by_key = by_key[: edge_id.size], by_key[edge_id.size :]
-    _sort_back(ptr, key_index, key_ends, edge, query_by_key)
-    return ptr, key_index, query_index, edge_id, key_ends, edge, query_by_key
+    n_edges, dtype = query.size, _dtype(query.size, n_queries, n_keys)
+    query_ptr, key_ptr = np.zeros(n_queries + 1, dtype), np.zeros(n_keys + 1, dtype)
+    key_index, query_index, edge_id, edge, query_by_key = _empty(5, n_edges, dtype)
+    edges, by_key = (query_ptr, key_index, query_index, edge_id), (key_ptr, edge, query_by_key)
+    if n_threads > 1 and n_edges >= _LARGE and runtime().parallel:
+        outside = _sort_side_by_side(query, key, edges, by_key, n_threads)
+    else:
+        outside = _sort_both_ways(query, key, edges, by_key)
+    _require_inside(outside, n_queries, n_keys)
+    return edges, by_key
 
 
-def _sort(query: Array, key: Array, n_queries: int, n_keys: int) -> tuple[Array, ...]:
-    """`query_ptr`, `key_index` and `edge_id`; where each key ends; memory for two numbers an edge."""
-    n_edges = query.size
-    dtype = np.int32 if max(n_edges, n_queries, n_keys) < 2**31 else np.int64
-    ptr, key_ptr = np.zeros(n_queries + 1, dtype), np.zeros(n_keys + 1, dtype)
-    key_index, edge_id = empty((n_edges,), dtype), empty((n_edges,), dtype)
-    by_key = empty((2 * n_edges,), dtype)  # (edge, query) of each edge
-    outside = _sort_edges(query, key, ptr, key_ptr, by_key, key_index, edge_id)
+def _sort_side_by_side(
+    query: Array, key: Array, edges: tuple[Array, ...], by_key: tuple[Array, ...], n_threads: int
+) -> int:
+    """As `_sort_both_ways`: each thread makes one order, by itself, from the edges as they came.
+
+    To make one of the other is less work, but nothing that two threads could share out: what they write
+    to random places of one array is never in the cache of the one that needs it next.
+    """
+    (query_ptr, key_index, *_), dtype = edges, edges[0].dtype
+    own = np.empty(key_index.shape, dtype), np.empty(key_index.shape, dtype)
+    outside = np.empty(2, np.int64)
+    run_chunks(_read_rows, n_threads, 2, query, key, own, edges, by_key, outside)
+    if outside.max() >= 0:
+        return int(outside[outside >= 0].min())
+    most = max(query_ptr.size, by_key[0].size)
+    ends = np.empty(query_ptr.size, dtype), np.empty(most, dtype)
+    run_chunks(_sort_rows, n_threads, 2, own, ends, edges, by_key)
+    return -1
+
+
+def _empty(
+    n_arrays: int, n_edges: int, dtype: type[np.generic] | np.dtype[np.generic]
+) -> list[Array]:
+    """Arrays of a number for each edge; large ones start with a cache line: JAX copies others."""
+    make = np.empty if n_edges < _LARGE else empty
+    return [make((n_edges,), dtype) for _ in range(n_arrays)]
+
+
+def _dtype(n_edges: int, n_queries: int, n_keys: int) -> type[np.signedinteger[Any]]:
+    """The smallest that holds every index and count."""
+    return np.int32 if max(n_edges, n_queries, n_keys) < 2**31 else np.int64
+
+
+def _require_inside(outside: int, n_queries: int, n_keys: int) -> None:
     if outside >= 0:
         raise IndexError(
             f"edge {outside} is out of range: queries must lie in [0, {n_queries}), "
             f"keys in [0, {n_keys})"
         )
-    return ptr, key_index, edge_id, key_ptr, by_key
 
 
 def transpose(query_ptr: Array, key_index: Array, n_keys: int) -> tuple[Array, Array, Array]:
@@ -93,7 +136,7 @@ def transpose(query_ptr: Array, key_index: Array, n_keys: int) -> tuple[Array, A
         [[0, 2, 3], [0, 2, 1], [0, 2, 0]]
     """
     ptr = np.zeros(n_keys + 1, key_index.dtype)
-    edge, query = (empty(key_index.shape, key_index.dtype) for _ in range(2))
+    edge, query = _empty(2, key_index.size, key_index.dtype)
     if not _transpose(query_ptr, key_index, ptr, edge, query):
         raise ValueError(
             f"not a graph: `query_ptr` must ascend from 0 to {key_index.size}, and `key_index` must lie "
@@ -126,19 +169,49 @@ def _rewind(ends: Integers) -> None:
 
 @kernel
 def _sort_edges(
+    query: Integers, key: Integers, key_ptr: Integers, own_key: Integers, edges: Plain
+) -> Index:
+    """Fill the last arrays; the number of the first edge that is out of range, or -1.
+
+    Pointers are zero at first. Those of keys are left behind, too.
+    """
+    query_ptr, key_index, query_index, edge_id = edges
+    return _by_query(query, key, key_ptr, own_key, query_ptr, key_index, query_index, edge_id)
+
+
+@kernel
+def _sort_both_ways(query: Integers, key: Integers, edges: Plain, by_key: Plain) -> Index:
+    """Fill the last two; otherwise as `_sort_edges`."""
+    (query_ptr, key_index, query_index, edge_id), (key_ptr, edge, query_by_key) = edges, by_key
+    outside = _by_query(query, key, key_ptr, edge, query_ptr, key_index, query_index, edge_id)
+    if outside >= 0:
+        return outside
+    place_of = query_by_key  # until there is what belongs there
+    for position in range(edge.size):
+        j = np.uint64(key_index[position])
+        place_of[position] = key_ptr[j]
+        key_ptr[j] += 1
+    _rewind(key_ptr)
+    for position in range(edge.size):
+        edge[np.uint64(place_of[position])] = position
+    _look_up(query_index, edge, query_by_key)
+    return -1
+
+
+@inline
+def _by_query(
     query: Integers,
     key: Integers,
-    query_ptr: Integers,
     key_ptr: Integers,
-    by_key: Integers,
+    own_key: Integers,
+    query_ptr: Integers,
     key_index: Integers,
+    query_index: Integers,
     edge_id: Integers,
-) -> int:
-    """Fill all but the first two; the number of the first edge that is out of range, or -1.
-
-    `key_ptr` tells then where each key ends, `by_key` nothing.
-    """
-    own_query, own_key = edge_id, key_index  # until there is what belongs there
+) -> Index:
+    """What `_sort_edges` says."""
+    # until there is what belongs there
+    own_query, by_key, rank = query_index, key_index, edge_id
     n_queries, n_keys = np.uint64(query_ptr.size - 1), np.uint64(key_ptr.size - 1)
     for e in range(query.size):
         i, j = np.uint64(query[e]), np.uint64(key[e])
@@ -146,40 +219,146 @@ def _sort_edges(
             return e
         own_query[e] = i
         own_key[e] = j
+        rank[e] = key_ptr[j]
         query_ptr[i] += 1
         key_ptr[j] += 1
     to_starts(query_ptr)
     to_starts(key_ptr)
-    for e in range(query.size):
-        j = np.uint64(own_key[e])
-        to = np.uint64(2 * key_ptr[j])
-        key_ptr[j] += 1
-        by_key[to] = e
-        by_key[to + np.uint64(1)] = own_query[e]
-    for position in range(query.size):
-        i = np.uint64(by_key[2 * position + 1])
-        edge_id[np.uint64(query_ptr[i])] = by_key[2 * position]
-        query_ptr[i] += 1
+    _sort(own_key, key_ptr, by_key, own_query, query_ptr, edge_id)
     _rewind(query_ptr)
-    for e in range(query.size):
-        by_key[e] = own_key[e]
-    for position in range(query.size):
-        key_index[position] = by_key[np.uint64(edge_id[position])]
+    _look_up(own_key, edge_id, key_index)
+    _copy(own_query, own_key)
+    _look_up(own_key, edge_id, query_index)
     return -1
 
 
 @kernel
-def _repeat(query_ptr: Integers, query_index: Integers) -> None:
-    # not row by row: that is a wrong guess of the processor's at the end of most rows
-    for e in range(query_index.size):
-        query_index[e] = 0
-    for i in range(1, query_ptr.size - 1):
-        if query_ptr[i] < query_index.size:
-            query_index[query_ptr[i]] += 1
-    query = 0
-    for e in range(query_index.size):
-        query += query_index[e]
-        query_index[e] = query
+def _read_rows(
+    chunks: Chunks,
+    query: Integers,
+    key: Integers,
+    own: Plain,
+    edges: Plain,
+    by_key: Plain,
+    outside: Integers,
+) -> None:
+    """The first half of `_sort_side_by_side`: own copies of rows, and where each node's edges start."""
+    share_out(chunks)
+    chunk = next_chunk(chunks)
+    while chunk < chunks[1]:
+        if chunk == 0:
+            outside[0] = _read_queries(query, own, edges, by_key)
+        else:
+            outside[1] = _read_keys(key, own, edges, by_key)
+        chunk = next_chunk(chunks)
+
+
+@kernel
+def _sort_rows(chunks: Chunks, own: Plain, ends: Plain, edges: Plain, by_key: Plain) -> None:
+    """The second half."""
+    share_out(chunks)
+    chunk = next_chunk(chunks)
+    while chunk < chunks[1]:
+        if chunk == 0:
+            _sort_by_query(own, ends, edges, by_key)
+        else:
+            _sort_by_key(own, ends, edges, by_key)
+        chunk = next_chunk(chunks)
+
+
+@inline
+def _read_queries(query: Integers, own: Plain, edges: Plain, by_key: Plain) -> Index:
+    return _read(query, edges[0], own[0], by_key[1])
+
+
+@inline
+def _read_keys(key: Integers, own: Plain, edges: Plain, by_key: Plain) -> Index:
+    return _read(key, by_key[0], own[1], edges[3])
+
+
+@inline
+def _sort_by_query(own: Plain, ends: Plain, edges: Plain, by_key: Plain) -> None:
+    (own_query, own_key), (query_ptr, key_index, query_index, edge_id) = own, edges
+    _copy(query_ptr, ends[0])
+    _sort(own_key, by_key[0], key_index, own_query, ends[0], edge_id)
+    _look_up(own_key, edge_id, key_index)
+    _look_up(own_query, edge_id, query_index)
+
+
+@inline
+def _sort_by_key(own: Plain, ends: Plain, edges: Plain, by_key: Plain) -> None:
+    (own_query, own_key), query_ptr, (key_ptr, edge, query) = own, edges[0], by_key
+    ends = ends[1]
+    _copy(key_ptr, ends)
+    _sort(own_query, query_ptr, query, own_key, ends, edge)
+    _look_up(own_query, edge, query)
+    _copy(query_ptr, ends)
+    for place in range(edge.size):  # a query's edges come in the order of its keys
+        i = np.uint64(query[place])
+        edge[place] = ends[i]
+        ends[i] += 1
+
+
+@inline
+def _read(row: Integers, ptr: Integers, own: Integers, rank: Integers) -> Index:
+    """Copy a row of the edge index; find where the edges of each node start, and which of these it is.
+
+    Returns:
+        The number of the first edge that is out of range, or -1.
+    """
+    n_nodes = np.uint64(ptr.size - 1)
+    for e in range(row.size):
+        i = np.uint64(row[e])
+        if i >= n_nodes:
+            return e
+        own[e] = i
+        rank[e] = ptr[i]
+        ptr[i] += 1
+    to_starts(ptr)
+    return -1
+
+
+@inline
+def _sort(
+    minor: Integers,
+    minor_ptr: Integers,
+    by_minor: Integers,
+    major: Integers,
+    ends: Integers,
+    edge: Integers,
+) -> None:
+    """Sort the numbers of edges by (major, minor), stably.
+
+    Args:
+        minor: of each edge.
+        minor_ptr: where the edges of each start.
+        by_minor: memory for the edges sorted by this alone.
+        major: of each edge.
+        ends: where the edges of each start; at last, where they end.
+        edge: which of its minor's each edge is; at last, the edges as they are sorted.
+
+    A random place is read in a fraction of the time that it takes to write to one. So nothing else of an
+    edge is sorted: it is looked up.
+    """
+    for e in range(edge.size):
+        by_minor[np.uint64(minor_ptr[np.uint64(minor[e])] + edge[e])] = e
+    for place in range(edge.size):
+        e = by_minor[place]
+        i = np.uint64(major[np.uint64(e)])
+        edge[np.uint64(ends[i])] = e
+        ends[i] += 1
+
+
+@inline
+def _copy(source: Integers, target: Integers) -> None:
+    for i in range(source.size):
+        target[i] = source[i]
+
+
+@inline
+def _look_up(of_edge: Integers, edge: Integers, found: Integers) -> None:
+    for place in range(edge.size):
+        found[place] = of_edge[np.uint64(edge[place])]
 
 
 @kernel
@@ -201,15 +380,6 @@ def _transpose(
     to_starts(ptr)
     _by_key(query_ptr, key_index, ptr, edge, query)
     return True
-
-
-@kernel
-def _sort_back(
-    query_ptr: Integers, key_index: Integers, ends: Integers, edge: Integers, query: Integers
-) -> None:
-    """Fill the last two, and turn where each key ends into where it starts."""
-    _rewind(ends)
-    _by_key(query_ptr, key_index, ends, edge, query)
 
 
 @inline

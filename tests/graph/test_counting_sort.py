@@ -1,5 +1,6 @@
 """The counting sort gives the arrays that PyTorch's stable sort gives."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from gatv2.testing import SIZES, edge_indices
 
 counting_sort = pytest.importorskip("gatv2.numba.counting_sort", reason="needs Numba")
+team = pytest.importorskip("gatv2.numba.team", reason="needs Numba")
 
 Array = np.ndarray[Any, Any]
 
@@ -54,7 +56,7 @@ def test_sorts_as_torch_does(data: Any) -> None:
     for actual, expected in zip(by_key, (ptr, edge, query_by_key), strict=True):
         assert_same(actual, expected)
     both = counting_sort.sort_both_ways(query.numpy(), key.numpy(), n_queries, n_keys)
-    for actual, array in zip(both, (*result, *by_key), strict=True):
+    for actual, array in zip(itertools.chain(*both), (*result, *by_key), strict=True):
         assert_same(actual, torch.from_numpy(array))
 
 
@@ -64,3 +66,51 @@ def test_rows_of_a_larger_array() -> None:
     assert ptr.tolist() == [0, 2, 3]
     assert key_index.tolist() == [0, 1, 0]
     assert edge_id.tolist() == [2, 1, 0]
+
+
+@pytest.fixture
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Both orders are made side by side however small the graph is; the numbers of threads that were."""
+    monkeypatch.setattr(counting_sort, "_LARGE", 0)
+    original, seen = counting_sort._sort_side_by_side, []
+
+    def spy(*arguments: Any) -> int:
+        seen.append(arguments[-1])
+        return int(original(*arguments))
+
+    monkeypatch.setattr(counting_sort, "_sort_side_by_side", spy)
+    # if there is none at the moment, one thread makes both
+    monkeypatch.setattr(counting_sort, "runtime", lambda: team.Runtime(1, 1))
+    return seen
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (1, 1, 5), (7, 300, 900), (300, 7, 900), (50, 40, 3)])
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
+def test_side_by_side_the_same(
+    side_by_side: list[int], sizes: tuple[int, int, int], dtype: str
+) -> None:
+    n_queries, n_keys, n_edges = sizes
+    generator = np.random.default_rng(0)
+    edge_index = [
+        (generator.integers(max(n, 1), size=n_edges) % 256).astype(dtype)
+        for n in (n_queries, n_keys)
+    ]
+    expected = counting_sort.sort_both_ways(*edge_index, n_queries, n_keys, n_threads=1)
+    for n_threads in (2, 3):
+        actual = counting_sort.sort_both_ways(*edge_index, n_queries, n_keys, n_threads)
+        for one, other in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
+            assert_same(one, torch.from_numpy(other))
+    assert side_by_side == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "first"),
+    [([0, 2], [0, 0], 1), ([0, 0], [-1, 0], 0), ([0, 9], [3, 0], 0), ([-1, 0], [0, 3], 0)],
+)
+def test_side_by_side_the_same_edge_is_out_of_range(
+    side_by_side: list[int], query: list[int], key: list[int], first: int
+) -> None:
+    for n_threads in (1, 2):
+        with pytest.raises(IndexError, match=rf"edge {first} is out of range"):
+            counting_sort.sort_both_ways(np.array(query), np.array(key), 2, 3, n_threads)
+    assert side_by_side == [2]

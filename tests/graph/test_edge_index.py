@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gatv2 import Graph
 from gatv2.graph.check import check_graph
-from gatv2.graph.edge_index import read_edge_index
+from gatv2.graph.edge_index import queries_and_keys, read_edge_index
 from gatv2.options import Flow
 from gatv2.testing import SIZES, edge_indices
 
@@ -122,9 +122,10 @@ def test_files_are_read_as_arrays(layout: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["int64", "uint8"])
 def test_nothing_is_copied(layout: Any, dtype: str) -> None:
     array = layout(np.arange(8, dtype=dtype).reshape(2, 4))
-    query, key, *_ = read_edge_index(array, 8, "target_to_source")
+    edge_index, *_ = read_edge_index(array, 8, "target_to_source")
+    query, key = queries_and_keys(edge_index, "target_to_source")
     assert (query.data_ptr(), key.data_ptr()) == (array[0].ctypes.data, array[1].ctypes.data)
-    query, key, *_ = read_edge_index(array, 8, "source_to_target")
+    query, key = queries_and_keys(edge_index, "source_to_target")
     assert (query.data_ptr(), key.data_ptr()) == (array[1].ctypes.data, array[0].ctypes.data)
 
 

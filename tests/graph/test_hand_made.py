@@ -18,6 +18,7 @@ from gatv2 import GATv2, Graph, GraphAttentionV2Layer, gatv2_attention
 from gatv2.dispatch import KERNELS, Kernel
 from gatv2.distributed import Partition
 from gatv2.functional import gat_attention
+from gatv2.graph.graph import graph_for_gradients
 from gatv2.inference import apply_in_blocks
 from gatv2.locality import reorder
 
@@ -160,6 +161,11 @@ def test_under_compile_nothing_is_checked(checked: list[Graph]) -> None:
     assert len(checked) == 1
 
 
+def with_key_order(edge_index: Tensor, n_nodes: int) -> Graph:
+    """A graph as a training step prepares it: by two threads, if there is a team."""
+    return graph_for_gradients(edge_index, n_nodes, n_nodes, "target_to_source")
+
+
 def test_an_index_that_changes_after_its_check_stays_inside() -> None:
     """What the sort reads it reads once, and checks it: any writing meanwhile makes other edges."""
     counting_sort = pytest.importorskip("gatv2.numba.counting_sort", reason="needs Numba")
@@ -170,8 +176,11 @@ def test_an_index_that_changes_after_its_check_stays_inside() -> None:
             counting_sort.sort_edges(np.array(query), np.array(key), 2, 3)
 
 
+@pytest.mark.parametrize("make", [Graph.from_edge_index, with_key_order])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_a_writing_thread_makes_no_other_than_a_graph(dtype: torch.dtype) -> None:
+def test_a_writing_thread_makes_no_other_than_a_graph(
+    dtype: torch.dtype, make: Callable[[Tensor, int], Graph]
+) -> None:
     n_nodes, n_edges = 50, 20_000
     generator = torch.Generator().manual_seed(0)
     edge_index = torch.randint(n_nodes, (2, n_edges), generator=generator).to(dtype)
@@ -188,10 +197,12 @@ def test_a_writing_thread_makes_no_other_than_a_graph(dtype: torch.dtype) -> Non
     try:
         for _ in range(30):
             try:
-                graph = Graph.from_edge_index(edge_index, n_nodes)
+                graph = make(edge_index, n_nodes)
             except IndexError:
                 continue
             graph.check()
+            for kept, made in zip(graph.by_key, replace(graph).by_key, strict=True):
+                assert torch.equal(kept, made)
     finally:
         is_over.set()
         writer.join()

@@ -367,7 +367,7 @@ def test_a_matrix_is_converted_and_sorted_once_unless_it_has_changed() -> None:
             if matrix is h:
                 orders.append(_ours[first])
             else:
-                orders += [kept.made for kept in _kept[id(csr)].readings.values()]
+                orders += [made for _, made in _kept[id(csr)].readings.values()]
         one, again = orders
         assert one is again
     h.values()[0] = 3

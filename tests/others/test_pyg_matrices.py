@@ -127,7 +127,7 @@ def test_its_graph_is_made_once(make: Any) -> None:
     graphs = []
     for each in (matrix, other, matrix):
         ours(x, each)
-        graphs += [cast(Graph, kept.made) for kept in _kept[id(each)].readings.values()]
+        graphs += [cast(Graph, made) for _, made in _kept[id(each)].readings.values()]
     first, of_other, again = graphs
     assert first is again
     assert (first.n_edges, of_other.n_edges) == (N_NODES * 2 - 1, N_NODES * 2 - 2)
@@ -148,5 +148,5 @@ def test_each_convention_has_a_graph_of_its_own(is_ours_first: bool) -> None:
     ]
     for call in calls[::-1] if is_ours_first else calls:
         assert_agrees(call(matrix), call(matrix.clone()))
-    graphs = [cast(Graph, kept.made) for kept in _kept[id(matrix)].readings.values()]
+    graphs = [cast(Graph, made) for _, made in _kept[id(matrix)].readings.values()]
     assert len({graph.n_edges for graph in graphs}) == 3
