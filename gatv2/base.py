@@ -1,6 +1,7 @@
 """GraphAttention: what the two layers share. Parameters, projections, and how heads are joined."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
@@ -520,17 +521,19 @@ class GraphAttention(nn.Module, ABC):
         attn = getattr(self, self.attention_vectors[0])
         select_kernel(h_query.to(dtype), h_key.to(dtype), attn, adjacency, kernel=self.kernel)
 
-    def join(self, heads: Tensor, h_query: Tensor) -> Tensor:
+    def join(self, out: Tensor, h_query: Tensor) -> Tensor:
         """The result: heads side by side or their mean, the residual of the queries, the bias."""
-        return self.finish(heads.flatten(-2) if self.is_concat else heads.mean(-2), h_query)
-
-    def finish(self, out: Tensor, h_query: Tensor) -> Tensor:
-        """Heads that have been joined, with the residual of the queries and the bias."""
-        if self.linear_residual is not None:
-            out = out + project(self.linear_residual, h_query)
-        if self.bias is not None:
-            out = out + self.bias.to(out.dtype)
+        out = out.flatten(-2) if self.is_concat else out.mean(-2)
+        for term in self.further_terms(h_query, out.dtype):
+            out = out + term
         return out
+
+    def further_terms(self, h_query: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+        """What is added to joined heads, one term after the other, as each may be large."""
+        if self.linear_residual is not None:
+            yield project(self.linear_residual, h_query)
+        if self.bias is not None:
+            yield self.bias.to(dtype)
 
     def _active_dropout(self) -> float:
         return self.dropout if self.training else 0.0

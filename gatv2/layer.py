@@ -155,7 +155,9 @@ class GraphAttentionV2Layer(GraphAttention):
             return None
         if not self.is_concat:
             out = out.unflatten(-1, attn.shape).mean(-2)
-        return self.finish(out, projections.h_query)
+        for term in self.further_terms(projections.h_query, out.dtype):
+            out = out + term
+        return out
 
     def _options(
         self,
