@@ -29,6 +29,7 @@ from gatv2.numba.compile import kernel
 from gatv2.numba.edge_order import moved
 from gatv2.numba.head_mask import as_head_mask
 from gatv2.numba.memory import Array, empty, zeros
+from gatv2.numba.parts import Part, count_parts, cut
 from gatv2.numba.rows import rows_of, strip_of
 from gatv2.numba.scores import buffers_of, own_buffers
 from gatv2.numba.scratch import Scratch
@@ -80,7 +81,8 @@ class Gradients:
             node_ids: the elements of `NodeIds`; None if they are the positions.
         """
         launch, tiles, n_copies = self.launch, self.launch.tiles, self.sizes.n_copies
-        n_edges, n_threads = edge_list[0].size, launch.arguments.n_threads
+        parts = self._parts(query_ptr, edge_list[0].size, key_order, d_alpha)
+        n_threads, n_edges = launch.arguments.n_threads, max([part.n_edges for part in parts])
         n_weights = n_copies * n_edges * 2 * tiles.padded[0] * tiles.dtype.itemsize
         n_signs = n_copies * n_edges * tiles.length // 8
         d_attn = self.d_attn.ravel()
@@ -89,40 +91,59 @@ class Gradients:
             mask_or_bias = tuple(launch.bias._replace(gradient=self.d_bias.ravel()))
             # of which the pass over keys asks only whether there is one
             head_mask = np.empty(0, np.bool_) if launch.bias.removes else None
+        adds = self.first_query > 0
         with Scratch(n_weights + n_signs) as memory:
             per_edge = memory[:n_weights].view(tiles.dtype), memory[n_weights:]
-            run_chunks(
-                _backward_queries,
-                n_threads,
-                self.n_chunks,
-                tiles.vectors,
-                launch.problem,
-                launch.plain_edges,
-                node_ids,
-                (self.first_query, query_ptr),
-                edge_list,
-                mask_or_bias,
-                (self.d_out, self.d_lse, d_alpha, self.lse),
-                per_edge,
-                (self.d_query.ravel(), d_attn, None if self.edges is None else self.edges.plain),
-                n_copies=n_copies,
-                scratch=partial(own_buffers, tiles),
-            )
-            run_chunks(
-                _backward_keys,
-                n_threads,
-                self.n_chunks,
-                tiles.vectors,
-                launch.problem,
-                self.first_query,
-                key_order,
-                head_mask,
-                self.d_out,
-                per_edge,
-                (self.d_key.ravel(), self.first_query > 0, d_attn),
-                n_copies=n_copies,
-            )
+            for part in parts:
+                run_chunks(
+                    _backward_queries,
+                    n_threads,
+                    self.n_chunks,
+                    tiles.vectors,
+                    launch.problem,
+                    launch.plain_edges,
+                    node_ids,
+                    (self.first_query, part.first_edge, query_ptr),
+                    edge_list,
+                    mask_or_bias,
+                    (self.d_out, self.d_lse, d_alpha, self.lse),
+                    per_edge,
+                    (
+                        self.d_query.ravel(),
+                        d_attn,
+                        None if self.edges is None else self.edges.plain,
+                    ),
+                    n_copies=n_copies,
+                    part=part.chunks,
+                    scratch=partial(own_buffers, tiles),
+                )
+                run_chunks(
+                    _backward_keys,
+                    n_threads,
+                    self.n_chunks,
+                    tiles.vectors,
+                    launch.problem,
+                    self.first_query,
+                    part.key_order,
+                    head_mask,
+                    self.d_out,
+                    per_edge,
+                    (self.d_key.ravel(), adds, d_attn),
+                    n_copies=n_copies,
+                )
+                adds = True
         self.first_query += query_ptr.size - 1
+
+    def _parts(
+        self, query_ptr: Array, n_edges: int, key_order: Plain, d_alpha: Array
+    ) -> list[Part]:
+        tiles, sizes, n_parts = self.launch.tiles, self.sizes, 1
+        if sizes.n_copies == 1 and d_alpha.size == 0:
+            n_bytes = n_edges * 2 * tiles.padded[0] * tiles.dtype.itemsize
+            n_parts = count_parts(n_bytes, n_edges, sizes.n_keys, self.n_chunks)
+        if n_parts == 1:
+            return [Part(None, 0, n_edges, key_order)]
+        return cut(n_parts, self.n_chunks, query_ptr, key_order, self.launch.arguments.n_threads)
 
     def results(self) -> tuple[Array | None, ...]:
         """Of query, key, attn, edge_features, edge_projection, score_bias.
@@ -224,7 +245,7 @@ def _backward_queries(
 ) -> None:
     member = share_out(chunks)
     problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
-    (first_query, query_ptr), edge_list = queries, EdgeList(*edge_list)
+    (first_query, first_edge, query_ptr), edge_list = queries, EdgeList(*edge_list)
     head_mask = as_head_mask(head_mask)
     buffers, incoming, per_edge = (
         buffers_of(member, buffers),
@@ -237,7 +258,8 @@ def _backward_queries(
         copy = chunk // chunks[2]
         i, stop = rows_of(query_ptr, chunk, chunks)
         while i < stop:
-            strip = strip_of(problem, node_ids, copy, query_ptr, first_query, i, stop, n_edges)
+            at = copy * n_edges - first_edge
+            strip = strip_of(problem, node_ids, copy, query_ptr, first_query, i, stop, at)
             backward_strip(
                 vectors,
                 problem,
@@ -270,12 +292,14 @@ def _backward_keys(
 ) -> None:
     share_out(chunks)
     problem, key_order, per_edge = as_problem(problem), KeyOrder(*key_order), PerEdge(*per_edge)
-    key_ptr, n_edges = key_order.ptr, key_order.edge.size
+    key_ptr, n_edges, adds = key_order.ptr, key_order.edge.size, gradients[1]
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         copy = chunk // chunks[2]
         begin, end = rows_of(key_ptr, chunk, chunks)
         for j in range(begin, end):
+            if adds and key_ptr[j] == key_ptr[j + 1]:
+                continue
             place = KeyPlace(
                 copy * problem.n_keys + j,
                 np.int64(key_ptr[j]),

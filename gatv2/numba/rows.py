@@ -37,7 +37,7 @@ def place_of(
     node_ids: NodeIds | None,
     copy: Index,
     i: Index,
-    n_edges: Index,
+    first_edge: Index,
     start: Index,
     stop: Index,
 ) -> Place:
@@ -48,7 +48,7 @@ def place_of(
         node_ids: numbers of the nodes for dropout; None if they are the positions.
         copy: number of the feature set.
         i: number of the query in it.
-        n_edges: edges of a feature set.
+        first_edge: where edge 0 stands in what has a row for each edge.
         start: the query's first edge.
         stop: end of its edges.
     """
@@ -59,7 +59,7 @@ def place_of(
         np.int64(start),
         np.int64(stop),
         copy * problem.n_keys,
-        copy * n_edges,
+        first_edge,
         copy * problem.n_edge_rows,
         i - block * problem.block_queries if node_ids is None else element(node_ids.query, i),
         block * problem.block_keys,
@@ -76,7 +76,7 @@ def strip_of(
     first_query: Index,
     i: Index,
     stop: Index,
-    n_edges: Index,
+    first_edge: Index,
 ) -> Strip:
     """The strip that starts with query `first_query + i` of feature set `copy`.
 
@@ -88,11 +88,11 @@ def strip_of(
         first_query: number of the first query of `ptr`.
         i: number of the strip's first query in `ptr`.
         stop: the query of `ptr` before which it ends.
-        n_edges: edges of a feature set.
+        first_edge: where edge 0 stands in what has a row for each edge.
     """
     begin, end = element(ptr, i), element(ptr, i + 1)
     query = first_query + i
-    place = place_of(problem, node_ids, copy, query, n_edges, begin, end)
+    place = place_of(problem, node_ids, copy, query, first_edge, begin, end)
     # the other queries of a block of a block-diagonal graph have their places beside the first one's
     stop = min(stop, i + problem.block_queries - query % problem.block_queries)
     n = 1

@@ -56,6 +56,7 @@ def run_chunks(
     n_chunks: int,
     *arguments: object,
     n_copies: int = 1,
+    part: tuple[int, int] | None = None,
     scratch: Callable[[int], Plain] = _no_scratch,
 ) -> None:
     """Call `loop(chunks, *scratch(n), *arguments)` on several threads: they share out the chunks.
@@ -69,11 +70,14 @@ def run_chunks(
         n_chunks: chunks of a copy.
         arguments: of the kernel.
         n_copies: how often its rows are worked off, for one feature set after another.
+        part: the first chunk that is to be taken, and the one before which to end; all, if it is None.
         scratch: gives arrays of which each of `n` threads has a row for itself.
     """
-    n_all = n_chunks * n_copies
+    first, end = part or (0, n_chunks * n_copies)
+    n_all = end - first
     state = np.zeros(STATE_SIZE, np.int64)
-    chunks = state, n_all, n_chunks
+    state[0] = first
+    chunks = state, end, n_chunks
     if n_threads == 1 or n_all <= 1:
         loop(chunks, *scratch(1), *arguments)
     elif ask_for_team(state, n_threads):

@@ -133,7 +133,7 @@ def _forward(
         copy = chunk // chunks[2]
         i, stop = rows_of(query_ptr, chunk, chunks)
         while i < stop:
-            strip = strip_of(problem, node_ids, copy, query_ptr, 0, i, stop, n_edges)
+            strip = strip_of(problem, node_ids, copy, query_ptr, 0, i, stop, copy * n_edges)
             forward_strip(
                 vectors,
                 problem,
