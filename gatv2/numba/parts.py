@@ -1,10 +1,11 @@
 """Parts of a graph's queries, which the backward pass works off over edges and over keys in turn.
 
-What its first pass leaves for the second one, 70 bytes an edge, is then still in cache. And there need be
-scratch for one part alone.
+What its first pass leaves for the second one, 70 bytes an edge, is then still in cache. And scratch is that
+of one part.
 """
 
 from bisect import bisect_left
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ def cut(
     run_chunks(_count, n_threads, n_chunks, order, *arguments)
     np.cumsum(ptr, axis=1, out=ptr)
     run_chunks(_move, n_threads, n_chunks, order, *arguments, cut_edges, cut_queries)
-    ends = [slice(begin, end) for begin, end in itertools.pairwise(edge)]
+    ends = [slice(begin, end) for begin, end in pairwise(edge)]
     return [
         Part(
             (chunk[i], chunk[i + 1]),
