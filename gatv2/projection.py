@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from gatv2.torch_internals import ORDINARY
-
 _LINEAR_FORWARD = nn.Linear.forward
+_PLAIN = Tensor, nn.Parameter
 
 
 class Where(TypedDict):
@@ -150,14 +149,13 @@ def _as_product(linear: nn.Module | None, h: object, attn: Tensor) -> _Product |
     weight, bias = linear._parameters.get("weight"), linear._parameters.get("bias")
     fits = (
         weight is not None
-        and type(weight) in ORDINARY
-        and type(bias) in ORDINARY
+        and type(weight) in _PLAIN
+        and (bias is None or (type(bias) in _PLAIN and bias.ndim == 1))
         and h.layout is torch.strided
         and h.ndim == 2
         and weight.shape == (attn.numel(), h.shape[1])
         and h.dtype is weight.dtype is attn.dtype
         and h.device == weight.device == attn.device
-        and (bias is None or bias.ndim == 1)
     )
     return (h, weight, bias) if fits else None  # type: ignore[return-value]
 

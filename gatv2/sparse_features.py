@@ -62,10 +62,11 @@ def as_features(h: object, name: str = "h") -> Tensor:
 
 def project(projection: nn.Module, h: Tensor, plain: type[nn.Module] = nn.Linear) -> Tensor:
     """What a projection makes of features, dense or in CSR; one that is not plain sees them itself."""
-    if h.layout is torch.strided or not _multiplies(projection, h, plain):
+    weights = _weights((projection,), h, plain)
+    if weights is None:
         projected: Tensor = projection(h)
         return projected
-    return _project((projection,), h)[0]
+    return _project(weights, (projection,), h)[0]
 
 
 def project_sides(
@@ -81,37 +82,43 @@ def project_sides(
     CSR is multiplied by both weights at once.
     """
     (one, other), (h, h_other) = projections, sides
-    if h is not h_other:
-        return project(one, h, plain), project(other, h_other, plain)
-    if is_shared:
+    if is_shared and h is h_other:
         projected = project(one, h, plain)
         return projected, projected
-    if (
-        h.layout is torch.strided
-        or not (_multiplies(one, h, plain) and _multiplies(other, h, plain))
-        or _form(one) != _form(other)
-    ):
-        return project(one, h, plain), project(other, h, plain)
-    first, second = _project(projections, h)
-    return first, second
+    weights = _weights(projections, h, plain) if h is h_other else None
+    if weights is None:
+        return project(one, h, plain), project(other, h_other, plain)
+    first, second = weights
+    if _form(first) == _form(second):
+        of_one, of_other = _project(weights, projections, h)
+        return of_one, of_other
+    return _project([first], [one], h)[0], _project([second], [other], h)[0]
 
 
-def _multiplies(projection: nn.Module, h: Tensor, plain: type[nn.Module]) -> bool:
-    """Whether a projection of `h` is a product of a sparse matrix and a weight that fits."""
-    if not _is_sparse(h) or not is_plain(projection, plain):
-        return False
-    weight: Any = projection.weight
-    return bool(weight.shape[1:] == h.shape[1:])
+def _weights(
+    projections: Sequence[nn.Module], h: Tensor, plain: type[nn.Module]
+) -> list[Tensor] | None:
+    """The weights of plain projections by which a matrix in CSR is multiplied; None if it is not.
+
+    They are asked for once: one that is parametrized is computed anew each time.
+    """
+    if h.layout is torch.strided or not _is_sparse(h):
+        return None
+    if not all(is_plain(projection, plain) for projection in projections):
+        return None
+    weights: list[Any] = [projection.weight for projection in projections]
+    fit = all(weight.shape[1:] == h.shape[1:] for weight in weights)
+    return weights if fit else None
 
 
-def _form(projection: nn.Module) -> tuple[object, ...]:
-    weight: Any = projection.weight
+def _form(weight: Tensor) -> tuple[object, ...]:
     return weight.shape, weight.dtype, weight.requires_grad
 
 
-def _project(projections: Sequence[nn.Module], h: Tensor) -> list[Tensor]:
-    """What plain projections, of one form, make of a matrix in CSR."""
-    weights: list[Any] = [projection.weight for projection in projections]
+def _project(
+    weights: Sequence[Tensor], projections: Sequence[nn.Module], h: Tensor
+) -> list[Tensor]:
+    """The products of a matrix in CSR and weights of one form, with the projections' biases."""
     dtype = weights[0].dtype
     computed_in = torch.promote_types(dtype, torch.float32)  # there are no products in half
     with without_transforms():  # which would wrap the matrix, and can't
@@ -341,7 +348,7 @@ class _Compiled(torch.autograd.Function):
             order.column.numpy(),
             stored.numpy(),
             value.numpy(),
-            [d_out.numpy() for d_out in d_outs],
+            [d_out.numpy(force=True) for d_out in d_outs],
             torch.get_num_threads(),
         )
         return None, None, *map(torch.from_numpy, d_weights)

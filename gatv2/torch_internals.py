@@ -239,8 +239,7 @@ def is_transformed() -> bool:
     return is_active
 
 
-ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
-"""Types of what has nothing of its own for the dispatcher to serve."""
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def needs_dispatcher(tensors: Sequence[object]) -> bool:
@@ -252,7 +251,7 @@ def needs_dispatcher(tensors: Sequence[object]) -> bool:
     """
     if torch.compiler.is_compiling():
         return True
-    if not ORDINARY.issuperset(map(type, tensors)) or has_torch_function(tensors):
+    if not _ORDINARY.issuperset(map(type, tensors)) or has_torch_function(tensors):
         return True
     internals = torch._C
     try:

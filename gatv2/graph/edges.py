@@ -44,7 +44,7 @@ class SortedEdges:
     flow: Flow = "target_to_source"
     is_bipartite: bool = False
     batch_shape: tuple[int, ...] | None = None
-    record: ClassVar[bytes]  # see `keep_record`
+    _gatv2_record: ClassVar[bytes]  # of `gatv2.graph.join`; no name that a subclass may have
 
     @classmethod
     def sorted_both_ways(
@@ -112,10 +112,6 @@ class SortedEdges:
     def by_key(self) -> KeyOrder:
         """The edges sorted by (key, query); made when first asked for."""
         return KeyOrder(*sort_by_key(self.query_ptr, self.key_index, self.query_index, self.n_keys))
-
-    def keep_record(self, record: bytes, tensors: tuple[Tensor, ...]) -> None:
-        """Keep what `gatv2.graph.join` has to know, with the tensors whose addresses are in it."""
-        self.__dict__.update(_recorded=tensors, record=record)
 
     @property
     def multiplicity(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Graph: the prepared form of a graph, sorted once and used by every layer and every epoch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import NamedTuple, SupportsIndex
@@ -127,7 +127,7 @@ class Graph(SortedEdges):
         return changed(graph, head_mask=head_mask, n_blocks=n_blocks, batch_shape=batch)
 
     @classmethod
-    def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
+    def batch(cls, graphs: Iterable["Graph"]) -> "Graph":
         """Many graphs of any sizes as one, block-diagonal: nodes and edges are theirs, in turn.
 
         Features are concatenated alike, `torch.cat(features)`, and results come apart by
@@ -146,6 +146,7 @@ class Graph(SortedEdges):
             tensor([[0, 1, 4],
                     [1, 0, 2]])
         """
+        graphs = tuple(graphs)  # which are looked at more than once, and must live as long
         if not graphs:
             raise ValueError("a batch needs at least one graph; got none")
         return join(cls, graphs)

@@ -29,6 +29,13 @@ _IS_TURNED, _IS_BIPARTITE, _HAS_MORE = 1, 2, 4
 """Bits of a kind: it is of the second flow, or bipartite, or has a mask of heads or numbers of nodes."""
 
 
+class _Record(bytes):
+    """Of one object, in one process: whatever is pickled with it, there is nothing left of it."""
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[()]]:
+        return bytes, ()
+
+
 _Edges: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """query_ptr, key_index, query_index and edge_id."""
 
@@ -74,12 +81,14 @@ def _joined_in_place(graphs: Sequence[SortedEdges]) -> _Joined | None:
     if kernels is None:
         return None
     try:
-        records = [graph.record for graph in graphs]
+        records = [graph._gatv2_record for graph in graphs]
     except AttributeError:  # of graphs that are in a batch for the first time
         if not all(map(_has_record, graphs)):
             return None
-        records = [graph.record for graph in graphs]
+        records = [graph._gatv2_record for graph in graphs]
     table = np.frombuffer(bytearray().join(records), np.int64)
+    if table.nbytes != _RECORD.size * len(graphs):
+        return None
     is_found, n_queries, n_keys, n_edges, some, each = kernels.find(table)
     if not is_found or (some ^ each) & _IS_TURNED or max(n_queries, n_keys, n_edges) >= 2**31:
         return None
@@ -115,15 +124,16 @@ def _has_record(graph: SortedEdges) -> bool:
         return False
     tensors = graph.query_index, graph.key_index, graph.edge_id
     # of a subclass, which may have a mind of its own, zeros; how else a tensor is, it is asked later
-    is_plain = set(map(type, tensors)) == {Tensor}
+    is_plain = set(map(type, tensors)) == {Tensor} and not any(x.is_neg() for x in tensors)
     n_queries, n_keys = graph.n_queries, graph.n_keys
     kind = _HAS_MORE if _has_more(graph) else 0
     kind |= _IS_BIPARTITE if graph.is_bipartite or n_queries != n_keys else 0
     kind |= FLOWS.index(graph.flow) * _IS_TURNED
     addresses = map(id, tensors) if is_plain else (0, 0, 0)
     words = _RECORD.pack(*addresses, n_queries, n_keys, graph.n_edges, kind)
-    if not hasattr(graph, "record"):
-        graph.keep_record(words, tensors)
+    if not hasattr(graph, "_gatv2_record"):
+        # with the tensors whose addresses are in it
+        graph.__dict__.update(_recorded=tensors, _gatv2_record=_Record(words))
     return True
 
 

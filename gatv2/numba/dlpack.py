@@ -49,7 +49,10 @@ def asker(tensor_class: type) -> int:
     pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
         ("PyCapsule_GetPointer", ctypes.pythonapi)
     )
-    table = _Table.from_address(pointer(capsule, _NAME))
+    try:
+        table = _Table.from_address(pointer(capsule, _NAME))
+    except (TypeError, ValueError):  # no such capsule
+        return 0
     is_known = table.major == _MAJOR_VERSION
     return (table.dltensor_from_py_object_no_sync or 0) if is_known else 0
 
@@ -97,9 +100,16 @@ def _is_row_of_int32(builder: Builder, place: Value) -> Value:
     is_row = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(1), 0))
     with builder.if_then(is_met):
         size, stride = (builder.load(_field(builder, place, number)) for number in (7, 8))
-        one = ir.Constant(_LONG, 1)
-        is_dense = builder.icmp_signed("==", stride, one)
-        builder.store(builder.or_(is_dense, builder.icmp_signed("<=", size, one)), is_row)
+        zero, one = (ir.Constant(_LONG, n) for n in (0, 1))
+        is_dense = builder.or_(
+            builder.icmp_signed("==", stride, one), builder.icmp_signed("<=", size, one)
+        )
+        # wrappers of `torch.func.functionalize`, and tensors of nothing but zeros, have no memory
+        data = builder.ptrtoint(_field(builder, place, 0), _LONG)
+        has_memory = builder.or_(
+            builder.icmp_signed("!=", data, zero), builder.icmp_signed("==", size, zero)
+        )
+        builder.store(builder.and_(is_dense, has_memory), is_row)
     return builder.load(is_row)
 
 

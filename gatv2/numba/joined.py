@@ -78,7 +78,7 @@ def join_edges(
         `query_ptr`, `key_index`, `query_index` and `edge_id` of the joined graph.
 
     Raises:
-        IndexError: a query is none of its graph's, which has been written to.
+        IndexError: a query is none of its graph's, or out of order: the graph has been written to.
 
     Example:
         >>> parts = np.array([0, 1, 0, 0, 0, 1, 0, 1, 0])
@@ -97,8 +97,8 @@ def join_edges(
 
 def _written_to() -> IndexError:
     return IndexError(
-        "`query_index` of a graph has a query out of range, as one that has been written to may "
-        "have: `graph.check()` tells more"
+        "`query_index` of a graph has a query out of range or out of order, as one that has been "
+        "written to may have: `graph.check()` tells more"
     )
 
 
@@ -111,19 +111,21 @@ def _join_edges(
     query_index: Integers,
     edge_id: Integers,
 ) -> Truth:
-    """Fill the last three, and `query_ptr`, which is zero; whether all queries were in range."""
+    """Fill the last three, and `query_ptr`, which is zero; whether queries ascend and are in range."""
     first_query, first_key, start = 0, 0, np.uint64(0)
     for row in range(0, table.size, N_COLUMNS):
         n_queries, n_edges = table[row + _N_QUERIES], np.uint64(table[row + _N_EDGES])
         queries = integers_at(table[row], n_edges, like)
         keys = integers_at(table[row + 1], n_edges, like)
         ids = integers_at(table[row + 2], n_edges, like)
-        n_outside: Index = 0
+        n_wrong: Index = 0
+        before: Index = 0
         for e in range(n_edges):
             i = queries[e]
-            n_outside += np.uint64(i) >= np.uint64(n_queries)
+            n_wrong += (np.uint64(i) >= np.uint64(n_queries)) | (i < before)
             query_index[start + e] = i + first_query
-        if n_outside > 0:
+            before = i
+        if n_wrong > 0:
             return False
         for e in range(start, start + n_edges):
             query_ptr[np.uint64(query_index[e]) + np.uint64(1)] = e + np.uint64(1)

@@ -1,7 +1,7 @@
 """Parts of a graph's queries, which the backward pass works off over edges and over keys in turn.
 
-What its first pass leaves for the second one, 70 bytes an edge, is then still in cache. And scratch is that
-of one part.
+What its first pass leaves for the second one, 70 bytes an edge, is then still in cache, and scratch is
+that of one part.
 """
 
 from bisect import bisect_left

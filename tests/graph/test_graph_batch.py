@@ -1,6 +1,7 @@
 """A batch of graphs of different sizes is each of them, one by one."""
 
 import pickle
+from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import fields, replace
 from typing import Any
@@ -246,8 +247,8 @@ def test_a_record_stays_with_its_graph(copied: Any) -> None:
     one, other = two_graphs()
     batch = Graph.batch([one, other])
     again = copied(one)
-    assert hasattr(one, "record")
-    assert not hasattr(again, "record")
+    assert hasattr(one, "_gatv2_record")
+    assert not hasattr(again, "_gatv2_record")
     assert torch.equal(Graph.batch([again, other]).edge_index, batch.edge_index)
 
 
@@ -271,3 +272,91 @@ def test_what_is_no_tensor_is_noticed() -> None:
             assert not joined.find_edges(dlpack.asker(Tensor), table)[0]
     table = np.array([*map(id, tensors), 2, 3, 2, 5])
     assert joined.find_edges(dlpack.asker(Tensor), table) == (True, 2, 3, 2, 5, 5)
+
+
+class MadeWhenAskedFor(Sequence[Graph]):
+    """Graphs that nobody else keeps."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: Any) -> Any:
+        if i >= self.n:
+            raise IndexError
+        graph = Graph.from_edge_index(torch.tensor([[0, 1, i % 3], [1, 2, 0]]), 3)
+        Graph.batch([graph])
+        return graph
+
+
+def test_graphs_need_not_be_kept() -> None:
+    expected = Graph.batch([*MadeWhenAskedFor(60)])
+    for graphs in (MadeWhenAskedFor(60), iter(MadeWhenAskedFor(60))):
+        batch = Graph.batch(graphs)
+        batch.check()
+        assert torch.equal(batch.edge_index, expected.edge_index)
+
+
+def test_generators_keep_masks() -> None:
+    one = Graph.from_mask(torch.tensor([[[True, False]]]))
+    for _ in range(2):
+        batch = Graph.batch(graph for graph in (one, one))
+        assert batch.head_mask is not None
+        assert batch.head_mask.tolist() == [[True, False]] * 2
+
+
+def test_wrappers_without_memory() -> None:
+    """Those of a transform are of PyTorch's own type and say that they lie in memory."""
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+
+    def join(x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+        graph = Graph.from_edge_index(edge_index, 3)
+        for _ in range(2):
+            batch = Graph.batch([graph, graph])
+        return x * 2, batch.key_index
+
+    _, key_index = torch.func.functionalize(join)(torch.ones(2), edge_index)
+    assert key_index.tolist() == [1, 2, 0, 4, 5, 3]
+
+
+def test_numbers_that_are_negated_when_read() -> None:
+    def ints(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    graph = Graph(ints(0, 1, 2), torch._neg_view(ints(0, -1)), ints(0, 1), ints(0, 1), 2)
+    graph.check()
+    for _ in range(2):
+        batch = Graph.batch([graph, graph])
+        batch.check()
+        assert batch.key_index.tolist() == [0, 1, 2, 3]
+
+
+class PicklesAll(Graph):
+    def __getstate__(self) -> dict[str, object]:
+        return dict(vars(self))
+
+
+def test_a_pickled_record_is_none() -> None:
+    edge_index = torch.tensor([[0, 1], [1, 0]])
+    one = PicklesAll.from_edge_index(edge_index, 2)
+    PicklesAll.batch([one])
+    again = pickle.loads(pickle.dumps(one))
+    assert PicklesAll.batch([again, one]).edge_index.tolist() == [[0, 1, 2, 3], [1, 0, 3, 2]]
+
+
+def test_queries_out_of_order_are_refused() -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1, 2], [0, 0, 0]]), 3)
+    Graph.batch([graph])
+    graph.query_index.copy_(torch.tensor([2, 0, 1]))
+    with pytest.raises(IndexError, match="out of order"):
+        Graph.batch([graph])
+
+
+def test_another_table_of_functions_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gatv2.numba.dlpack import asker
+
+    assert asker(type("Other", (), {"__dlpack_c_exchange_api__": object()})) == 0
+    assert asker(type("None", (), {})) == 0
+    assert asker(Tensor) > 0

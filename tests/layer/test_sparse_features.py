@@ -386,3 +386,32 @@ def test_a_matrix_of_scipy_and_what_dropout_leaves_are_sorted_once() -> None:
     assert _ours[dropped] is _ours[other]
     matrix.indices[:] = matrix.indices[::-1].copy()
     assert _ours[as_features(matrix)] is not _ours[one]
+
+
+def test_a_weight_that_is_computed_is_asked_for_once() -> None:
+    n_calls = []
+
+    class Noted(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            n_calls.append(weight.shape)
+            return weight * 1
+
+    h = torch.eye(6).to_sparse_csr()
+    sides = nn.Linear(6, 4), nn.Linear(6, 4)
+    for linear in sides:
+        nn.utils.parametrize.register_parametrization(linear, "weight", Noted())
+    n_calls.clear()
+    project_sides(sides, (h, h), is_shared=False)
+    assert len(n_calls) == 2
+    project(sides[0], h)
+    assert len(n_calls) == 3
+
+
+def test_a_cotangent_that_is_negated_when_read() -> None:
+    linear = nn.Linear(6, 4, bias=False)
+    h = torch.eye(6).to_sparse_csr()
+    cotangent = torch.ones(6, 4, dtype=torch.complex64).mul(1j).conj().imag
+    assert cotangent.is_neg()
+    project(linear, h).backward(cotangent)
+    assert linear.weight.grad is not None
+    assert torch.equal(linear.weight.grad, -torch.ones(4, 6))
