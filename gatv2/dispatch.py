@@ -51,10 +51,12 @@ class Kernel:
         backend: "dense" if it reads a mask, "sparse" if it reads a `Graph`.
         attention: the function that does it.
         unsupported: given query, key, attn and, if there are any, edge features, their projection
-            and a bias of the scores, the reasons why it can't; empty if it can.
-        bind: given a call's arguments, and as `is_differentiated` whether autograd wants a gradient, an
-            `attention` for it and others that differ in the values of the features and the seed
-            alone, and that no transform, mode or compiler is to see; None if that is no faster. A
+            and a bias of the scores, the reasons why it can't; empty if it can. They may depend on
+            dtypes, devices, heads and numbers of features.
+        bind: given a graph and all options of `attention`, and as `is_differentiated` whether autograd
+            wants a gradient, an `attention` for calls of this graph that differ in the values of the
+            features and the seed alone, and that no transform, mode or compiler is to see; None if that
+            is no faster. Chosen once, such a kernel serves graphs of other sizes without being asked. A
             `gatv2.sparse.operator.BoundAttention` also serves features and their projections at once.
 
     Raises:

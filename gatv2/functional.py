@@ -19,12 +19,14 @@ from gatv2.graph.adjacency import (
     as_graph,
     common_batch_shape,
 )
+from gatv2.graph.check import check_again
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.graph.part import AttendOptions
 from gatv2.graph.served import (
     Kind,
     chosen,
+    has_served,
     kind_of,
     kind_of_projections,
     remember,
@@ -353,7 +355,8 @@ def _select(
         kind = kind_of(query, key, attn, prepared.adjacency, flow, options)
     if kind is None or not prepared.is_as_given(query, kind.graph, options):
         return kernel.attention, prepared
-    remember_choice(kind, kernel, dispatch.KERNELS)
+    if kernel.bind is not None:
+        remember_choice(kind, kernel, dispatch.KERNELS)
     return _bind(kernel, kind, options), prepared
 
 
@@ -366,6 +369,8 @@ def _choose_again(kind: Kind, options: AttendOptions) -> Attention | None:
 def _bind(kernel: dispatch.Kernel, kind: Kind, options: AttendOptions) -> Attention:
     """What serves calls of a kind with a kernel; noted for the next one."""
     attention = kernel.attention
+    if has_served(kind.graph):
+        check_again(kind.graph)
     if kernel.bind is not None:
         # any seed will do: to draw one here would be to draw two for this call
         seed = torch.zeros((), dtype=torch.int64, device="cpu") if options["dropout"] > 0 else None

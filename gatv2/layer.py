@@ -16,7 +16,11 @@ from gatv2.torch_internals import has_hooks, needs_dispatcher
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
 
-_GENERAL_WAY = {"attend", "_project", "_heads"}
+_GENERAL_WAY = {
+    *("_forward", "as_pair", "_check_features", "check_edge_features", "_project", "_heads"),
+    *("attend", "join", "further_terms", "attn", "linear_l", "linear_r"),
+}
+"""Attributes that are a class's or registered: a layer that has one of its own is asked for it."""
 _LISTS_OF_EDGES = Graph, Tensor
 
 
@@ -121,7 +125,7 @@ class GraphAttentionV2Layer(GraphAttention):
         """The result, by one function of autograd's for all three projections and attention."""
         # past `nn.Module.__getattr__`, which takes longer than all else here
         modules, attn = self._modules, self._parameters.get("attn")
-        linear_l, linear_e = modules.get("linear_l"), modules.get("linear_e")
+        linear_l, linear_e = modules.get("linear_l"), self.linear_e
         h_query, h_key = h if type(h) is tuple and len(h) == 2 else (h, h)
         if h_key is not h_query:
             h_query, h_key = self._by_role((h_query, h_key))

@@ -8,6 +8,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 
 _LINEAR_FORWARD = nn.Linear.forward
 _PLAIN = Tensor, nn.Parameter
+_PARAMETERS = {"weight", "bias"}
 
 
 class Where(TypedDict):
@@ -146,9 +147,12 @@ def _as_product(linear: nn.Module | None, h: object, attn: Tensor) -> _Product |
     if type(linear) is not nn.Linear or type(h) is not Tensor or not is_plain(linear, nn.Linear):
         return None
     # past `nn.Module.__getattr__`, which takes longer than all else here
-    weight, bias = linear._parameters.get("weight"), linear._parameters.get("bias")
+    parameters = linear._parameters
+    weight, bias = parameters.get("weight"), parameters.get("bias")
     fits = (
         weight is not None
+        and "bias" in parameters  # else it may be anything
+        and _PARAMETERS.isdisjoint(linear.__dict__)
         and type(weight) in _PLAIN
         and (bias is None or (type(bias) in _PLAIN and bias.ndim == 1))
         and h.layout is torch.strided

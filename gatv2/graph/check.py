@@ -50,6 +50,21 @@ def check_graph(graph: SortedEdges) -> None:
     _require(bool(is_numbered.all()), "`edge_id` must have each number of an edge once; it has not")
 
 
+def check_again(graph: SortedEdges) -> None:
+    """Raise a ValueError unless a graph, whose tensors may have been written to, has lengths that fit.
+
+    Kernels would else read what is not there. Takes as long for any graph.
+    """
+    _check_layout(graph)
+    if graph.query_ptr.is_cpu:  # a GPU would have to be waited for
+        end = int(graph.query_ptr[-1])
+        _require(
+            end == graph.n_edges,
+            f"`query_ptr` must end with {graph.n_edges}, the edges; it ends with {end}",
+        )
+    graph.forget_other_orders()
+
+
 def check_once(graph: SortedEdges) -> None:
     """Check a graph that was made by hand, unless it has been checked; those that we make are not.
 

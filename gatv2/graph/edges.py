@@ -113,6 +113,13 @@ class SortedEdges:
         """The edges sorted by (key, query); made when first asked for."""
         return KeyOrder(*sort_by_key(self.query_ptr, self.key_index, self.query_index, self.n_keys))
 
+    def forget_other_orders(self) -> None:
+        """Make `by_key` anew if it is that of other numbers of edges or of keys."""
+        order: KeyOrder | None = self.__dict__.get("_by_key")
+        shapes = (self.n_keys + 1,), (self.n_edges,), (self.n_edges,)
+        if order is not None and tuple(x.shape for x in order) != shapes:
+            del self.__dict__["_by_key"]
+
     @property
     def multiplicity(self) -> Tensor:
         """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""

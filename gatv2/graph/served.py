@@ -152,9 +152,15 @@ def _kind(
     return Kind(graph, shapes, manner, form, is_differentiated)
 
 
-def _ids_of(graph: Graph) -> tuple[int, int, int]:
+def _ids_of(graph: Graph) -> tuple[Hashable, ...]:
     """Which numbers of edges and of nodes a graph has."""
-    return id(graph.edge_id), id(graph.query_id), id(graph.key_id)
+    ids = graph.edge_id, graph.query_id, graph.key_id
+    return *map(id, ids), *[None if x is None else x.shape for x in ids]
+
+
+def has_served(graph: Graph) -> bool:
+    """Whether a graph has served a call; for another kind of call it may have been written to."""
+    return "_served" in graph.__dict__
 
 
 def served(kind: Kind, kernels: "Kernels") -> "Attention | None":

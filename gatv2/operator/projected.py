@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn import functional
 
 from gatv2.operator.arguments import Arguments, Cotangents
 from gatv2.operator.gradient import Gradients
@@ -36,9 +36,9 @@ def _arguments(
     """What the operator is given: the features, projected, and the matrix of those of edges."""
     h_query, w_query, b_query, h_key, w_key, b_key, x, w_edge = projections
     heads = attn.shape
-    query = key = linear(h_query, w_query, b_query).view(h_query.shape[0], *heads)
+    query = key = functional.linear(h_query, w_query, b_query).view(h_query.shape[0], *heads)
     if h_key is not None and w_key is not None:
-        key = linear(h_key, w_key, b_key).view(h_key.shape[0], *heads)
+        key = functional.linear(h_key, w_key, b_key).view(h_key.shape[0], *heads)
     if w_edge is not None:
         w_edge = w_edge.view(*heads, w_edge.shape[1])
     return bound.call.arguments(bound.adjacency, query, key, attn, x, w_edge, None, seed)
@@ -65,7 +65,7 @@ class _Projected(FunctionBase):  # type: ignore[misc]
         of_hq, of_wq, _, of_hk, of_wk, *_ = ctx.needs_input_grad[3:]
         ctx.call, ctx.adjacency = bound.call, type(adjacency)
         ctx.save_for_backward(
-            *(lse, query, further, seed, attn, x, w_edge),
+            *(lse, query, further, seed, attn, x, *_weight(w_edge, True)),
             *(h_query if of_wq else None, *_weight(w_query, of_hq)),
             *(h_key if of_wk else None, *_weight(w_key, of_hk)),
             *adjacency,
@@ -79,13 +79,14 @@ class _Projected(FunctionBase):  # type: ignore[misc]
     ) -> tuple[Tensor | None, ...]:
         """Gradients of the inputs; `d_query` and `d_key` come of those that are differentiated again."""
         call, saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[3:]
-        lse, query, key, seed, attn, x, w_edge = saved[:7]
+        lse, query, key, seed, attn, x, w_edge, memory = saved[:8]
         d_attn = d_x = d_edge = None
         is_shared = key is None
         if d_out is not None:
-            edge_projection = None if w_edge is None else w_edge.view(*attn.shape, -1)
+            projection = w_edge if torch.is_grad_enabled() else memory
+            edge_projection = None if projection is None else projection.view(*attn.shape, -1)
             arguments: Arguments = call.arguments(
-                ctx.adjacency._make(saved[13:]),
+                ctx.adjacency._make(saved[14:]),
                 *(query, query if is_shared else key, attn, x, edge_projection, None, seed),
             )
             if needs[_EDGE_FEATURES]:
@@ -101,16 +102,16 @@ class _Projected(FunctionBase):  # type: ignore[misc]
             d_query, d_key = _sum(d_query, d_key), None
         return (
             *(None, None, d_attn),
-            *_gradients(saved[7:10], needs[:3], d_query),
-            *_gradients(saved[10:13], needs[3:6], d_key),
+            *_gradients(saved[8:11], needs[:3], d_query),
+            *_gradients(saved[11:14], needs[3:6], d_key),
             d_x if needs[_EDGE_FEATURES] else None,
-            None if w_edge is None or d_edge is None else d_edge.reshape(w_edge.shape),
+            None if memory is None or d_edge is None else d_edge.reshape(memory.shape),
         )
 
 
-def _weight(weight: Tensor | None, of_h: bool) -> tuple[Tensor | None, Tensor | None]:
-    """A weight for the gradient of h, if that is wanted: as autograd, and as memory knows it."""
-    if weight is None or not of_h:
+def _weight(weight: Tensor | None, is_read: bool) -> tuple[Tensor | None, Tensor | None]:
+    """A weight that backward reads: as autograd, and as memory knows it."""
+    if weight is None or not is_read:
         return None, None
     return weight, weight.detach()  # its memory, also where `weight.data` is set meanwhile
 

@@ -327,6 +327,9 @@ def test_what_a_user_overrides_is_called() -> None:
     attend = plain.attend
     vars(plain)["attend"] = lambda inputs, **options: (2 * attend(inputs, **options)[0], None)
     torch.testing.assert_close(plain(h, edges()), 2 * expected)
+    joins = make()
+    vars(joins)["join"] = lambda heads, h_query: heads.sum(-2)
+    assert joins(h, edges()).shape == (N_NODES, N_OUT // N_HEADS)
 
 
 def test_a_layer_with_edge_features_asks_for_them() -> None:
@@ -351,12 +354,53 @@ def test_a_replaced_shared_projection_is_that_of_both_sides() -> None:
     assert torch.equal(actual, expected)
 
 
-def test_weights_set_between_the_passes_do_not_count() -> None:
+@pytest.mark.parametrize("name", ["linear_l", "linear_r", "linear_e"])
+@pytest.mark.parametrize("n_columns", [1, 6])
+def test_weights_set_between_the_passes_do_not_count(name: str, n_columns: int) -> None:
+    layer, h = make(edge_dim=6), features()
+    edge_features = torch.randn(30, 6, requires_grad=True)
+    out = layer(h, edges(), edge_features=edge_features).square().sum()
+    wanted = h, edge_features, layer.attn
+    expected = torch.autograd.grad(out, wanted, retain_graph=True)
+    weight = getattr(layer, name).weight
+    weight.data = torch.ones(weight.shape[0], n_columns)
+    for actual, e in zip(torch.autograd.grad(out, wanted), expected, strict=True):
+        assert torch.equal(actual, e)
+
+
+def _as_buffer(linear: nn.Linear, value: Tensor) -> None:
+    del linear.bias
+    linear.register_buffer("bias", value)
+
+
+def _as_attribute(linear: nn.Linear, value: Tensor) -> None:
+    linear._parameters.pop("bias")
+    linear.bias = value  # type: ignore[assignment]
+
+
+def _past_the_module(linear: nn.Linear, value: Tensor) -> None:
+    object.__setattr__(linear, "bias", value)
+
+
+@pytest.mark.parametrize("give", [_as_buffer, _as_attribute, _past_the_module])
+@pytest.mark.parametrize("name", ["linear_l", "linear_r", "linear_e"])
+def test_a_bias_that_is_no_parameter_counts(
+    give: Callable[[nn.Linear, Tensor], None], name: str
+) -> None:
+    layer, h, edge_features = make(edge_dim=3), features(), torch.randn(30, 3)
+    before = layer(h, edges(), edge_features=edge_features)
+    give(getattr(layer, name), torch.randn(N_OUT))
+    out = layer(h, edges(), edge_features=edge_features)
+    assert not is_at_once(out)
+    assert not torch.allclose(out, before)
+
+
+def test_what_is_set_past_the_module_counts() -> None:
     layer, h = make(), features()
-    out = layer(h, edges()).square().sum()
-    expected = torch.autograd.grad(out, h, retain_graph=True)
-    layer.linear_l.weight.data = torch.ones_like(layer.linear_l.weight)
-    assert torch.equal(*torch.autograd.grad(out, h), *expected)
+    for owner, name in ((layer, "attn"), (layer.linear_l, "weight")):
+        before = layer(h, edges())
+        object.__setattr__(owner, name, torch.randn_like(getattr(owner, name)))
+        assert not torch.allclose(layer(h, edges()), before)
 
 
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (3, 0)])

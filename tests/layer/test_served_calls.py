@@ -325,6 +325,58 @@ def test_few_manners_are_remembered() -> None:
         assert 1 <= len(served._chosen) <= MOST_MANNERS
 
 
+SHORTENED: dict[str, tuple[str, Call]] = {
+    "edges": ("key_index", {}),
+    "numbers of edges": ("edge_id", of_edges()),
+    "numbers of queries": ("query_id", {"dropout": 0.5, "seed": 1}),
+    "numbers of keys": ("key_id", {"dropout": 0.5, "seed": 1}),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), SHORTENED.values(), ids=SHORTENED)
+def test_a_graph_that_has_been_shortened_is_refused(name: str, options: Call) -> None:
+    graph = graph_with_everything()
+    outcome(graph)
+    tensor = getattr(graph, name)
+    tensor.data = tensor[:2].clone()
+    with pytest.raises(ValueError, match="not a graph"):
+        gatv2_attention(graph=graph, **{**good_call(), **options})
+
+
+def test_a_graph_of_other_edges_has_another_order_of_keys() -> None:
+    graph, other = fresh_graph(), Graph.from_edge_index(torch.tensor([[0, 3], [1, 2]]), N_NODES)
+    query = good_call()["query"].requires_grad_()
+    gatv2_attention(graph=graph, **{**good_call(), "query": query})
+    for name in ("query_ptr", "key_index", "query_index", "edge_id"):
+        getattr(graph, name).data = getattr(other, name).clone()
+    assert graph.by_key.edge.shape == (5,)
+    call = {**good_call(), "query": query}
+    expected = gatv2_attention(graph=other, **call)
+    out = gatv2_attention(graph=graph, **call)
+    cotangent = torch.randn(out.shape)
+    assert torch.equal(out, expected)
+    assert torch.equal(
+        *torch.autograd.grad(out, query, cotangent),
+        *torch.autograd.grad(expected, query, cotangent),
+    )
+
+
+def test_a_kernel_that_looks_at_sizes_is_asked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = next(kernel for kernel in dispatch.KERNELS if kernel.name == "torch")
+
+    def unsupported(query: Tensor, *_: Tensor) -> list[str]:
+        return ["too many nodes"] if query.shape[0] > 4 else []
+
+    small = dispatch.Kernel("small", "sparse", plain.attention, unsupported)
+    monkeypatch.setattr(dispatch, "KERNELS", (small, *dispatch.KERNELS))
+    call = {**good_call(), "kernel": "small"}
+    for name in ("query", "key"):
+        call[name] = call[name][:3]
+    gatv2_attention(graph=torch.tensor([[0, 1], [1, 2]]), **call)
+    with pytest.raises(ValueError, match="too many nodes"):
+        gatv2_attention(graph=fresh_graph(), **{**good_call(), "kernel": "small"})
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_transforms_see_the_call() -> None:
     graph, call = served_graph(), good_call()
