@@ -281,8 +281,9 @@ def attend_projected(
     They are differentiated as a whole: None where no kernel does that. The options have nothing of
     edges, whose features and projection are among the projections.
     """
+    n_nodes = projections.h_query.shape[0], projections.n_keys
     if type(graph) is not Graph:
-        graph = as_graph(graph, (projections.h_query.shape[0], projections.n_keys), flow)
+        graph = as_graph(graph, n_nodes, flow)
     kind = kind_of_projections(projections, attn, graph, flow, options)
     if kind is None:
         return None
@@ -294,7 +295,7 @@ def attend_projected(
         attention = _choose_again(kind, options)
     if attention is None:
         # of which only the form is looked at
-        query, key = (attn.new_empty(shape) for shape in kind.shapes[:2])
+        query, key = (attn.new_empty(n, *attn.shape) for n in n_nodes)
         attention, _ = _select(query, key, attn, graph, flow, options, kind)
     if not isinstance(attention, sparse_operator.BoundAttention):
         return None

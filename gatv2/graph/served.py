@@ -6,7 +6,7 @@ was made for calls of the same manner, of another graph.
 """
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     Kernels = tuple[Kernel, ...]
 
 
+Shapes: TypeAlias = tuple[tuple[int, ...] | None, ...]
+
+
 class Kind(NamedTuple):
     """A graph, and all else that the checks of a call, and the choice among some kernels, depend on."""
 
     graph: Graph
-    shapes: tuple[Any, ...]
+    shapes: Shapes
     """Of query, key and attn, and of edge features and bias, if there is one of the two."""
     manner: Hashable
     """What does not depend on the numbers of nodes and edges."""
@@ -43,10 +46,9 @@ class Kind(NamedTuple):
         graph, (query, key, attn, *of_edges) = self.graph, self.shapes
         n_edges = graph.key_index.shape[0]
         return (
-            len(query) == len(key) == 3
-            and query[0] == graph.query_ptr.shape[0] - 1
-            and key[0] == graph.n_keys
-            and query[1:] == key[1:] == attn
+            attn is not None
+            and query == (graph.query_ptr.shape[0] - 1, *attn)
+            and key == (graph.n_keys, *attn)
             and graph.head_mask is None
             and graph.n_blocks == 1
             and graph.batch_shape is None
@@ -72,12 +74,12 @@ def kind_of(
 ) -> Kind | None:
     """The kind of a call of plain tensors and a graph; None if it depends on more than that."""
     edges, score_bias = options["edges"], options["score_bias"]
-    tensors: tuple[Any, ...] = query, key, attn
+    tensors: tuple[Tensor | None, ...] = query, key, attn
     if edges is not None or score_bias is not None:
         tensors = *tensors, *(edges or (None, None)), score_bias
     if type(graph) is not Graph or needs_dispatcher(tensors):
         return None
-    shapes: list[Any] = []
+    shapes: list[tuple[int, ...] | None] = []
     forms: list[Hashable] = []
     wants_gradient = False
     for x in tensors:
@@ -105,7 +107,7 @@ def kind_of_projections(
     if type(graph) is not Graph:
         return None
     heads, x = attn.shape, projections.edge_features
-    shapes: tuple[Any, ...] = (
+    shapes: Shapes = (
         (projections.h_query.shape[0], *heads),
         (projections.n_keys, *heads),
         heads,
@@ -121,7 +123,7 @@ def kind_of_projections(
 
 def _kind(
     graph: Graph,
-    shapes: tuple[Any, ...],
+    shapes: Shapes,
     forms: tuple[Hashable, ...],
     is_differentiated: bool,
     flow: "Flow",
@@ -172,7 +174,7 @@ def served(kind: Kind, kernels: "Kernels") -> "Attention | None":
 
 def remember(kind: Kind, attention: "Attention", kernels: "Kernels") -> None:
     """Note that `attention`, chosen among these kernels, serves such calls."""
-    calls: dict[Hashable, Any] = kind.graph.__dict__.setdefault("_served", {})
+    calls: dict[Hashable, tuple[Kernels, Attention]] = kind.graph.__dict__.setdefault("_served", {})
     if len(calls) >= MOST_KINDS:
         calls.clear()
     calls[kind[1:]] = kernels, attention
