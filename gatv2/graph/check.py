@@ -62,7 +62,10 @@ def check_again(graph: SortedEdges) -> None:
             end == graph.n_edges,
             f"`query_ptr` must end with {graph.n_edges}, the edges; it ends with {end}",
         )
-    graph.forget_other_orders()
+    order = vars(graph).get("_by_key")
+    shapes = (graph.n_keys + 1,), (graph.n_edges,), (graph.n_edges,)
+    if order is not None and tuple(x.shape for x in order) != shapes:
+        graph.forget("_by_key")
 
 
 def check_once(graph: SortedEdges) -> None:

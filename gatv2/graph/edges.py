@@ -113,12 +113,10 @@ class SortedEdges:
         """The edges sorted by (key, query); made when first asked for."""
         return KeyOrder(*sort_by_key(self.query_ptr, self.key_index, self.query_index, self.n_keys))
 
-    def forget_other_orders(self) -> None:
-        """Make `by_key` anew if it is that of other numbers of edges or of keys."""
-        order: KeyOrder | None = self.__dict__.get("_by_key")
-        shapes = (self.n_keys + 1,), (self.n_edges,), (self.n_edges,)
-        if order is not None and tuple(x.shape for x in order) != shapes:
-            del self.__dict__["_by_key"]
+    def forget(self, *names: str) -> None:
+        """Forget what was made of the fields, all of it if no names are given: it is made again."""
+        for name in names or [name for name in self.__dict__ if name.startswith("_")]:
+            self.__dict__.pop(name, None)
 
     @property
     def multiplicity(self) -> Tensor:

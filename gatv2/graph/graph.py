@@ -236,7 +236,8 @@ class Graph(SortedEdges):
         """Raise a ValueError unless this is a graph that kernels can run on.
 
         A graph that was made by hand, by the class itself or by `dataclasses.replace`, is checked when
-        it is first used. One whose tensors have been written to since is checked only here.
+        it is first used. One whose tensors have been written to since is checked only here, and what
+        was made of them is made again.
 
         Example:
             >>> from dataclasses import replace
@@ -248,6 +249,7 @@ class Graph(SortedEdges):
             ValueError: not a graph: `key_index` must lie in [0, 1); edge 1 has 1
         """
         check_graph(self)
+        self.forget()  # what was made of what they were
         trusted(self)
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -57,6 +57,9 @@ def cut(
         query_ptr: where the edges of each query start.
         key_order: the elements of `gatv2.numba.arguments.KeyOrder`.
         n_threads: at most so many work.
+
+    Raises:
+        ValueError: the order of keys is that of other edges.
     """
     key_ptr, edges, queries = key_order
     n_queries, chunk = query_ptr.size - 1, [n_chunks * i // n_parts for i in range(n_parts + 1)]
@@ -71,7 +74,12 @@ def cut(
     order, arguments = (key_ptr, edges, queries), (np.array(row), edge, ptr.ravel(), key_ptr.size)
     run_chunks(_count, n_threads, n_chunks, order, *arguments)
     np.cumsum(ptr, axis=1, out=ptr)
-    run_chunks(_move, n_threads, n_chunks, order, *arguments, cut_edges, cut_queries)
+    if not np.array_equal(ptr[:, -1], np.diff(edge)):
+        raise _of_other_edges()
+    n_wrong = np.zeros(n_chunks, np.int64)
+    run_chunks(_move, n_threads, n_chunks, order, *arguments, cut_edges, cut_queries, n_wrong)
+    if n_wrong.any():
+        raise _of_other_edges()
     ends = [slice(begin, end) for begin, end in pairwise(edge)]
     return [
         Part(
@@ -82,6 +90,13 @@ def cut(
         )
         for i in range(n_parts)
     ]
+
+
+def _of_other_edges() -> ValueError:
+    return ValueError(
+        "`by_key` of a graph is not the order of its edges, as it has been written to: `graph.check()` "
+        "makes it anew"
+    )
 
 
 @inline
@@ -121,8 +136,12 @@ def _move(
     width: Index,
     cut_edges: Integers,
     cut_queries: Integers,
+    n_wrong: Integers,
 ) -> None:
-    """Write the edges and queries of each part, by key, where `ptr` has them."""
+    """Write the edges and queries of each part, by key, where `ptr` has them.
+
+    Of each chunk, count the edges that are not of their part.
+    """
     share_out(chunks)
     key_ptr, edges, queries = order
     chunk = next_chunk(chunks)
@@ -132,8 +151,11 @@ def _move(
             i = np.int64(key_ptr[j])
             for part in range(edge.size - 1):
                 first = np.int64(edge[part])
+                n_edges = np.uint64(np.int64(edge[part + 1]) - first)
                 for to in range(ptr[part * width + j], ptr[part * width + j + 1]):
-                    cut_edges[first + to] = edges[i] - first
+                    number = np.int64(edges[i]) - first
+                    n_wrong[chunk] += np.uint64(number) >= n_edges
+                    cut_edges[first + to] = number
                     cut_queries[first + to] = queries[i]
                     i += 1
         chunk = next_chunk(chunks)

@@ -151,3 +151,24 @@ def test_few_edges_are_left_whole(parts: list[int]) -> None:
     out = gatv2_attention(query.expand(2, *query.shape), key.expand(2, *key.shape), attn, graph)
     out.backward(torch.randn_like(out))
     assert parts == [1, 1]
+
+
+def test_an_order_of_other_edges_is_refused(parts: list[int]) -> None:
+    """Before anything is written where it says; and `check` has it made anew."""
+    graph, other = (
+        Graph.from_edge_index(x, (N_QUERIES, N_KEYS))
+        for x in (edges(), edges().flip(0) % torch.tensor([[N_QUERIES], [N_KEYS]]))
+    )
+    given = inputs((8, 8), torch.float64, None)
+    gradients_of(graph, given)
+    for name in ("query_ptr", "key_index", "query_index", "edge_id"):
+        getattr(graph, name).copy_(getattr(other, name))
+    with pytest.raises(ValueError, match="by_key"):
+        gradients_of(graph, given)
+    graph.check()
+    for actual, e in zip(gradients_of(graph, given), gradients_of(other, given), strict=True):
+        assert torch.equal(actual, e)
+    graph.by_key.edge.copy_(graph.by_key.edge.flip(0))
+    with pytest.raises(ValueError, match="by_key"):
+        gradients_of(graph, given)
+    assert min(parts) > 1
