@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gatv2.functional import KernelOptions, gatv2_attention
 from gatv2.graph import Graph
+from gatv2.graph.graph import graph_for_gradients
 from gatv2.numba.support import import_failure
 
 BACKENDS = ("sparse", "dense")
@@ -65,6 +66,7 @@ def compile_kernels(
     graphs = {"sparse": torch.tensor([[0, 1], [0, 1]]), "dense": mask}
     graph = Graph.from_edge_index(graphs["sparse"], 2)
     _ = graph.by_key, graph.self_loops, Graph.batch([graph])
+    _compile_for_many_edges()
     for n_heads, n_hidden in shapes or shapes_to_compile(dtype):
         for backend in backends:
             heads = (n_heads, n_hidden)
@@ -80,3 +82,14 @@ def compile_kernels(
             out = gatv2_attention(query, key, attn, graphs[backend], **options)
             out.backward(torch.ones_like(out))
             yield heads, backend
+
+
+def _compile_for_many_edges() -> None:
+    """Compile what sorts many edges, and what cuts them into parts, by giving it some."""
+    from gatv2.numba.counting_sort import LARGE
+    from gatv2.numba.parts import cut
+
+    edge_index = torch.zeros(2, LARGE, dtype=torch.int64)
+    graph = graph_for_gradients(edge_index, 1, 1, "target_to_source")
+    key_order = tuple(x.numpy() for x in graph.by_key)
+    cut(2, 2, graph.query_ptr.numpy(), key_order, torch.get_num_threads())

@@ -10,7 +10,7 @@ from gatv2.numba.memory import Array, empty
 from gatv2.numba.team import runtime, share_out
 from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
-_LARGE = 1 << 14
+LARGE = 1 << 14
 """Edges: to sort them takes longer than to wake a team."""
 
 
@@ -73,7 +73,7 @@ def sort_both_ways(
     query_ptr, key_ptr = np.zeros(n_queries + 1, dtype), np.zeros(n_keys + 1, dtype)
     key_index, query_index, edge_id, edge, query_by_key = _empty(5, n_edges, dtype)
     edges, by_key = (query_ptr, key_index, query_index, edge_id), (key_ptr, edge, query_by_key)
-    if n_threads > 1 and n_edges >= _LARGE and runtime().parallel:
+    if n_threads > 1 and n_edges >= LARGE and runtime().parallel:
         outside = _sort_side_by_side(query, key, edges, by_key, n_threads)
     else:
         outside = _sort_both_ways(query, key, edges, by_key)
@@ -105,7 +105,7 @@ def _empty(
     n_arrays: int, n_edges: int, dtype: type[np.generic] | np.dtype[np.generic]
 ) -> list[Array]:
     """Arrays of a number for each edge; large ones start with a cache line: JAX copies others."""
-    make = np.empty if n_edges < _LARGE else empty
+    make = np.empty if n_edges < LARGE else empty
     return [make((n_edges,), dtype) for _ in range(n_arrays)]
 
 

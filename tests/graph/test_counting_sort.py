@@ -71,7 +71,7 @@ def test_rows_of_a_larger_array() -> None:
 @pytest.fixture
 def side_by_side(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Both orders are made side by side however small the graph is; the numbers of threads that were."""
-    monkeypatch.setattr(counting_sort, "_LARGE", 0)
+    monkeypatch.setattr(counting_sort, "LARGE", 0)
     original, seen = counting_sort._sort_side_by_side, []
 
     def spy(*arguments: Any) -> int:
