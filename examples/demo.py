@@ -28,9 +28,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3, help="(default: 3)")
     arguments = parser.parse_args()
     mpl.use("Agg")
-    torch.set_num_threads(
-        1
-    )  # a second one gains nothing here, and is waited for where the CPU is busy
+    # a second one gains nothing here, and is waited for where the CPU is busy
+    torch.set_num_threads(1)
     start = time.perf_counter()
     print("1. One ranking of the keys is not enough\n")
     pictures = [

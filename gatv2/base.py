@@ -325,12 +325,6 @@ class GraphAttention(nn.Module, ABC):
     def as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
         """Features of queries and of keys, checked."""
         refuse_tracing()
-        if (
-            type(h) is Tensor
-            and _fits(h, self.linear_l)
-            and (self.share_weights or _fits(h, self.linear_r))
-        ):
-            return h, h
         if isinstance(h, (tuple, list)):
             if len(h) != 2:
                 raise TypeError(
@@ -556,20 +550,6 @@ class GraphAttention(nn.Module, ABC):
             f"backend={self.backend!r}, kernel={self.kernel!r}, flow={self.flow!r}, "
             f"residual={self.linear_residual is not None}, add_self_loops={self.add_self_loops}{loops}"
         )
-
-
-def _fits(h: Tensor, projection: nn.Module) -> bool:
-    """Whether plain features are what a plain projection takes; what is not may still be taken."""
-    if type(projection) is not nn.Linear:
-        return False
-    weight = projection.weight
-    return (
-        h.layout is torch.strided
-        and h.ndim >= 2
-        and h.shape[-1] == weight.shape[1]
-        and h.dtype is weight.dtype
-        and h.device == weight.device
-    )
 
 
 def _sizes_of_sides(in_features: int | tuple[int, int], share_weights: bool) -> tuple[int, int]:

@@ -288,16 +288,13 @@ def _order_of(matrix: Any, crow: Tensor, column: Tensor) -> _Order:
 
 def _products(order: _Order, value: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
     if not _is_compiled(value, weights):
-        return [_product(order, value, weight) for weight in weights]
+        return [_Product.apply(value, weight, order) for weight in weights]  # type: ignore[no-untyped-call]
     outs: tuple[Tensor, ...] = _Compiled.apply(value, order, *weights)  # type: ignore[no-untyped-call]
     return outs
 
 
 def _product(order: _Order, value: Tensor, weight: Tensor) -> Tensor:
-    if _is_compiled(value, (weight,)):
-        return _products(order, value, (weight,))[0]
-    product: Tensor = _Product.apply(value, weight, order)  # type: ignore[no-untyped-call]
-    return product
+    return _products(order, value, (weight,))[0]
 
 
 def _gradient(order: _Order, value: Tensor, d_out: Tensor) -> Tensor:

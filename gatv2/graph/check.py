@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gatv2.graph.edges import SortedEdges, is_trusted, trusted
+from gatv2.graph.edges import SortedEdges, forget, is_trusted, trusted
 from gatv2.options import FLOWS
 from gatv2.torch_internals import is_inspectable, refuse_mapped
 
@@ -38,11 +38,7 @@ def check_graph(graph: SortedEdges) -> None:
     for start in range(0, ptr.shape[0], _CHUNK):
         part = ptr[start : start + _CHUNK + 1]
         _require(bool((part[1:] >= part[:-1]).all()), "`query_ptr` must ascend; it does not")
-    ends = int(ptr[0]), int(ptr[-1])
-    _require(
-        ends == (0, n_edges),
-        f"`query_ptr` must go from 0 to {n_edges}, the edges; it goes from {ends[0]} to {ends[1]}",
-    )
+    _check_ends(graph)
     is_numbered = torch.zeros(n_edges, dtype=torch.bool, device=graph.device)
     for start in range(0, n_edges, _CHUNK):
         _check_edges(graph, start)
@@ -57,15 +53,11 @@ def check_again(graph: SortedEdges) -> None:
     """
     _check_layout(graph)
     if graph.query_ptr.is_cpu:  # a GPU would have to be waited for
-        end = int(graph.query_ptr[-1])
-        _require(
-            end == graph.n_edges,
-            f"`query_ptr` must end with {graph.n_edges}, the edges; it ends with {end}",
-        )
+        _check_ends(graph)
     order = vars(graph).get("_by_key")
     shapes = (graph.n_keys + 1,), (graph.n_edges,), (graph.n_edges,)
     if order is not None and tuple(x.shape for x in order) != shapes:
-        graph.forget("_by_key")
+        forget(graph, "_by_key")
 
 
 def check_once(graph: SortedEdges) -> None:
@@ -125,6 +117,14 @@ def _check_layout(graph: SortedEdges) -> None:
         (graph.n_blocks > 0 or graph.n_queries == graph.n_keys == 0 == graph.n_blocks)
         and graph.n_queries % n_blocks == graph.n_keys % n_blocks == 0,
         f"{graph.n_queries} queries and {graph.n_keys} keys can't make {graph.n_blocks} equal blocks",
+    )
+
+
+def _check_ends(graph: SortedEdges) -> None:
+    begin, end = int(graph.query_ptr[0]), int(graph.query_ptr[-1])
+    _require(
+        (begin, end) == (0, graph.n_edges),
+        f"`query_ptr` must go from 0 to {graph.n_edges}, the edges; it goes from {begin} to {end}",
     )
 
 

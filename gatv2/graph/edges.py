@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,29 +45,6 @@ class SortedEdges:
     is_bipartite: bool = False
     batch_shape: tuple[int, ...] | None = None
     _gatv2_record: ClassVar[bytes]  # of `gatv2.graph.join`; no name that a subclass may have
-
-    @classmethod
-    def sorted_both_ways(
-        cls, edges: Sequence[Tensor], by_key: Sequence[Tensor], n_keys: int, flow: Flow
-    ) -> Self:
-        """A graph that kernels can run on, and that has been sorted by key too.
-
-        Not by the constructor, which sets field by field and takes a tenth of the time that a small
-        graph does: what is not set here has its default from the class.
-        """
-        graph = cls.__new__(cls)
-        query_ptr, key_index, query_index, edge_id = edges
-        graph.__dict__.update(
-            query_ptr=query_ptr,
-            key_index=key_index,
-            query_index=query_index,
-            edge_id=edge_id,
-            n_keys=n_keys,
-            flow=flow,
-            _by_key=KeyOrder(*by_key),
-            _is_trusted=True,
-        )
-        return graph
 
     def __getstate__(self) -> dict[str, object]:
         """The fields alone: what was made of them is made again, and they are checked again."""
@@ -113,11 +90,6 @@ class SortedEdges:
         """The edges sorted by (key, query); made when first asked for."""
         return KeyOrder(*sort_by_key(self.query_ptr, self.key_index, self.query_index, self.n_keys))
 
-    def forget(self, *names: str) -> None:
-        """Forget what was made of the fields, all of it if no names are given: it is made again."""
-        for name in names or [name for name in self.__dict__ if name.startswith("_")]:
-            self.__dict__.pop(name, None)
-
     @property
     def multiplicity(self) -> Tensor:
         """`[n_edges]`, int64: 0 for the first of parallel edges, 1 for the second, and so on."""
@@ -136,6 +108,35 @@ class SortedEdges:
             self.n_edges, dtype=position.dtype, device=self.device
         )
         return values.index_select(dim, position)
+
+
+def sorted_both_ways(
+    make: type[Edges], edges: Sequence[Tensor], by_key: Sequence[Tensor], n_keys: int, flow: Flow
+) -> Edges:
+    """A graph that kernels can run on, and that has been sorted by key too.
+
+    Not by the constructor, which sets field by field and takes a tenth of the time that a small graph
+    does: what is not set here has its default from the class.
+    """
+    graph = make.__new__(make)
+    query_ptr, key_index, query_index, edge_id = edges
+    graph.__dict__.update(
+        query_ptr=query_ptr,
+        key_index=key_index,
+        query_index=query_index,
+        edge_id=edge_id,
+        n_keys=n_keys,
+        flow=flow,
+        _by_key=KeyOrder(*by_key),
+        _is_trusted=True,
+    )
+    return graph
+
+
+def forget(graph: SortedEdges, *names: str) -> None:
+    """Forget what was made of the fields, all of it if no names are given: it is made again."""
+    for name in names or [name for name in graph.__dict__ if name.startswith("_")]:
+        graph.__dict__.pop(name, None)
 
 
 def trusted(graph: Edges) -> Edges:

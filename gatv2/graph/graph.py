@@ -10,7 +10,14 @@ from torch import Tensor
 
 from gatv2.graph.check import check_graph, check_once
 from gatv2.graph.edge_index import read_edge_index
-from gatv2.graph.edges import SortedEdges, changed, is_trusted, trusted
+from gatv2.graph.edges import (
+    SortedEdges,
+    changed,
+    forget,
+    is_trusted,
+    sorted_both_ways,
+    trusted,
+)
 from gatv2.graph.file import load_graph, save_graph
 from gatv2.graph.join import join
 from gatv2.graph.sort import merge_loops, sort_both_ways, sort_edges
@@ -249,7 +256,7 @@ class Graph(SortedEdges):
             ValueError: not a graph: `key_index` must lie in [0, 1); edge 1 has 1
         """
         check_graph(self)
-        self.forget()  # what was made of what they were
+        forget(self)  # what was made of what they were
         trusted(self)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -310,7 +317,7 @@ def graph_for_gradients(edge_index: Tensor, n_queries: int, n_keys: int, flow: F
     orders = sort_both_ways(edge_index, n_queries, n_keys, flow)
     if orders is None:
         return Graph.from_edge_index(edge_index, (n_queries, n_keys), flow=flow)
-    return Graph.sorted_both_ways(*orders, n_keys, flow)
+    return sorted_both_ways(Graph, *orders, n_keys, flow)
 
 
 class SelfLoops(NamedTuple):

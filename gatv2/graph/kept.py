@@ -75,7 +75,7 @@ def prepared_of_values(
 def _prepared_once(
     source: object, parts: Sequence[Tensor], reading: Hashable, prepare: Callable[[], T]
 ) -> T:
-    found = known(source, parts, reading)
+    found = _known(source, parts, reading)
     if found is not None:
         return cast(T, found)
     made = prepare()
@@ -83,7 +83,7 @@ def _prepared_once(
     return made
 
 
-def known(source: object, parts: Sequence[Tensor], reading: Hashable) -> object:
+def _known(source: object, parts: Sequence[Tensor], reading: Hashable) -> object:
     """What was made of the same object with the same values; None if there is nothing."""
     found = _kept.get(id(source))
     if found is None or found.reference() is not source:

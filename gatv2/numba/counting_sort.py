@@ -247,9 +247,9 @@ def _read_rows(
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         if chunk == 0:
-            outside[0] = _read_queries(query, own, edges, by_key)
+            outside[0] = _read(query, edges[0], own[0], by_key[1])
         else:
-            outside[1] = _read_keys(key, own, edges, by_key)
+            outside[1] = _read(key, by_key[0], own[1], edges[3])
         chunk = next_chunk(chunks)
 
 
@@ -264,16 +264,6 @@ def _sort_rows(chunks: Chunks, own: Plain, ends: Plain, edges: Plain, by_key: Pl
         else:
             _sort_by_key(own, ends, edges, by_key)
         chunk = next_chunk(chunks)
-
-
-@inline
-def _read_queries(query: Integers, own: Plain, edges: Plain, by_key: Plain) -> Index:
-    return _read(query, edges[0], own[0], by_key[1])
-
-
-@inline
-def _read_keys(key: Integers, own: Plain, edges: Plain, by_key: Plain) -> Index:
-    return _read(key, by_key[0], own[1], edges[3])
 
 
 @inline

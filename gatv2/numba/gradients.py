@@ -51,6 +51,7 @@ class Gradients:
         self.d_query = empty((*call.query.shape[:-2], *tiles.padded), tiles.dtype, d_query)
         self.d_key = empty((*call.key.shape[:-2], *tiles.padded), tiles.dtype, d_key)
         self.n_chunks = n_chunks
+        self.edge_bytes = 2 * tiles.padded[0] * tiles.dtype.itemsize  # of an edge's weights
         self.d_attn = zeros((sizes.n_copies, self.n_chunks, tiles.length), tiles.dtype)
         self.edges: EdgeFeatureGradients | None = None
         if launch.edges is not None:
@@ -83,7 +84,7 @@ class Gradients:
         launch, tiles, n_copies = self.launch, self.launch.tiles, self.sizes.n_copies
         parts = self._parts(query_ptr, edge_list[0].size, key_order, d_alpha)
         n_threads, n_edges = launch.arguments.n_threads, max([part.n_edges for part in parts])
-        n_weights = n_copies * n_edges * 2 * tiles.padded[0] * tiles.dtype.itemsize
+        n_weights = n_copies * n_edges * self.edge_bytes
         n_signs = n_copies * n_edges * tiles.length // 8
         d_attn = self.d_attn.ravel()
         mask_or_bias: Any = head_mask
@@ -137,9 +138,9 @@ class Gradients:
     def _parts(
         self, query_ptr: Array, n_edges: int, key_order: Plain, d_alpha: Array
     ) -> list[Part]:
-        tiles, sizes, n_parts = self.launch.tiles, self.sizes, 1
+        sizes, n_parts = self.sizes, 1
         if sizes.n_copies == 1 and d_alpha.size == 0:
-            n_bytes = n_edges * 2 * tiles.padded[0] * tiles.dtype.itemsize
+            n_bytes = n_edges * self.edge_bytes
             n_parts = count_parts(n_bytes, n_edges, sizes.n_keys, self.n_chunks)
         if n_parts == 1:
             return [Part(None, 0, n_edges, key_order)]

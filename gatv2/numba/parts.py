@@ -4,7 +4,6 @@ What its first pass leaves for the second one, 70 bytes an edge, is then still i
 that of one part.
 """
 
-from bisect import bisect_left
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import rows_of
 from gatv2.numba.simd import element
 from gatv2.numba.team import share_out
-from gatv2.numba.threads import Chunks, next_chunk, run_chunks
+from gatv2.numba.threads import Chunks, first_row, next_chunk, run_chunks
 
 PART_BYTES = 1 << 23
 """That a part leaves for its second pass."""
@@ -62,16 +61,13 @@ def cut(
         ValueError: the order of keys is that of other edges.
     """
     key_ptr, edges, queries = key_order
-    n_queries, chunk = query_ptr.size - 1, [n_chunks * i // n_parts for i in range(n_parts + 1)]
-    work = int(query_ptr[-1]) + n_queries
-    row = [  # as `gatv2.numba.threads.first_row` has them
-        bisect_left(range(n_queries), work * c // n_chunks, key=lambda i: int(query_ptr[i]) + i)
-        for c in chunk
-    ]
+    chunk = np.arange(n_parts + 1) * n_chunks // n_parts
+    row = np.empty_like(chunk)
+    _first_rows(query_ptr, chunk, n_chunks, row)
     edge = query_ptr[row]
     ptr = np.zeros((n_parts, key_ptr.size), key_ptr.dtype)
     cut_edges, cut_queries = (empty(edges.shape, edges.dtype) for _ in range(2))
-    order, arguments = (key_ptr, edges, queries), (np.array(row), edge, ptr.ravel(), key_ptr.size)
+    order, arguments = (key_ptr, edges, queries), (row, edge, ptr.ravel(), key_ptr.size)
     run_chunks(_count, n_threads, n_chunks, order, *arguments)
     np.cumsum(ptr, axis=1, out=ptr)
     if not np.array_equal(ptr[:, -1], np.diff(edge)):
@@ -83,7 +79,7 @@ def cut(
     ends = [slice(begin, end) for begin, end in pairwise(edge)]
     return [
         Part(
-            (chunk[i], chunk[i + 1]),
+            (int(chunk[i]), int(chunk[i + 1])),
             int(edge[i]),
             int(edge[i + 1] - edge[i]),
             (ptr[i], cut_edges[ends[i]], cut_queries[ends[i]]),
@@ -97,6 +93,13 @@ def _of_other_edges() -> ValueError:
         "`by_key` of a graph is not the order of its edges, as it has been written to: `graph.check()` "
         "makes it anew"
     )
+
+
+@kernel
+def _first_rows(query_ptr: Integers, chunk: Integers, n_chunks: Index, row: Integers) -> None:
+    """Write where chunks start."""
+    for i in range(chunk.size):
+        row[i] = first_row(query_ptr, chunk[i], n_chunks)
 
 
 @inline

@@ -58,7 +58,8 @@ def gatv2_attention(
     """GATv2 attention without anything of `[E, H, F]`; see `gatv2.sparse.reference`.
 
     Forward keeps one log-sum-exp for each query and head, and backward recomputes the coefficients.
-    On the CPU its scratch is two numbers for each edge and head, and one bit for each edge and feature.
+    On the CPU its scratch is two numbers for each edge and head, and one bit for each edge and feature,
+    of a part of the edges where there are many.
     Edge features are projected while they are read. `is_interpreted`: on the CPU by Triton's
     interpreter, in a process that was started with TRITON_INTERPRET=1.
     """
