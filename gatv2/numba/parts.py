@@ -4,18 +4,20 @@ What its first pass leaves for the second one, 70 bytes an edge, is then still i
 that of one part.
 """
 
+from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gatv2.numba.arguments import Index, Integers, Plain
+from gatv2.numba.arguments import Index, Integers, Plain, VectorClasses
 from gatv2.numba.compile import inline, kernel
 from gatv2.numba.memory import Array, empty
 from gatv2.numba.rows import rows_of
-from gatv2.numba.simd import element
+from gatv2.numba.simd import bits_of, element, load, lowest_bit, splat, store
 from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, first_row, next_chunk, run_chunks
+from gatv2.numba.vectors import Vectors
 
 PART_BYTES = 1 << 23
 """That a part leaves for its second pass."""
@@ -25,6 +27,8 @@ _LEAST_PARTS = 3
 """With fewer, to cut takes longer than is saved."""
 _LEAST_CHUNKS = 16
 """Of a part, so that threads share them out evenly."""
+_LANES = 16
+"""Edges that are looked at together: more than a key has in most parts."""
 
 
 class Part(NamedTuple):
@@ -61,19 +65,30 @@ def cut(
         ValueError: the order of keys is that of other edges.
     """
     key_ptr, edges, queries = key_order
+    vectors, order = _vectors(edges.dtype, queries.dtype), (key_ptr, edges, queries)
     chunk = np.arange(n_parts + 1) * n_chunks // n_parts
     row = np.empty_like(chunk)
     _first_rows(query_ptr, chunk, n_chunks, row)
     edge = query_ptr[row]
     ptr = np.zeros((n_parts, key_ptr.size), key_ptr.dtype)
-    cut_edges, cut_queries = (empty(edges.shape, edges.dtype) for _ in range(2))
-    order, arguments = (key_ptr, edges, queries), (row, edge, ptr.ravel(), key_ptr.size)
-    run_chunks(_count, n_threads, n_chunks, order, *arguments)
-    np.cumsum(ptr, axis=1, out=ptr)
+    part_ptr, width = ptr.ravel(), key_ptr.size
+    run_chunks(_count, n_threads, n_chunks, vectors, order, edge, part_ptr, width)
+    _sum_up(part_ptr, width)
     if not np.array_equal(ptr[:, -1], np.diff(edge)):
         raise _of_other_edges()
+    cut_edges, cut_queries = empty(edges.shape, edges.dtype), empty(queries.shape, queries.dtype)
     n_wrong = np.zeros(n_chunks, np.int64)
-    run_chunks(_move, n_threads, n_chunks, order, *arguments, cut_edges, cut_queries, n_wrong)
+    run_chunks(
+        _move,
+        n_threads,
+        n_chunks,
+        vectors,
+        order,
+        (row, edge),
+        (part_ptr, cut_edges, cut_queries),
+        width,
+        n_wrong,
+    )
     if n_wrong.any():
         raise _of_other_edges()
     ends = [slice(begin, end) for begin, end in pairwise(edge)]
@@ -86,6 +101,16 @@ def cut(
         )
         for i in range(n_parts)
     ]
+
+
+@lru_cache
+def _vectors(edge: np.dtype[Any], query: np.dtype[Any]) -> Vectors:
+    """Vectors of both dtypes, without a sign: one comparison tells whether a number is in a range."""
+
+    def unsigned(dtype: np.dtype[Any]) -> tuple[type[np.generic], int]:
+        return np.dtype(f"u{dtype.itemsize}").type, _LANES
+
+    return Vectors(edge=unsigned(edge), query=unsigned(query))
 
 
 def _of_other_edges() -> ValueError:
@@ -102,63 +127,104 @@ def _first_rows(query_ptr: Integers, chunk: Integers, n_chunks: Index, row: Inte
         row[i] = first_row(query_ptr, chunk[i], n_chunks)
 
 
+@kernel
+def _count(
+    chunks: Chunks,
+    vectors: VectorClasses,
+    order: Plain,
+    edge: Integers,
+    ptr: Integers,
+    width: Index,
+) -> None:
+    """Write behind where each key stands in a part of `ptr` how many edges it has in it."""
+    share_out(chunks)
+    key_ptr, edges, _ = order
+    chunk = next_chunk(chunks)
+    while chunk < chunks[1]:
+        begin, end = rows_of(key_ptr, chunk, chunks)
+        for j in range(begin, end):
+            start, stop = max(element(key_ptr, j), 0), min(element(key_ptr, j + 1), edges.size)
+            for part in range(edge.size - 1):
+                end_of_part = _end_of(vectors, edges, start, stop, element(edge, part + 1))
+                ptr[part * width + j + 1] = end_of_part - start
+                start = end_of_part
+        chunk = next_chunk(chunks)
+
+
 @inline
-def _end_of(queries: Integers, start: Index, stop: Index, end_query: Index) -> Index:
-    """Where the edges of a key, which are sorted by query, come to a query that is not in a part."""
-    while start < stop and element(queries, start) < end_query:
+def _end_of(
+    vectors: VectorClasses, edges: Integers, start: Index, stop: Index, end_edge: Index
+) -> Index:
+    """Where the edges of a key, which ascend, come to one that is not in a part."""
+    lanes = vectors.edge.lanes
+    while start < stop and start + lanes <= edges.size:
+        n = lowest_bit(~bits_of(load(vectors.edge, edges, start) < splat(vectors.edge, end_edge)))
+        start = min(start + n, stop)
+        if n < lanes:
+            return start
+    while start < stop and np.uint64(element(edges, start)) < np.uint64(end_edge):
         start += 1
     return start
 
 
 @kernel
-def _count(
-    chunks: Chunks, order: Plain, row: Integers, edge: Integers, ptr: Integers, width: Index
-) -> None:
-    """Write behind where each key stands in a part of `ptr` how many edges it has in it."""
-    share_out(chunks)
-    key_ptr, _, queries = order
-    chunk = next_chunk(chunks)
-    while chunk < chunks[1]:
-        begin, end = rows_of(key_ptr, chunk, chunks)
-        for j in range(begin, end):
-            start = np.int64(key_ptr[j])
-            for part in range(edge.size - 1):
-                stop = _end_of(queries, start, np.int64(key_ptr[j + 1]), row[part + 1])
-                ptr[part * width + j + 1] = stop - start
-                start = stop
-        chunk = next_chunk(chunks)
+def _sum_up(ptr: Integers, width: Index) -> None:
+    """Turn the numbers of edges of the keys of each part into where these start."""
+    for part in range(0, ptr.size, width):
+        total = 0
+        for at in range(part, part + width):
+            total += ptr[at]
+            ptr[at] = total
 
 
 @kernel
 def _move(
     chunks: Chunks,
+    vectors: VectorClasses,
     order: Plain,
-    row: Integers,
-    edge: Integers,
-    ptr: Integers,
+    starts: Plain,
+    parts: Plain,
     width: Index,
-    cut_edges: Integers,
-    cut_queries: Integers,
     n_wrong: Integers,
 ) -> None:
     """Write the edges and queries of each part, by key, where `ptr` has them.
 
-    Of each chunk, count the edges that are not of their part.
+    Of each chunk, count those that are not of their part. What is behind the edges of a key is written
+    with them, in the place of the chunk's next keys, which come after it.
     """
     share_out(chunks)
-    key_ptr, edges, queries = order
+    (key_ptr, edges, queries), (row, edge), (ptr, cut_edges, cut_queries) = order, starts, parts
+    lanes = vectors.edge.lanes
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         begin, end = rows_of(key_ptr, chunk, chunks)
+        wrong: Index = 0
         for j in range(begin, end):
-            i = np.int64(key_ptr[j])
+            i = max(element(key_ptr, j), 0)
             for part in range(edge.size - 1):
-                first = np.int64(edge[part])
-                n_edges = np.uint64(np.int64(edge[part + 1]) - first)
-                for to in range(ptr[part * width + j], ptr[part * width + j + 1]):
-                    number = np.int64(edges[i]) - first
-                    n_wrong[chunk] += np.uint64(number) >= n_edges
-                    cut_edges[first + to] = number
-                    cut_queries[first + to] = queries[i]
-                    i += 1
+                first, end_query = element(edge, part), element(row, part + 1)
+                n_edges = element(edge, part + 1) - first
+                own = part * width
+                to, stop = element(ptr, own + j), element(ptr, own + j + 1)
+                end_of_chunk = element(ptr, own + end)
+                while to < stop:
+                    if i + lanes <= edges.size and to + lanes <= end_of_chunk:
+                        n = min(stop - to, lanes)
+                        number = load(vectors.edge, edges, i) - splat(vectors.edge, first)
+                        query = load(vectors.query, queries, i)
+                        store(cut_edges, first + to, number)
+                        store(cut_queries, first + to, query)
+                        is_right = bits_of(number < splat(vectors.edge, n_edges)) & bits_of(
+                            query < splat(vectors.query, end_query)
+                        )
+                        wrong += lowest_bit(~is_right) < n
+                    else:
+                        n = 1
+                        number, query = element(edges, i) - first, element(queries, i)
+                        cut_edges[first + to], cut_queries[first + to] = number, query
+                        wrong += np.uint64(number) >= np.uint64(n_edges)
+                        wrong += np.uint64(query) >= np.uint64(end_query)
+                    i += n
+                    to += n
+        n_wrong[chunk] = wrong
         chunk = next_chunk(chunks)

@@ -280,10 +280,11 @@ def store_bits(_typing: Typing, array: Bytes, index: Index, mask: Mask) -> Nothi
 
 @intrinsic
 def bits_of(_typing: Typing, mask: Mask) -> Bits:
-    """A mask of 64 lanes as an integer, lane 0 in the lowest bit."""
+    """A mask of at most 64 lanes as an integer, lane 0 in the lowest bit."""
 
     def lower(_context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
-        return builder.bitcast(args[0], ir.IntType(64))
+        bits = builder.bitcast(args[0], ir.IntType(mask.lanes))
+        return bits if mask.lanes == 64 else builder.zext(bits, ir.IntType(64))
 
     return types.uint64(mask), lower
 
