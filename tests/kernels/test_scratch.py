@@ -1,5 +1,6 @@
 """Memory that is kept between calls: nobody's twice, bounded, never read before it is written."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -100,6 +101,34 @@ def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     with Scratch(4 * N_BYTES):
         pass
     assert sum(map(len, module._kept)) <= 3 * N_BYTES
+
+
+def test_larger_memory_takes_the_place_of_smaller() -> None:
+    """So that a thread whose calls need more and more keeps no more than the last one needed."""
+    for n in range(1, 5):
+        with Scratch(n * N_BYTES):
+            pass
+    assert list(map(len, module._kept)) == [4 * N_BYTES]
+
+
+def test_what_is_not_marked_as_free_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[int] = []
+
+    def advise(memory: mmap.mmap, advice: str) -> None:
+        if advice == "MADV_FREE":
+            marked.append(len(memory))
+
+    monkeypatch.setattr(module, "_advise", advise)
+    monkeypatch.setattr(module, "_MOST_UNMARKED", 3 * N_BYTES)
+    with Scratch(N_BYTES), Scratch(2 * N_BYTES):
+        pass
+    assert not marked
+    with Scratch(2 * N_BYTES), Scratch(N_BYTES), Scratch(1 << 21):
+        pass
+    assert marked == [2 * N_BYTES]  # it came last, when the others were there
+    with Scratch(4 * N_BYTES):
+        pass
+    assert marked[1:] == [4 * N_BYTES]
 
 
 def test_an_error_gives_it_back() -> None:
