@@ -1,14 +1,13 @@
 """Linear projections: made, also of inputs whose size only the first one tells, and looked into."""
 
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, TypedDict, TypeGuard, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 _LINEAR_FORWARD = nn.Linear.forward
-_PLAIN = Tensor, nn.Parameter
-_PARAMETERS = {"weight", "bias"}
+_PLAIN = {Tensor, nn.Parameter}
 
 
 class Where(TypedDict):
@@ -118,7 +117,7 @@ def as_projections(
     linears: tuple[nn.Module | None, nn.Module | None, nn.Module | None],
     attn: Tensor,
 ) -> Projections | None:
-    """What a layer's modules project, for vectors `attn`; None if they do anything else with it.
+    """What a layer's modules project on the CPU, for vectors `attn`; None if they do anything else.
 
     Args:
         h_query: features of queries.
@@ -128,40 +127,67 @@ def as_projections(
         attn: `[n_heads, n_hidden]`.
     """
     of_query, of_key, of_edges = linears
-    query = _as_product(of_query, h_query, attn)
-    if query is None or nn.Linear.forward is not _LINEAR_FORWARD:
+    dtype, width, is_one_side = attn.dtype, attn.numel(), h_key is h_query
+    if (
+        nn.Linear.forward is not _LINEAR_FORWARD
+        or not attn.is_cpu
+        or not _is_matrix(h_query, dtype)
+        or not (is_one_side or _is_matrix(h_key, dtype))
+    ):
         return None
-    key: _Product | tuple[None, None, None] | None = (None, None, None)
-    if of_key is not of_query or h_key is not h_query:
-        key = _as_product(of_key, h_key, attn)
-    edge: _Product | tuple[None, None, None] | None = (None, None, None)
-    if of_edges is not None and edge_features is not None:
-        edge = _as_product(of_edges, edge_features, attn)
-    if key is None or edge is None or edge[2] is not None:
+    shape = width, h_query.shape[1]
+    query = _weight_and_bias(of_query, shape, dtype)
+    if query is None:
         return None
-    return Projections(*query, *key, *edge[:2])
+    key: _Product | tuple[None, None, None] = (None, None, None)
+    if of_key is not of_query or not is_one_side:
+        if not is_one_side:
+            shape = width, h_key.shape[1]
+        found = _weight_and_bias(of_key, shape, dtype)
+        if found is None:
+            return None
+        key = h_key, *found
+    if of_edges is None or edge_features is None:
+        return Projections(h_query, *query, *key, None, None)
+    if not _is_matrix(edge_features, dtype):
+        return None
+    edge = _weight_and_bias(of_edges, (width, edge_features.shape[1]), dtype)
+    if edge is None or edge[1] is not None:
+        return None
+    return Projections(h_query, *query, *key, edge_features, edge[0])
 
 
-def _as_product(linear: nn.Module | None, h: object, attn: Tensor) -> _Product | None:
-    """What a plain module of PyTorch's multiplies, if that fits and gives what `attn` scores."""
-    if type(linear) is not nn.Linear or type(h) is not Tensor or not is_plain(linear, nn.Linear):
+def _is_matrix(h: object, dtype: torch.dtype) -> TypeGuard[Tensor]:
+    """Whether features are rows in the memory of the CPU."""
+    return (
+        type(h) is Tensor
+        and h.ndim == 2
+        and h.dtype is dtype
+        and h.is_cpu
+        and h.layout is torch.strided
+    )
+
+
+def _weight_and_bias(
+    linear: nn.Module | None, shape: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None] | None:
+    """What a plain module of PyTorch's multiplies by and adds, if its weight is of this shape."""
+    if type(linear) is not nn.Linear or not is_plain(linear, nn.Linear):
         return None
     # past `nn.Module.__getattr__`, which takes longer than all else here
-    parameters = linear._parameters
-    weight, bias = parameters.get("weight"), parameters.get("bias")
+    own, parameters = linear.__dict__, linear._parameters
+    if "weight" in own or "bias" in own or "bias" not in parameters:  # it may be anything
+        return None
+    weight, bias = parameters.get("weight"), parameters["bias"]
     fits = (
         weight is not None
-        and "bias" in parameters  # else it may be anything
-        and _PARAMETERS.isdisjoint(linear.__dict__)
         and type(weight) in _PLAIN
         and (bias is None or (type(bias) in _PLAIN and bias.ndim == 1))
-        and h.layout is torch.strided
-        and h.ndim == 2
-        and weight.shape == (attn.numel(), h.shape[1])
-        and h.dtype is weight.dtype is attn.dtype
-        and h.device == weight.device == attn.device
+        and weight.shape == shape
+        and weight.dtype is dtype
+        and weight.is_cpu
     )
-    return (h, weight, bias) if fits else None  # type: ignore[return-value]
+    return (weight, bias) if fits else None  # type: ignore[return-value]
 
 
 def reset_parameters(module: nn.Module) -> None:

@@ -150,12 +150,12 @@ def has_hooks() -> bool:
     tells; without it, there may always be some.
     """
     try:
-        from torch.nn.modules.module import _has_any_global_hook
-
-        on_saved = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    except (ImportError, AttributeError):
+        return (
+            torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+            or bool(torch.nn.modules.module._has_any_global_hook())  # an import takes longer
+        )
+    except AttributeError:
         return True
-    return on_saved is not None or bool(_has_any_global_hook())
 
 
 def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
