@@ -34,6 +34,7 @@ from gatv2.graph.served import (
     remember_choice,
     served,
 )
+from gatv2.operator.projected import attend_to_projections
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.projection import Projections
 from gatv2.random import as_seed
@@ -295,7 +296,7 @@ def attend_projected(
         attention = _of_projections(projections, attn, graph, flow, options, marks)
     if not isinstance(attention, sparse_operator.BoundAttention):
         return None
-    return attention.of_projections(projections, attn, _seed(attn, options))
+    return attend_to_projections(attention.bound, projections, attn, _seed(attn, options))
 
 
 def _of_projections(

@@ -1,6 +1,6 @@
 """Linear projections: made, also of inputs whose size only the first one tells, and looked into."""
 
-from typing import NamedTuple, TypedDict, TypeGuard, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -111,9 +111,9 @@ _Product = tuple[Tensor, Tensor, Tensor | None]
 
 
 def as_projections(
-    h_query: object,
-    h_key: object,
-    edge_features: object,
+    h_query: Any,
+    h_key: Any,
+    edge_features: Any,
     linears: tuple[nn.Module | None, nn.Module | None, nn.Module | None],
     attn: Tensor,
 ) -> Projections | None:
@@ -127,38 +127,32 @@ def as_projections(
         attn: `[n_heads, n_hidden]`.
     """
     of_query, of_key, of_edges = linears
-    dtype, width, is_one_side = attn.dtype, attn.numel(), h_key is h_query
+    n_heads, n_hidden = attn.shape
+    dtype, width, is_one_side = attn.dtype, n_heads * n_hidden, h_key is h_query
     if (
         nn.Linear.forward is not _LINEAR_FORWARD
+        or type(attn) not in _PLAIN
         or not attn.is_cpu
         or not _is_matrix(h_query, dtype)
         or not (is_one_side or _is_matrix(h_key, dtype))
     ):
         return None
-    shape = width, h_query.shape[1]
-    query = _weight_and_bias(of_query, shape, dtype)
-    if query is None:
-        return None
-    key: _Product | tuple[None, None, None] = (None, None, None)
+    query = _as_product(of_query, h_query, width, dtype)
+    key: _Product | tuple[None, None, None] | None = (None, None, None)
     if of_key is not of_query or not is_one_side:
-        if not is_one_side:
-            shape = width, h_key.shape[1]
-        found = _weight_and_bias(of_key, shape, dtype)
-        if found is None:
-            return None
-        key = h_key, *found
-    if of_edges is None or edge_features is None:
-        return Projections(h_query, *query, *key, None, None)
-    if not _is_matrix(edge_features, dtype):
+        key = _as_product(of_key, h_key, width, dtype)
+    edge: _Product | tuple[None, None, None] | None = (None, None, None)
+    if of_edges is not None and edge_features is not None:
+        fits = _is_matrix(edge_features, dtype)
+        edge = _as_product(of_edges, edge_features, width, dtype) if fits else None
+    if query is None or key is None or edge is None or edge[2] is not None:
         return None
-    edge = _weight_and_bias(of_edges, (width, edge_features.shape[1]), dtype)
-    if edge is None or edge[1] is not None:
-        return None
-    return Projections(h_query, *query, *key, edge_features, edge[0])
+    # past a named tuple's own constructor, which is a function in Python
+    return tuple.__new__(Projections, (*query, *key, *edge[:2]))
 
 
-def _is_matrix(h: object, dtype: torch.dtype) -> TypeGuard[Tensor]:
-    """Whether features are rows in the memory of the CPU."""
+def _is_matrix(h: Any, dtype: torch.dtype) -> bool:
+    """Whether features are rows of numbers in the CPU's memory."""
     return (
         type(h) is Tensor
         and h.ndim == 2
@@ -168,10 +162,10 @@ def _is_matrix(h: object, dtype: torch.dtype) -> TypeGuard[Tensor]:
     )
 
 
-def _weight_and_bias(
-    linear: nn.Module | None, shape: tuple[int, int], dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None] | None:
-    """What a plain module of PyTorch's multiplies by and adds, if its weight is of this shape."""
+def _as_product(
+    linear: nn.Module | None, h: Tensor, width: int, dtype: torch.dtype
+) -> _Product | None:
+    """What a plain module of PyTorch's makes of rows, if that fits and gives `width` numbers each."""
     if type(linear) is not nn.Linear or not is_plain(linear, nn.Linear):
         return None
     # past `nn.Module.__getattr__`, which takes longer than all else here
@@ -183,11 +177,11 @@ def _weight_and_bias(
         weight is not None
         and type(weight) in _PLAIN
         and (bias is None or (type(bias) in _PLAIN and bias.ndim == 1))
-        and weight.shape == shape
+        and weight.shape == (width, h.shape[1])
         and weight.dtype is dtype
         and weight.is_cpu
     )
-    return (weight, bias) if fits else None  # type: ignore[return-value]
+    return (h, weight, bias) if fits else None  # type: ignore[return-value]
 
 
 def reset_parameters(module: nn.Module) -> None:

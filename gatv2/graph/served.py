@@ -56,7 +56,7 @@ class Kind(NamedTuple):
             and graph.head_mask is None
             and graph.n_blocks == 1
             and graph.batch_shape is None
-            and all(shape is None or shape[:-1] == (n_edges,) for shape in of_edges)
+            and not [x for x in of_edges if x is not None and x[:-1] != (n_edges,)]
         )
 
 
@@ -147,7 +147,7 @@ def _marks(
     manner = (
         forms,
         *(slope, dropout, flow, backend, kernel, options["return_attention"], is_differentiated),
-        *(ptr.dtype, index.dtype, index.device, graph.flow),
+        *(ptr.dtype, index.dtype, index.is_cpu or index.device, graph.flow),
     )
     form = (
         *(ptr.shape, ptr.data_ptr(), index.shape, index.data_ptr(), graph.n_keys, graph.n_blocks),
