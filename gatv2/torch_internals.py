@@ -239,7 +239,8 @@ def is_transformed() -> bool:
     return is_active
 
 
-_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
+ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
+"""Types of tensors that have no mind of their own."""
 _ANYTHING = (None,)
 
 
@@ -248,7 +249,7 @@ def needs_dispatcher(tensors: Iterable[object]) -> bool:
 
     That is what watches all of them, or a subclass of Tensor.
     """
-    return is_watched() or not _ORDINARY.issuperset(map(type, tensors))
+    return is_watched() or not ORDINARY.issuperset(map(type, tensors))
 
 
 def is_watched() -> bool:

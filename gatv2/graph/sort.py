@@ -119,8 +119,9 @@ def _counted(
     *options: int,
 ) -> Arrays:
     """What one of our sorts gives; to be called without transforms, which would wrap new tensors."""
-    rows = edge_index.numpy()
-    query, key = rows if flow == "target_to_source" else rows[::-1]
+    query, key = edge_index.numpy()
+    if flow == "source_to_target":
+        query, key = key, query
     try:
         return sort(query, key, n_queries, n_keys, *options)
     except IndexError:
