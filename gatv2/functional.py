@@ -25,14 +25,16 @@ from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_b
 from gatv2.graph.part import AttendOptions
 from gatv2.graph.served import (
     Kind,
+    Marks,
     chosen,
     has_served,
-    kind_of,
-    kind_of_projections,
+    marks_of,
+    marks_of_projections,
     remember,
     remember_choice,
     served,
 )
+from gatv2.operator.projected import attend_to_projections
 from gatv2.options import Backend, Flow, check_dropout, check_slope
 from gatv2.projection import Projections
 from gatv2.random import as_seed
@@ -255,15 +257,16 @@ def attend(
     """As :func:`gatv2_attention`, for callers that always want the log-sum-exp too."""
     if type(graph) is not Graph:
         graph = _as_graph(graph, query, key, flow)
-    kind = kind_of(query, key, attn, graph, flow, options)
-    known = None
-    if kind is not None:
-        known = served(kind, dispatch.KERNELS) or _choose_again(kind, options)
-    if kind is not None and known is not None:
-        told = _told(options, _seed(query, options))
-        out, lse, alpha = known(query, key, attn, kind.graph, **told)
-        return Attended(out, alpha, lse)
-    attention, prepared = _select(query, key, attn, graph, flow, options, kind)
+    marks = marks_of(query, key, attn, graph, flow, options)
+    if marks is not None and type(graph) is Graph:
+        known = served(graph, marks, dispatch.KERNELS)
+        if known is None:
+            known = _choose_again(Kind(graph, *marks), options)
+        if known is not None:
+            told = _told(options, _seed(query, options))
+            out, lse, alpha = known(query, key, attn, graph, **told)
+            return Attended(out, alpha, lse)
+    attention, prepared = _select(query, key, attn, graph, flow, options, marks)
     told = _told(options, _seed(query, options))
     told["edges"], told["score_bias"] = prepared.edges, prepared.score_bias
     out, lse, alpha = attention(prepared.query, prepared.key, attn, prepared.adjacency, **told)
@@ -281,25 +284,40 @@ def attend_projected(
     They are differentiated as a whole: None where no kernel does that. The options have nothing of
     edges, whose features and projection are among the projections.
     """
-    n_nodes = projections.h_query.shape[0], projections.n_keys
     if type(graph) is not Graph:
-        graph = as_graph(graph, n_nodes, flow)
-    kind = kind_of_projections(projections, attn, graph, flow, options)
-    if kind is None:
+        graph = as_graph(graph, (projections.h_query.shape[0], projections.n_keys), flow)
+        if type(graph) is not Graph:
+            return None
+    marks = marks_of_projections(projections, attn, graph, flow, options)
+    if marks is None:
         return None
-    attention = served(kind, dispatch.KERNELS)
+    attention = served(graph, marks, dispatch.KERNELS)
     if attention is None:
-        x, w_edge = projections.edge_features, projections.weight_edge
-        if x is not None and w_edge is not None:
-            options = {**options, "edges": EdgeInputs(x, w_edge.view(*attn.shape, -1))}
-        attention = _choose_again(kind, options)
-    if attention is None:
-        # of which only the form is looked at
-        query, key = (attn.new_empty(n, *attn.shape) for n in n_nodes)
-        attention, _ = _select(query, key, attn, graph, flow, options, kind)
+        attention = _of_projections(projections, attn, graph, flow, options, marks)
     if not isinstance(attention, sparse_operator.BoundAttention):
         return None
-    return attention.of_projections(projections, attn, _seed(attn, options))
+    return attend_to_projections(attention.bound, projections, attn, _seed(attn, options))
+
+
+def _of_projections(
+    projections: Projections,
+    attn: Tensor,
+    graph: Graph,
+    flow: Flow,
+    options: AttendOptions,
+    marks: Marks,
+) -> Attention:
+    """What serves calls of these marks from now on."""
+    x, w_edge = projections.edge_features, projections.weight_edge
+    if x is not None and w_edge is not None:
+        options = {**options, "edges": EdgeInputs(x, w_edge.view(*attn.shape, -1))}
+    attention = _choose_again(Kind(graph, *marks), options)
+    if attention is None:
+        # of which only the form is looked at
+        n_nodes = projections.h_query.shape[0], projections.n_keys
+        query, key = (attn.new_empty(n, *attn.shape) for n in n_nodes)
+        attention, _ = _select(query, key, attn, graph, flow, options, marks)
+    return attention
 
 
 def _as_graph(graph: object, query: object, key: object, flow: Flow) -> object:
@@ -333,7 +351,7 @@ def _select(
     graph: object,
     flow: Flow,
     options: AttendOptions,
-    kind: Kind | None,
+    marks: Marks | None,
 ) -> tuple[Attention, "Prepared"]:
     """What serves a call of which nothing is known yet, and what it gets; all checked."""
     check_projections(query, key, attn=attn)
@@ -352,10 +370,16 @@ def _select(
         score_bias=prepared.score_bias,
         kernel=options["kernel"],
     ).kernel
-    if kind is None:  # of an edge index it is that of its graph
-        kind = kind_of(query, key, attn, prepared.adjacency, flow, options)
-    if kind is None or not prepared.is_as_given(query, kind.graph, options):
+    adjacency = prepared.adjacency
+    if marks is None:  # of an edge index they are those of its graph
+        graph, marks = adjacency, marks_of(query, key, attn, adjacency, flow, options)
+    if (
+        marks is None
+        or type(adjacency) is not Graph
+        or not prepared.is_as_given(query, graph, options)
+    ):
         return kernel.attention, prepared
+    kind = Kind(adjacency, *marks)
     if kernel.bind is not None:
         remember_choice(kind, kernel, dispatch.KERNELS)
     return _bind(kernel, kind, options), prepared

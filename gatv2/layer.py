@@ -11,7 +11,7 @@ from gatv2.graph.part import AttendOptions, is_part
 from gatv2.options import check_flow_of_graph
 from gatv2.projection import as_projections, edge_projection
 from gatv2.random import as_seed
-from gatv2.torch_internals import has_hooks, needs_dispatcher
+from gatv2.torch_internals import has_hooks, is_watched
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
@@ -125,28 +125,28 @@ class GraphAttentionV2Layer(GraphAttention):
         """The result, by one function of autograd's for all three projections and attention."""
         # past `nn.Module.__getattr__`, which takes longer than all else here
         modules, attn = self._modules, self._parameters.get("attn")
-        linear_l, linear_e = modules.get("linear_l"), self.linear_e
-        h_query, h_key = h if type(h) is tuple and len(h) == 2 else (h, h)
-        if h_key is not h_query:
-            h_query, h_key = self._by_role((h_query, h_key))
+        linear_e = modules.get("linear_e") or self.linear_e
+        h_query = h_key = h
+        if type(h) is tuple and len(h) == 2:
+            h_query, h_key = self._by_role(h)
         if (
-            type(self) is not GraphAttentionV2Layer  # a class of the user's may do other things
-            or not _GENERAL_WAY.isdisjoint(self.__dict__)
+            is_watched()
+            or type(self) is not GraphAttentionV2Layer  # a class of the user's may do other things
+            or not self.__dict__.keys().isdisjoint(_GENERAL_WAY)  # looks up few names, not all
             or type(adj_mat) not in _LISTS_OF_EDGES
             or self.add_self_loops
             or self.backend == "dense"
             or self.kernel not in ("auto", "numba")
             or (edge_features is None) != (linear_e is None)
             or attn is None
-            or needs_dispatcher((attn, h_query, h_key, edge_features))
             or has_hooks()
             or torch.is_autocast_enabled("cpu")
-            or not attn.is_cpu
             or attn.shape != (self.n_heads, self.n_hidden)
         ):
             return None
-        is_shared = self.share_weights and h_key is h_query
-        linear_r = linear_l if is_shared else modules.get("linear_r")
+        linear_l = linear_r = modules.get("linear_l")
+        if h_key is not h_query or not self.share_weights:
+            linear_r = modules.get("linear_r")
         linears = linear_l, linear_r, linear_e
         projections = as_projections(h_query, h_key, edge_features, linears, attn)
         if projections is None:

@@ -1,14 +1,13 @@
 """Linear projections: made, also of inputs whose size only the first one tells, and looked into."""
 
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 _LINEAR_FORWARD = nn.Linear.forward
-_PLAIN = Tensor, nn.Parameter
-_PARAMETERS = {"weight", "bias"}
+_PLAIN = {Tensor, nn.Parameter}
 
 
 class Where(TypedDict):
@@ -112,13 +111,13 @@ _Product = tuple[Tensor, Tensor, Tensor | None]
 
 
 def as_projections(
-    h_query: object,
-    h_key: object,
-    edge_features: object,
+    h_query: Any,
+    h_key: Any,
+    edge_features: Any,
     linears: tuple[nn.Module | None, nn.Module | None, nn.Module | None],
     attn: Tensor,
 ) -> Projections | None:
-    """What a layer's modules project, for vectors `attn`; None if they do anything else with it.
+    """What a layer's modules project on the CPU, for vectors `attn`; None if they do anything else.
 
     Args:
         h_query: features of queries.
@@ -128,38 +127,59 @@ def as_projections(
         attn: `[n_heads, n_hidden]`.
     """
     of_query, of_key, of_edges = linears
-    query = _as_product(of_query, h_query, attn)
-    if query is None or nn.Linear.forward is not _LINEAR_FORWARD:
+    n_heads, n_hidden = attn.shape
+    dtype, width, is_one_side = attn.dtype, n_heads * n_hidden, h_key is h_query
+    if (
+        nn.Linear.forward is not _LINEAR_FORWARD
+        or type(attn) not in _PLAIN
+        or not attn.is_cpu
+        or not _is_matrix(h_query, dtype)
+        or not (is_one_side or _is_matrix(h_key, dtype))
+    ):
         return None
+    query = _as_product(of_query, h_query, width, dtype)
     key: _Product | tuple[None, None, None] | None = (None, None, None)
-    if of_key is not of_query or h_key is not h_query:
-        key = _as_product(of_key, h_key, attn)
+    if of_key is not of_query or not is_one_side:
+        key = _as_product(of_key, h_key, width, dtype)
     edge: _Product | tuple[None, None, None] | None = (None, None, None)
     if of_edges is not None and edge_features is not None:
-        edge = _as_product(of_edges, edge_features, attn)
-    if key is None or edge is None or edge[2] is not None:
+        fits = _is_matrix(edge_features, dtype)
+        edge = _as_product(of_edges, edge_features, width, dtype) if fits else None
+    if query is None or key is None or edge is None or edge[2] is not None:
         return None
-    return Projections(*query, *key, *edge[:2])
+    # past a named tuple's own constructor, which is a function in Python
+    return tuple.__new__(Projections, (*query, *key, *edge[:2]))
 
 
-def _as_product(linear: nn.Module | None, h: object, attn: Tensor) -> _Product | None:
-    """What a plain module of PyTorch's multiplies, if that fits and gives what `attn` scores."""
-    if type(linear) is not nn.Linear or type(h) is not Tensor or not is_plain(linear, nn.Linear):
+def _is_matrix(h: Any, dtype: torch.dtype) -> bool:
+    """Whether features are rows of numbers in the CPU's memory."""
+    return (
+        type(h) is Tensor
+        and h.ndim == 2
+        and h.dtype is dtype
+        and h.is_cpu
+        and h.layout is torch.strided
+    )
+
+
+def _as_product(
+    linear: nn.Module | None, h: Tensor, width: int, dtype: torch.dtype
+) -> _Product | None:
+    """What a plain module of PyTorch's makes of rows, if that fits and gives `width` numbers each."""
+    if type(linear) is not nn.Linear or not is_plain(linear, nn.Linear):
         return None
     # past `nn.Module.__getattr__`, which takes longer than all else here
-    parameters = linear._parameters
-    weight, bias = parameters.get("weight"), parameters.get("bias")
+    own, parameters = linear.__dict__, linear._parameters
+    if "weight" in own or "bias" in own or "bias" not in parameters:  # it may be anything
+        return None
+    weight, bias = parameters.get("weight"), parameters["bias"]
     fits = (
         weight is not None
-        and "bias" in parameters  # else it may be anything
-        and _PARAMETERS.isdisjoint(linear.__dict__)
         and type(weight) in _PLAIN
         and (bias is None or (type(bias) in _PLAIN and bias.ndim == 1))
-        and h.layout is torch.strided
-        and h.ndim == 2
-        and weight.shape == (attn.numel(), h.shape[1])
-        and h.dtype is weight.dtype is attn.dtype
-        and h.device == weight.device == attn.device
+        and weight.shape == (width, h.shape[1])
+        and weight.dtype is dtype
+        and weight.is_cpu
     )
     return (h, weight, bias) if fits else None  # type: ignore[return-value]
 

@@ -4,7 +4,7 @@ A name is looked up when it is needed, so that one that PyTorch moves takes away
 nothing else. Imports nothing of gatv2.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.modules import module
 from torch.overrides import has_torch_function
 
 
@@ -150,12 +151,11 @@ def has_hooks() -> bool:
     tells; without it, there may always be some.
     """
     try:
-        from torch.nn.modules.module import _has_any_global_hook
-
-        on_saved = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    except (ImportError, AttributeError):
+        return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None or bool(
+            module._has_any_global_hook()
+        )
+    except AttributeError:
         return True
-    return on_saved is not None or bool(_has_any_global_hook())
 
 
 def coo_entries(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,24 +239,32 @@ def is_transformed() -> bool:
     return is_active
 
 
-_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
+ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
+"""Types of tensors that have no mind of their own."""
+_ANYTHING = (None,)
 
 
-def needs_dispatcher(tensors: Sequence[object]) -> bool:
+def needs_dispatcher(tensors: Iterable[object]) -> bool:
     """Whether something that the dispatcher serves may want to see an operator's call.
 
-    That is a compiler, a trace, a transform, forward mode, a subclass of Tensor, a mode, or the
-    profiler. Private because public functions tell of some alone, and slowly; without one name, there
-    may always be something.
+    That is what watches all of them, or a subclass of Tensor.
+    """
+    return is_watched() or not ORDINARY.issuperset(map(type, tensors))
+
+
+def is_watched() -> bool:
+    """Whether something that the dispatcher serves may want to see each call of an operator.
+
+    That is a compiler, a trace, a transform, forward mode, a mode, or the profiler. Private because
+    public functions tell of some alone, and slowly; without one name, there may always be something.
     """
     if torch.compiler.is_compiling():
-        return True
-    if not _ORDINARY.issuperset(map(type, tensors)) or has_torch_function(tensors):
         return True
     internals = torch._C
     try:
         return (
-            forward_ad._current_level >= 0
+            has_torch_function(_ANYTHING)  # of that, a mode has it alone
+            or forward_ad._current_level >= 0
             or internals._functorch.get_interpreter_stack() is not None
             or internals._get_tracing_state() is not None
             or internals._len_torch_dispatch_stack() > 0

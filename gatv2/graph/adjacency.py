@@ -254,6 +254,13 @@ def prepare_edge_index(edge_index: Tensor, n_nodes: tuple[int, int], flow: Flow)
         n_nodes: numbers of queries and of keys.
         flow: how its rows are read.
     """
+    if not is_inspectable(edge_index):
+        return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
+    return _prepare(edge_index, n_nodes, flow)
+
+
+def _prepare(edge_index: Tensor, n_nodes: tuple[int, int], flow: Flow) -> Graph:
+    """As `prepare_edge_index`, for one that is inspectable."""
     has_gradients = torch.is_grad_enabled()  # asked here: below, inference mode is left
 
     def prepare() -> Graph:
@@ -261,8 +268,6 @@ def prepare_edge_index(edge_index: Tensor, n_nodes: tuple[int, int], flow: Flow)
             return graph_for_gradients(edge_index, *n_nodes, flow)
         return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
 
-    if not is_inspectable(edge_index):
-        return Graph.from_edge_index(edge_index, n_nodes, flow=flow)
     return prepared_of_values(edge_index, (edge_index,), (*n_nodes, flow), prepare)
 
 
@@ -275,7 +280,7 @@ def as_graph(adj_mat: object, n_nodes: tuple[int, int], flow: Flow) -> object:
         or adj_mat.ndim != 2
         or adj_mat.shape[0] != 2
         or flow not in FLOWS
-        or torch.compiler.is_compiling()
+        or not is_inspectable(adj_mat)
     ):
         return adj_mat
-    return prepare_edge_index(adj_mat, n_nodes, flow)
+    return _prepare(adj_mat, n_nodes, flow)

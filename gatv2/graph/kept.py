@@ -75,21 +75,14 @@ def prepared_of_values(
 def _prepared_once(
     source: object, parts: Sequence[Tensor], reading: Hashable, prepare: Callable[[], T]
 ) -> T:
-    found = _known(source, parts, reading)
-    if found is not None:
-        return cast(T, found)
+    found = _kept.get(id(source))
+    if found is not None and found.reference() is source:
+        kept = found.readings.get(reading)
+        if kept is not None and _are_same(kept[0], parts):
+            return cast(T, kept[1])
     made = prepare()
     _keep(source, reading, ([part.detach().clone() for part in parts], made))
     return made
-
-
-def _known(source: object, parts: Sequence[Tensor], reading: Hashable) -> object:
-    """What was made of the same object with the same values; None if there is nothing."""
-    found = _kept.get(id(source))
-    if found is None or found.reference() is not source:
-        return None
-    kept = found.readings.get(reading)
-    return kept[1] if kept is not None and _are_same(kept[0], parts) else None
 
 
 def _are_same(kept: Sequence[Tensor], parts: Sequence[Tensor]) -> bool:

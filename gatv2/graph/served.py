@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 Shapes: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
 
+Marks: TypeAlias = tuple[Shapes, Hashable, Hashable, bool]
+"""What tells calls of one graph apart: the fields of a `Kind` behind the graph."""
+
+
 class Kind(NamedTuple):
     """A graph, and all else that the checks of a call, and the choice among some kernels, depend on."""
 
@@ -52,7 +56,7 @@ class Kind(NamedTuple):
             and graph.head_mask is None
             and graph.n_blocks == 1
             and graph.batch_shape is None
-            and all(shape is None or shape[:-1] == (n_edges,) for shape in of_edges)
+            and not [x for x in of_edges if x is not None and x[:-1] != (n_edges,)]
         )
 
 
@@ -64,15 +68,15 @@ _NUMBERS = {int, float}  # not bool: True is no slope, and equals one
 _chosen: dict[Hashable, tuple["Kernels", "Kernel"]] = {}
 
 
-def kind_of(
+def marks_of(
     query: Tensor,
     key: Tensor,
     attn: Tensor,
     graph: object,
     flow: "Flow",
     options: "AttendOptions",
-) -> Kind | None:
-    """The kind of a call of plain tensors and a graph; None if it depends on more than that."""
+) -> Marks | None:
+    """Those of a call of plain tensors and a graph; None if it depends on more than that."""
     edges, score_bias = options["edges"], options["score_bias"]
     tensors: tuple[Tensor | None, ...] = query, key, attn
     if edges is not None or score_bias is not None:
@@ -93,42 +97,41 @@ def kind_of(
     is_differentiated = wants_gradient and torch.is_grad_enabled()
     projection = None if edges is None else edges.projection.shape
     of_all = (*shapes[:3], *shapes[3::2])
-    return _kind(graph, of_all, (*forms, shapes[2], projection), is_differentiated, flow, options)
+    return _marks(graph, of_all, (*forms, shapes[2], projection), is_differentiated, flow, options)
 
 
-def kind_of_projections(
+def marks_of_projections(
     projections: Projections,
     attn: Tensor,
-    graph: object,
+    graph: Graph,
     flow: "Flow",
     options: "AttendOptions",
-) -> Kind | None:
-    """The kind of a call of what plain modules project, as `as_projections` has found it to be."""
-    if type(graph) is not Graph:
-        return None
-    heads, x = attn.shape, projections.edge_features
-    shapes: Shapes = (
-        (projections.h_query.shape[0], *heads),
-        (projections.n_keys, *heads),
-        heads,
-    )
+) -> Marks | None:
+    """Those of a call of what plain modules project, as `as_projections` has found it to be."""
+    h_query, h_key, x = projections.h_query, projections.h_key, projections.edge_features
+    heads = attn.shape
+    of_query = of_key = (h_query.shape[0], *heads)
+    if h_key is not None:
+        of_key = (h_key.shape[0], *heads)
+    shapes: Shapes = (of_query, of_key, heads)
+    n_features = None
     if x is not None:
-        shapes = *shapes, x.shape
-    is_differentiated = torch.is_grad_enabled() and True in [
-        tensor.requires_grad for tensor in (attn, *projections) if tensor is not None
-    ]
-    manner = heads, attn.dtype, attn.device, None if x is None else x.shape[1]
-    return _kind(graph, shapes, manner, is_differentiated, flow, options)
+        of_edges = x.shape
+        shapes, n_features = (*shapes, of_edges), of_edges[1]
+    is_differentiated = torch.is_grad_enabled() and (
+        attn.requires_grad or True in [x.requires_grad for x in projections if x is not None]
+    )
+    return _marks(graph, shapes, (heads, attn.dtype, n_features), is_differentiated, flow, options)
 
 
-def _kind(
+def _marks(
     graph: Graph,
     shapes: Shapes,
     forms: tuple[Hashable, ...],
     is_differentiated: bool,
     flow: "Flow",
     options: "AttendOptions",
-) -> Kind | None:
+) -> Marks | None:
     slope, dropout = options["negative_slope"], options["dropout"]
     backend, kernel = options["backend"], options["kernel"]
     if (
@@ -144,14 +147,14 @@ def _kind(
     manner = (
         forms,
         *(slope, dropout, flow, backend, kernel, options["return_attention"], is_differentiated),
-        *(ptr.dtype, index.dtype, index.device, graph.flow),
+        *(ptr.dtype, index.dtype, index.is_cpu or index.device, graph.flow),
     )
     form = (
         *(ptr.shape, ptr.data_ptr(), index.shape, index.data_ptr(), graph.n_keys, graph.n_blocks),
         *(() if mask is None else (mask.shape, mask.dtype, mask.data_ptr())),
         *(() if dropout == 0 and len(shapes) == 3 else _ids_of(graph)),
     )
-    return Kind(graph, shapes, manner, form, is_differentiated)
+    return shapes, manner, form, is_differentiated
 
 
 def _ids_of(graph: Graph) -> tuple[Hashable, ...]:
@@ -165,10 +168,10 @@ def has_served(graph: Graph) -> bool:
     return "_served" in graph.__dict__
 
 
-def served(kind: Kind, kernels: "Kernels") -> "Attention | None":
+def served(graph: Graph, marks: Marks, kernels: "Kernels") -> "Attention | None":
     """What served such a call, with the tensors and the graph as they came; chosen among `kernels`."""
-    calls: dict[Hashable, tuple[Kernels, Attention]] | None = kind.graph.__dict__.get("_served")
-    found = None if calls is None else calls.get(kind[1:])
+    calls: dict[Hashable, tuple[Kernels, Attention]] | None = graph.__dict__.get("_served")
+    found = None if calls is None else calls.get(marks)
     return found[1] if found is not None and found[0] is kernels else None
 
 

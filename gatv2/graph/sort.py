@@ -1,7 +1,8 @@
 """A graph's edges sorted by query and by key: with our counting sort, or as PyTorch sorts."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,11 +29,10 @@ def sort_edges(
         IndexError: an index is negative or past the end.
     """
     if serves(edge_index):
-        from gatv2.numba.counting_sort import sort_edges
-
         with without_transforms():
+            sort = _counting_sort().sort_edges
             ptr, key_index, query_index, edge_id = map(
-                torch.from_numpy, _counted(sort_edges, edge_index, n_queries, n_keys, flow)
+                torch.from_numpy, _counted(sort, edge_index, n_queries, n_keys, flow)
             )
         return ptr, key_index, query_index, edge_id
     query, key = queries_and_keys(edge_index, flow)
@@ -57,14 +57,12 @@ def sort_both_ways(
     Raises:
         IndexError: an index is negative or past the end.
     """
-    if not edge_index.is_cpu or import_failure() is not None:
+    counting_sort = _counting_sort()
+    if counting_sort is None or not edge_index.is_cpu:
         return None
-    from gatv2.numba.counting_sort import sort_both_ways
-
+    sort = counting_sort.sort_both_ways
     with without_transforms():
-        edges, by_key = _counted(
-            sort_both_ways, edge_index, n_queries, n_keys, flow, torch.get_num_threads()
-        )
+        edges, by_key = _counted(sort, edge_index, n_queries, n_keys, flow, torch.get_num_threads())
         return tuple(map(torch.from_numpy, edges)), tuple(map(torch.from_numpy, by_key))
 
 
@@ -73,10 +71,8 @@ def sort_by_key(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sort what is sorted by (query, key) by (key, query): what `gatv2.graph.KeyOrder` has."""
     if serves(key_index):
-        from gatv2.numba.counting_sort import transpose
-
         with without_transforms():
-            order = transpose(query_ptr.numpy(), key_index.numpy(), n_keys)
+            order = _counting_sort().transpose(query_ptr.numpy(), key_index.numpy(), n_keys)
             ptr, edge, query = map(torch.from_numpy, order)
         return ptr, edge, query
     sorted_keys, edge = _stable_sort(key_index)
@@ -101,7 +97,17 @@ def merge_loops(
 
 def serves(index: Tensor) -> bool:
     """Whether what is compiled for the CPU can read a graph: not elsewhere, nor under a transform."""
-    return index.is_cpu and is_inspectable(index) and import_failure() is None
+    return index.is_cpu and is_inspectable(index) and _counting_sort() is not None
+
+
+@cache
+def _counting_sort() -> Any:
+    """The module, None without Numba; to import it each time takes a µs."""
+    if import_failure() is not None:
+        return None
+    from gatv2.numba import counting_sort
+
+    return counting_sort
 
 
 def _counted(
@@ -113,8 +119,9 @@ def _counted(
     *options: int,
 ) -> Arrays:
     """What one of our sorts gives; to be called without transforms, which would wrap new tensors."""
-    rows = edge_index.numpy()
-    query, key = rows if flow == "target_to_source" else rows[::-1]
+    query, key = edge_index.numpy()
+    if flow == "source_to_target":
+        query, key = key, query
     try:
         return sort(query, key, n_queries, n_keys, *options)
     except IndexError:

@@ -22,7 +22,9 @@ from gatv2.operator.arguments import (
 )
 from gatv2.operator.gradient import Results, backward, wanted
 from gatv2.torch_internals import (
+    ORDINARY,
     is_mapped_by_autograd,
+    is_watched,
     needs_dispatcher,
     single_level_autograd,
 )
@@ -158,7 +160,8 @@ def must_be_seen(cotangents: Sequence[Tensor | None], tensors: Sequence[Tensor |
     return (
         torch.is_grad_enabled()
         or is_mapped_by_autograd(cotangents)
-        or needs_dispatcher((*cotangents, *tensors))
+        or is_watched()
+        or not ORDINARY.issuperset(map(type, (*cotangents, *tensors)))
     )
 
 

@@ -1,7 +1,7 @@
 """The fused operator over a list of edges, on any device: same function as `gatv2.sparse.reference`."""
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
 import torch
@@ -11,9 +11,7 @@ from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.operator.arguments import Arguments, is_differentiated
 from gatv2.operator.define import Kernels, Outputs, define
-from gatv2.operator.projected import attend_to_projections
 from gatv2.operator.shortcut import Bound
-from gatv2.projection import Projections
 from gatv2.sparse import reference
 from gatv2.triton.support import IS_INTERPRETED
 
@@ -73,12 +71,12 @@ def gatv2_attention(
 class BoundAttention:
     """:func:`gatv2_attention` for calls of one kind, with their graph and their numbers.
 
-    Args:
-        bound: the operator.
+    Attributes:
+        bound: the operator; see also `gatv2.operator.projected`.
     """
 
     def __init__(self, bound: Bound) -> None:
-        self._bound = bound
+        self.bound = bound
 
     def __call__(
         self, query: Tensor, key: Tensor, attn: Tensor, graph: Graph, **options: Unpack[Options]
@@ -86,16 +84,12 @@ class BoundAttention:
         """(out, log-sum-exp, alpha)."""
         seed, edges, score_bias = options["seed"], options.get("edges"), options.get("score_bias")
         if seed is None and edges is None and score_bias is None:
-            results = self._bound(query, key, attn)
+            results = self.bound(query, key, attn)
         else:
             if score_bias is not None:
                 score_bias = _of_used_heads(score_bias, graph)
-            results = self._bound(query, key, attn, *(edges or (None, None)), score_bias, seed)
+            results = self.bound(query, key, attn, *(edges or (None, None)), score_bias, seed)
         return _as_caller_sees(results, graph, options["return_attention"])
-
-    def of_projections(self, projections: Projections, attn: Tensor, seed: Tensor | None) -> Tensor:
-        """The output alone; see `gatv2.operator.projected`."""
-        return attend_to_projections(self._bound, projections, attn, seed)
 
 
 def bind(
@@ -194,6 +188,7 @@ def _node_ids(graph: Graph) -> tuple[Tensor | None, Tensor | None]:
     return query_id, key_id
 
 
+@cache
 def _numba() -> Kernels:
     from gatv2.operator.on_arrays import OnArrays
     from gatv2.sparse import numba_kernel
@@ -201,6 +196,7 @@ def _numba() -> Kernels:
     return partial(OnArrays, numba_kernel)
 
 
+@cache
 def _triton() -> Kernels:
     from gatv2.sparse import triton_kernel
 
