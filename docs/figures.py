@@ -38,7 +38,9 @@ def draw_all() -> None:
         draw(run_log.read(DATA / f"{data}.csv"), FIGURES / f"{name}.svg")
     for name in ("lookup", "noise"):
         shutil.copy(DATA / f"{name}.csv", FIGURES)  # which an example may write to
-    (FIGURES / "benchmarks.md").write_text(tables(run_log.read(DATA / "benchmarks.csv")))
+    measured = run_log.read(DATA / "benchmarks.csv")
+    (FIGURES / "benchmarks.md").write_text(tables(measured))
+    (FIGURES / "dgl.md").write_text(dgl_table(measured))
     (FIGURES / "everyday.md").write_text(everyday_table(run_log.read(DATA / "everyday.csv")))
     (FIGURES / "locality.md").write_text(locality_table(run_log.read(DATA / "locality.csv")))
 
@@ -51,6 +53,19 @@ def tables(rows: list[run_log.Row]) -> str:
         lines = (report.cells(row)[1:] for row in rows if row["case"] == case)
         text += f"## {case[0].upper()}{case[1:]}\n\n{header}"
         text += "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+    return text
+
+
+def dgl_table(rows: list[run_log.Row]) -> str:
+    """A row for each case that DGL ran: how many times as fast and as lean as its layer ours is."""
+    text = "| case | forward | training step | memory |\n|---|---|---|---|\n"
+    of = {(row["case"], row["who"]): row for row in rows}
+    for (case, who), dgl in of.items():
+        if who == "dgl":
+            ours = of[case, "ours"]
+            columns = ("forward ms", "step ms", "peak MB")
+            ratios = (f"{dgl[column] / ours[column]:.3g}x" for column in columns)
+            text += f"| {case} | {' | '.join(ratios)} |\n"
     return text
 
 

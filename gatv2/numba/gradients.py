@@ -222,7 +222,7 @@ def _total(launch: Launch, shares: Array) -> Array:
     mapped, rows = launch.arguments.query.shape[:n_mapped], shares.shape[2:-2]
     if shares.shape[:2] == (1, 1):
         return shares.reshape(*mapped, *rows, *launch.tiles.padded)
-    total: Array = shares.sum(1)
+    total: Array = np.add.reduce(shares, 1)  # `sum` takes the way of a function in Python
     n_batches, padded = launch.sizes.n_batches, launch.tiles.padded
     if n_batches != 1:
         total = total.reshape(*mapped, n_batches, *rows, *padded).sum(n_mapped)

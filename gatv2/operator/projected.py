@@ -31,10 +31,13 @@ def attend_to_projections(
 
 
 def _arguments(
-    bound: Bound, projections: Projections, attn: Tensor, seed: Tensor | None
+    bound: Bound, projected: tuple[Any, ...], attn: Tensor, seed: Tensor | None
 ) -> Arguments:
-    """What the operator is given: the features, projected, and the matrix of those of edges."""
-    h_query, w_query, b_query, h_key, w_key, b_key, x, w_edge = projections
+    """What the operator is given: the features, projected, and the matrix of those of edges.
+
+    `projected` has the fields of `Projections`.
+    """
+    h_query, w_query, b_query, h_key, w_key, b_key, x, w_edge = projected
     heads = attn.shape
     query = key = functional.linear(h_query, w_query, b_query).view(h_query.shape[0], *heads)
     if h_key is not None and w_key is not None:
@@ -57,7 +60,7 @@ class _Projected(FunctionBase):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What is saved of a projection is what its gradient needs, and what memory there was of it."""
         ctx.set_materialize_grads(False)
-        arguments = _arguments(bound, Projections(*projected), attn, seed)
+        arguments = _arguments(bound, projected, attn, seed)
         query, key, adjacency = arguments.query, arguments.key, bound.adjacency
         out, lse, _ = bound.call.launcher.forward(arguments)
         further = None if key is query else key
