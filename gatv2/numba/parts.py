@@ -28,7 +28,7 @@ _LEAST_PARTS = 3
 _LEAST_CHUNKS = 16
 """Of a part, so that threads share them out evenly."""
 _LANES = 16
-"""Edges that are looked at together: more than a key has in most parts."""
+"""Edges that are looked at together: as many as a key of a part often has."""
 
 
 class Part(NamedTuple):
@@ -65,14 +65,14 @@ def cut(
         ValueError: the order of keys is that of other edges.
     """
     key_ptr, edges, queries = key_order
-    vectors, order = _vectors(edges.dtype, queries.dtype), (key_ptr, edges, queries)
+    vectors = _vectors(edges.dtype, queries.dtype)
     chunk = np.arange(n_parts + 1) * n_chunks // n_parts
     row = np.empty_like(chunk)
     _first_rows(query_ptr, chunk, n_chunks, row)
     edge = query_ptr[row]
     ptr = np.zeros((n_parts, key_ptr.size), key_ptr.dtype)
     part_ptr, width = ptr.ravel(), key_ptr.size
-    run_chunks(_count, n_threads, n_chunks, vectors, order, edge, part_ptr, width)
+    run_chunks(_count, n_threads, n_chunks, vectors, key_order, edge, part_ptr, width)
     _sum_up(part_ptr, width)
     if not np.array_equal(ptr[:, -1], np.diff(edge)):
         raise _of_other_edges()
@@ -83,7 +83,7 @@ def cut(
         n_threads,
         n_chunks,
         vectors,
-        order,
+        key_order,
         (row, edge),
         (part_ptr, cut_edges, cut_queries),
         width,
@@ -159,9 +159,10 @@ def _end_of(
     lanes = vectors.edge.lanes
     while start < stop and start + lanes <= edges.size:
         n = lowest_bit(~bits_of(load(vectors.edge, edges, start) < splat(vectors.edge, end_edge)))
-        start = min(start + n, stop)
         if n < lanes:
-            return start
+            return min(start + n, stop)
+        start += lanes
+    start = min(start, stop)
     while start < stop and np.uint64(element(edges, start)) < np.uint64(end_edge):
         start += 1
     return start
@@ -189,8 +190,8 @@ def _move(
 ) -> None:
     """Write the edges and queries of each part, by key, where `ptr` has them.
 
-    Of each chunk, count those that are not of their part. What is behind the edges of a key is written
-    with them, in the place of the chunk's next keys, which come after it.
+    Of each chunk, count the edges and queries that are not of their part. What is behind the edges of a
+    key is written with them, where the chunk's next keys are written later.
     """
     share_out(chunks)
     (key_ptr, edges, queries), (row, edge), (ptr, cut_edges, cut_queries) = order, starts, parts
@@ -202,8 +203,9 @@ def _move(
         for j in range(begin, end):
             i = max(element(key_ptr, j), 0)
             for part in range(edge.size - 1):
-                first, end_query = element(edge, part), element(row, part + 1)
+                first, first_query = element(edge, part), element(row, part)
                 n_edges = element(edge, part + 1) - first
+                n_queries = element(row, part + 1) - first_query
                 own = part * width
                 to, stop = element(ptr, own + j), element(ptr, own + j + 1)
                 end_of_chunk = element(ptr, own + end)
@@ -215,7 +217,8 @@ def _move(
                         store(cut_edges, first + to, number)
                         store(cut_queries, first + to, query)
                         is_right = bits_of(number < splat(vectors.edge, n_edges)) & bits_of(
-                            query < splat(vectors.query, end_query)
+                            query - splat(vectors.query, first_query)
+                            < splat(vectors.query, n_queries)
                         )
                         wrong += lowest_bit(~is_right) < n
                     else:
@@ -223,7 +226,7 @@ def _move(
                         number, query = element(edges, i) - first, element(queries, i)
                         cut_edges[first + to], cut_queries[first + to] = number, query
                         wrong += np.uint64(number) >= np.uint64(n_edges)
-                        wrong += np.uint64(query) >= np.uint64(end_query)
+                        wrong += np.uint64(query - first_query) >= np.uint64(n_queries)
                     i += n
                     to += n
         n_wrong[chunk] = wrong

@@ -2,11 +2,13 @@
 
 A backward pass holds some numbers for each edge. Memory of that size comes from the system page by page,
 each filled with zeros, and goes back to it: a fourth of the time of a step. What is kept here is marked
-as free meanwhile, where the system knows such a mark, and taken away when memory is short. As much as a
-heap keeps for itself, too, is not marked: that would take a thirtieth of the time of a small step.
+as free meanwhile, where the system knows such a mark, and taken away when memory is short. The first
+32 MB are not marked: that would take a thirtieth of the time of a small step.
 """
 
 import mmap
+import os
+from contextlib import suppress
 from threading import Lock
 
 import numpy as np
@@ -44,8 +46,9 @@ class Scratch:
         return np.frombuffer(self._memory, np.uint8, self._n_bytes)
 
     def __exit__(self, *_: object) -> None:
-        if self._memory is not None:
-            _give_back(self._memory)
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            _give_back(memory)
 
 
 def release_scratch() -> None:
@@ -61,12 +64,13 @@ def release_scratch() -> None:
 def _take(n_bytes: int) -> mmap.mmap:
     """The smallest memory that is kept and large enough, or new memory in the place of the largest."""
     with _lock:
-        if _kept:
-            fitting = [memory for memory in _kept if len(memory) >= n_bytes]
-            memory = min(fitting, key=len) if fitting else max(_kept, key=len)
+        fitting = [memory for memory in _kept if len(memory) >= n_bytes]
+        if fitting:
+            memory = min(fitting, key=len)
             _kept.remove(memory)
-            if fitting:
-                return memory
+            return memory
+        if _kept:
+            _kept.remove(max(_kept, key=len))
     return _new(n_bytes + -n_bytes % _HUGE_PAGE)
 
 
@@ -89,5 +93,16 @@ def _give_back(memory: mmap.mmap) -> None:
 
 
 def _advise(memory: mmap.mmap, advice: str) -> None:
-    if hasattr(mmap, advice):
+    # a kernel may not know what Python knows, and locked memory can't be marked
+    with suppress(AttributeError, OSError):
         memory.madvise(getattr(mmap, advice))
+
+
+def _forget_the_lock() -> None:
+    """Of a parent, of which another thread may have held it when it forked."""
+    global _lock
+    _lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_lock)

@@ -88,16 +88,18 @@ def test_any_graph(lengths: list[list[int]], dtype: Any, n_parts: int, n_chunks:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("array", [1, 2])
-@pytest.mark.parametrize("value", [-1, "size", "far", "least"])
-def test_one_wrong_number_is_found_anywhere(dtype: Any, array: int, value: Any) -> None:
+@pytest.mark.parametrize("value", ["negative", "size", "far", "least", "of another part"])
+def test_one_wrong_number_is_found_anywhere(dtype: Any, array: int, value: str) -> None:
     query_ptr, order = equal_blocks(dtype)
     size = (query_ptr[-1], query_ptr.size - 1)[array - 1]
     # far is 0 in its lower half
     far, least = (1 << 32 if dtype == np.int64 else 1 << 30), np.iinfo(dtype).min
-    value = {"size": size, "far": far, "least": least}.get(value, value)
     for at in (*range(0, 200, 7), *range(order[1].size - 20, order[1].size)):
+        is_in_first = order[1][at] < order[1].size // N_PARTS
+        wrong = {"negative": -1, "size": size, "far": far, "least": least}
+        wrong["of another part"] = size - 1 if is_in_first else 0
         written = [x.copy() for x in order]
-        written[array][at] = value
+        written[array][at] = wrong[value]
         with pytest.raises(ValueError, match="by_key"):
             parts.cut(N_PARTS, 2 * N_PARTS, query_ptr, tuple(written), 2)
 

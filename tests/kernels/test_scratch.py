@@ -181,3 +181,23 @@ def test_a_child_has_its_own() -> None:
         [sys.executable, "-c", FORKED], capture_output=True, text=True, check=True
     )
     assert result.stdout == "its own\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_fork_does_not_wait_for_a_thread_of_its_parent() -> None:
+    with module._lock:  # as by a thread of which the child knows nothing
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            with Scratch(N_BYTES):
+                os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_hint_that_the_system_refuses_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1)
+    monkeypatch.setattr(mmap, "MADV_FREE", -1)
+    with Scratch(1 << 26) as memory:
+        memory[:] = 1
+    assert len(module._kept) == 1
