@@ -293,13 +293,13 @@ def attend_projected(
         return None
     attention = served(graph, marks, dispatch.KERNELS)
     if attention is None:
-        attention = _of_projections(projections, attn, graph, flow, options, marks)
+        attention = _choose_for_projections(projections, attn, graph, flow, options, marks)
     if not isinstance(attention, sparse_operator.BoundAttention):
         return None
     return attend_to_projections(attention.bound, projections, attn, _seed(attn, options))
 
 
-def _of_projections(
+def _choose_for_projections(
     projections: Projections,
     attn: Tensor,
     graph: Graph,
@@ -307,7 +307,7 @@ def _of_projections(
     options: AttendOptions,
     marks: Marks,
 ) -> Attention:
-    """What serves calls of these marks from now on."""
+    """What is to serve calls of these marks."""
     x, w_edge = projections.edge_features, projections.weight_edge
     if x is not None and w_edge is not None:
         options = {**options, "edges": EdgeInputs(x, w_edge.view(*attn.shape, -1))}

@@ -9,7 +9,7 @@ from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
 from gatv2.options import check_flow_of_graph
-from gatv2.projection import as_projections, edge_projection
+from gatv2.projection import PLAIN, as_projections, edge_projection
 from gatv2.random import as_seed
 from gatv2.torch_internals import has_hooks, is_watched
 
@@ -124,21 +124,22 @@ class GraphAttentionV2Layer(GraphAttention):
     ) -> Tensor | None:
         """The result, by one function of autograd's for all three projections and attention."""
         # past `nn.Module.__getattr__`, which takes longer than all else here
-        modules, attn = self._modules, self._parameters.get("attn")
-        linear_e = modules.get("linear_e") or self.linear_e
+        own, modules, attn = self.__dict__, self._modules, self._parameters.get("attn")
+        linear_e = own["linear_e"] if "linear_e" in own else modules.get("linear_e")
         h_query = h_key = h
         if type(h) is tuple and len(h) == 2:
             h_query, h_key = self._by_role(h)
         if (
             is_watched()
             or type(self) is not GraphAttentionV2Layer  # a class of the user's may do other things
-            or not self.__dict__.keys().isdisjoint(_GENERAL_WAY)  # looks up few names, not all
+            or not own.keys().isdisjoint(_GENERAL_WAY)
             or type(adj_mat) not in _LISTS_OF_EDGES
             or self.add_self_loops
             or self.backend == "dense"
             or self.kernel not in ("auto", "numba")
             or (edge_features is None) != (linear_e is None)
             or attn is None
+            or type(attn) not in PLAIN
             or has_hooks()
             or torch.is_autocast_enabled("cpu")
             or attn.shape != (self.n_heads, self.n_hidden)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 _LINEAR_FORWARD = nn.Linear.forward
-_PLAIN = {Tensor, nn.Parameter}
+PLAIN = {Tensor, nn.Parameter}
+"""Types of tensors that are no subclasses of the user's."""
 
 
 class Where(TypedDict):
@@ -131,7 +132,6 @@ def as_projections(
     dtype, width, is_one_side = attn.dtype, n_heads * n_hidden, h_key is h_query
     if (
         nn.Linear.forward is not _LINEAR_FORWARD
-        or type(attn) not in _PLAIN
         or not attn.is_cpu
         or not _is_matrix(h_query, dtype)
         or not (is_one_side or _is_matrix(h_key, dtype))
@@ -152,7 +152,7 @@ def as_projections(
 
 
 def _is_matrix(h: Any, dtype: torch.dtype) -> bool:
-    """Whether features are rows of numbers in the CPU's memory."""
+    """Whether features are a plain tensor of rows of this dtype, in the CPU's memory."""
     return (
         type(h) is Tensor
         and h.ndim == 2
@@ -175,8 +175,8 @@ def _as_product(
     weight, bias = parameters.get("weight"), parameters["bias"]
     fits = (
         weight is not None
-        and type(weight) in _PLAIN
-        and (bias is None or (type(bias) in _PLAIN and bias.ndim == 1))
+        and type(weight) in PLAIN
+        and (bias is None or (type(bias) in PLAIN and bias.ndim == 1))
         and weight.shape == (width, h.shape[1])
         and weight.dtype is dtype
         and weight.is_cpu

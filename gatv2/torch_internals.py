@@ -240,8 +240,8 @@ def is_transformed() -> bool:
 
 
 ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
-"""Types of tensors that have no mind of their own."""
-_ANYTHING = (None,)
+"""Types of arguments of which none sees what is done with it."""
+_NO_TENSOR = (None,)
 
 
 def needs_dispatcher(tensors: Iterable[object]) -> bool:
@@ -263,7 +263,7 @@ def is_watched() -> bool:
     internals = torch._C
     try:
         return (
-            has_torch_function(_ANYTHING)  # of that, a mode has it alone
+            has_torch_function(_NO_TENSOR)  # that is, there is a mode
             or forward_ad._current_level >= 0
             or internals._functorch.get_interpreter_stack() is not None
             or internals._get_tracing_state() is not None

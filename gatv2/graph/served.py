@@ -56,7 +56,7 @@ class Kind(NamedTuple):
             and graph.head_mask is None
             and graph.n_blocks == 1
             and graph.batch_shape is None
-            and not [x for x in of_edges if x is not None and x[:-1] != (n_edges,)]
+            and all(shape is None or shape[:-1] == (n_edges,) for shape in of_edges)
         )
 
 
@@ -119,7 +119,7 @@ def marks_of_projections(
         of_edges = x.shape
         shapes, n_features = (*shapes, of_edges), of_edges[1]
     is_differentiated = torch.is_grad_enabled() and (
-        attn.requires_grad or True in [x.requires_grad for x in projections if x is not None]
+        attn.requires_grad or True in [p.requires_grad for p in projections if p is not None]
     )
     return _marks(graph, shapes, (heads, attn.dtype, n_features), is_differentiated, flow, options)
 

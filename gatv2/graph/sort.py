@@ -57,8 +57,8 @@ def sort_both_ways(
     Raises:
         IndexError: an index is negative or past the end.
     """
-    counting_sort = _counting_sort()
-    if counting_sort is None or not edge_index.is_cpu:
+    counting_sort = _counting_sort() if edge_index.is_cpu else None
+    if counting_sort is None:
         return None
     sort = counting_sort.sort_both_ways
     with without_transforms():

@@ -403,6 +403,29 @@ def test_what_is_set_past_the_module_counts() -> None:
         assert not torch.allclose(layer(h, edges()), before)
 
 
+def test_a_module_of_edges_set_past_the_module_counts() -> None:
+    layer, h = make(edge_dim=3), features()
+    x = torch.randn(edges().shape[1], 3)
+    before = layer(h, edges(), edge_features=x)
+    own = nn.Linear(3, layer.linear_l.out_features, bias=False)
+    object.__setattr__(layer, "linear_e", own)
+    assert not torch.allclose(layer(h, edges(), edge_features=x), before)
+    object.__setattr__(layer, "linear_e", None)
+    with pytest.raises(ValueError, match="edge_dim"):
+        layer(h, edges(), edge_features=x)
+
+
+def test_a_module_of_edges_is_not_asked_for_its_truth() -> None:
+    class Wrapped(nn.Linear):
+        def __len__(self) -> int:
+            raise TypeError
+
+    layer, h = make(edge_dim=3), features()
+    layer.linear_e = Wrapped(3, layer.linear_l.out_features, bias=False)
+    x = torch.randn(edges().shape[1], 3)
+    assert layer(h, edges(), edge_features=x).isfinite().all()
+
+
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (3, 0)])
 def test_no_nodes(sizes: tuple[int, int]) -> None:
     layer = make()
