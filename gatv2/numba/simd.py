@@ -177,6 +177,32 @@ def broadcast(_typing: Typing, cls: VectorClass, array: Floats, index: Index) ->
 
 
 @intrinsic
+def broadcast_each(
+    _typing: Typing,
+    cls: VectorClass,
+    part: VectorClass,
+    array: Floats,
+    index: Index,
+    stride: Index,
+) -> Vector:
+    """`array[index]` in every lane of a `part`, `array[index + stride]` in those of the next, and on."""
+    vector, width = _vector(cls), _vector(part).lanes
+    n = vector.lanes // width
+
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
+        *_, array, index, stride = args
+        values = ir.Constant(vector.llvm, ir.Undefined)
+        for k in range(n):
+            at = builder.add(index, builder.mul(stride, ir.Constant(index.type, k)))
+            pointer = _pointer(context, builder, sig, [*args[:2], array, at], 2, 1)
+            lane = ir.Constant(ir.IntType(32), k)
+            values = builder.insert_element(values, builder.load(pointer), lane)
+        return _shuffle(builder, values, [i // width for i in range(vector.lanes)])
+
+    return vector(cls, part, array, types.intp, types.intp), lower
+
+
+@intrinsic
 def store(_typing: Typing, array: Floats, index: Index, value: Vector) -> Nothing:
     """Store a vector from `array[index]` on."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+from numba.core.registry import cpu_target
 
 from gatv2.numba.memory import LINE_BYTES, Array, empty
 from gatv2.numba.philox import LANES
@@ -60,13 +61,19 @@ class Tiles:
 
     @cached_property
     def vectors(self) -> Vectors:
-        """Vectors: a tile, its heads, coefficients, a cache line, random words, a part of a mask."""
-        scalar = self.dtype.type
+        """Vectors of all kinds.
+
+        A tile, its heads, coefficients, a cache line, what of a tile is summed for four edges at once,
+        cache lines of some edges, random words, a part of a mask.
+        """
+        scalar, n_sums = self.dtype.type, sum_bytes() // self.dtype.itemsize
         return Vectors(
             tile=(scalar, self.lanes),
             heads=(scalar, self.group),
             flat=(scalar, max(self.group, self.line)),
             line=(scalar, self.line),
+            slice=(scalar, min(self.lanes, n_sums // 4)),
+            lines=(scalar, min(n_sums, 8 * self.line)),
             words=(np.uint32, LANES),
             word=(np.uint32, MASK_LANES),
         )
@@ -109,6 +116,13 @@ class Tiles:
     def crop_heads(self, values: Array) -> Array:
         """The caller's part of padded `[..., heads]`."""
         return values[..., : self.n_heads].copy() if self.is_padded else values
+
+
+@lru_cache
+def sum_bytes() -> int:
+    """Bytes of registers that sums may take: half of all, of the CPU that Numba compiles for."""
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    return 1024 if "+avx512f" in features else 256
 
 
 @lru_cache
