@@ -1,4 +1,4 @@
-"""Edge features in the fused kernels: projected while an edge is read, never stored projected.
+"""Edge features in the fused kernels: projected when an edge is read, and kept for four edges at most.
 
 Of edge (i, j) with features x_ij `[D]`, W_e x_ij is added to query_i + key_j before LeakyReLU. The
 projection lies as `[D, heads, features]`, padded, so that each feature of an edge scales a whole tile.
@@ -46,7 +46,7 @@ from gatv2.numba.simd import (
     store,
 )
 
-TOGETHER = 4  # edges, or features, summed at once: one sum would wait for itself
+TOGETHER = 4  # edges, or features, summed at once: what is loaded for one serves all
 BATCH = 16  # edges whose de_ij s_ij are held at once
 
 
@@ -78,9 +78,9 @@ def add_projection(
     projected: Floats,
     total: Vector,
 ) -> Vector:
-    """`total`, and the tile at `column` of W_e x of edge `e`, the `k`-th since one that was asked for.
+    """`total`, and the tile at `column` of W_e x of edge `e`, the `k`-th behind the first one asked for.
 
-    Many features are projected for the next edges of the list, too, and kept in `projected`.
+    Unless features are few, the next edges of the list are projected with it, and kept in `projected`.
     """
     tile, n_features = vectors.tile, edges.n_features
     if n_features < TOGETHER:
@@ -89,7 +89,7 @@ def add_projection(
             w = load(tile, edges.projection, column + d * length)
             total = fma(w, broadcast(tile, edges.x, at + d), total)
         return total
-    k = k % TOGETHER
+    k %= TOGETHER
     if k == 0:
         _project(vectors, edges, first_x, x_row, e, column, length, projected)
     return total + load(tile, projected, k * tile.lanes)
@@ -106,7 +106,7 @@ def _project(
     length: Index,
     projected: Floats,
 ) -> None:
-    """Write the tile at `column` of W_e x, of edge `e` and those behind it, `TOGETHER` in all."""
+    """Write the tile at `column` of W_e x of edges `e` to e + 3, or of the last one again."""
     part, n_lanes, last = vectors.slice, vectors.tile.lanes, x_row.size - 1
     x, projection, n_features = edges.x, edges.projection, edges.n_features
     x0 = (first_x + element(x_row, e)) * n_features
@@ -114,8 +114,8 @@ def _project(
     x2 = (first_x + element(x_row, min(e + 2, last))) * n_features
     x3 = (first_x + element(x_row, min(e + 3, last))) * n_features
     for lane in range(0, n_lanes, part.lanes):
-        t0 = splat(part, 0.0)
-        t1, t2, t3 = t0, t0, t0
+        nothing = splat(part, 0.0)
+        t0, t1, t2, t3 = nothing, nothing, nothing, nothing
         for d in range(n_features):
             w = load(part, projection, column + lane + d * length)
             t0 = fma(w, broadcast(part, x, x0 + d), t0)
@@ -250,7 +250,7 @@ def _add_to_projection(
 @inline
 def _guarded(slope_de: Vector, x: Floats, at: Index, is_guarded: bool) -> Vector:
     """A feature of an edge; of one that a head does not use, it may be NaN, but counts for nothing."""
-    value = splat(slope_de, x[at])
+    value = broadcast(slope_de, x, at)
     if is_guarded:
         nothing = splat(slope_de, 0.0)
         value = select(slope_de == nothing, nothing, value)

@@ -125,8 +125,8 @@ def score_block(
     bias, bias_rows = bias_of(head_mask, place)
     if edges is not None:
         n_features, first_x = edges.n_features, first_x_of(edges, place)
-        projected = buffers.keep  # dropout comes later
-        # edges of the strip's next query are projected, too, but of one part only
+        projected = buffers.keep  # which dropout fills later
+        # the strip's next query finds its first edges projected, if all are of the same part
         first_projected = block.first if layout.span == 1 else block.begin
     for part in range(layout.span):
         at_query = column_of(vectors, layout, place.row, group, part)

@@ -163,9 +163,9 @@ def element(_typing: Typing, array: Integers, index: Index) -> Index:
 
 
 @intrinsic
-def broadcast(_typing: Typing, cls: VectorClass, array: Floats, index: Index) -> Vector:
-    """`array[index]` in every lane of a vector of class `cls`."""
-    vector = _vector(cls)
+def broadcast(_typing: Typing, like: VectorClass | Vector, array: Floats, index: Index) -> Vector:
+    """`array[index]` in every lane; the type is given as to `splat`."""
+    vector = _vector(like)
 
     def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         scalar = builder.load(_pointer(context, builder, sig, args, 1, 1))
@@ -173,7 +173,7 @@ def broadcast(_typing: Typing, cls: VectorClass, array: Floats, index: Index) ->
         first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
         return _shuffle(builder, first, [0] * vector.lanes)
 
-    return vector(cls, array, types.intp), lower
+    return vector(like, array, types.intp), lower
 
 
 @intrinsic
