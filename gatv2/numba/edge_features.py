@@ -1,4 +1,4 @@
-"""Edge features in the fused kernels: projected while an edge is read, never stored projected.
+"""Edge features in the fused kernels: projected when an edge is read, and kept for four edges at most.
 
 Of edge (i, j) with features x_ij `[D]`, W_e x_ij is added to query_i + key_j before LeakyReLU. The
 projection lies as `[D, heads, features]`, padded, so that each feature of an edge scales a whole tile.
@@ -19,6 +19,7 @@ from gatv2.numba.arguments import (
     Floats,
     HeadMask,
     Index,
+    Integers,
     PerEdge,
     Place,
     Problem,
@@ -32,17 +33,20 @@ from gatv2.numba.head_mask import has_unused
 from gatv2.numba.rows import column_of, length_of, signs_at, weights_at
 from gatv2.numba.simd import (
     broadcast,
+    broadcast_each,
     element,
     expand,
     fma,
     load,
     load_bits,
     prefetch,
+    repeat,
     select,
     splat,
     store,
 )
 
+TOGETHER = 4  # edges, or features, summed at once: what is loaded for one serves all
 BATCH = 16  # edges whose de_ij s_ij are held at once
 
 
@@ -55,28 +59,73 @@ def first_x_of(edges: EdgeFeatures | None, place: Place) -> Index:
 
 
 @inline
-def prefetch_features(flat: VectorClass, x: Floats, at: Index, n_features: Index) -> None:
+def prefetch_features(line: VectorClass, x: Floats, at: Index, n_features: Index) -> None:
     """Ask for the edge features, which start at `at`, ahead of their use."""
-    for d in range(0, n_features, flat.lanes):
-        prefetch(flat, x, at + d)
+    for d in range(0, n_features, line.lanes):
+        prefetch(line, x, at + d)
 
 
 @inline
 def add_projection(
-    tile: VectorClass,
-    x: Floats,
-    at: Index,
-    n_features: Index,
-    projection: Floats,
+    vectors: VectorClasses,
+    edges: EdgeFeatures,
+    first_x: Index,
+    x_row: Integers,
+    e: Index,
+    k: Index,
     column: Index,
     length: Index,
+    projected: Floats,
     total: Vector,
 ) -> Vector:
-    """`total`, and the tile at `column` of W_e x, of the edge whose features start at `at`."""
-    for d in range(n_features):
-        w = load(tile, projection, column + d * length)
-        total = fma(w, broadcast(tile, x, at + d), total)
-    return total
+    """`total`, and the tile at `column` of W_e x of edge `e`, the `k`-th behind the first one asked for.
+
+    Unless features are few, the next edges of the list are projected with it, and kept in `projected`.
+    """
+    tile, n_features = vectors.tile, edges.n_features
+    if n_features < TOGETHER:
+        at = (first_x + element(x_row, e)) * n_features
+        for d in range(n_features):
+            w = load(tile, edges.projection, column + d * length)
+            total = fma(w, broadcast(tile, edges.x, at + d), total)
+        return total
+    k %= TOGETHER
+    if k == 0:
+        _project(vectors, edges, first_x, x_row, e, column, length, projected)
+    return total + load(tile, projected, k * tile.lanes)
+
+
+@inline
+def _project(
+    vectors: VectorClasses,
+    edges: EdgeFeatures,
+    first_x: Index,
+    x_row: Integers,
+    e: Index,
+    column: Index,
+    length: Index,
+    projected: Floats,
+) -> None:
+    """Write the tile at `column` of W_e x of edges `e` to e + 3, or of the last one again."""
+    part, n_lanes, last = vectors.slice, vectors.tile.lanes, x_row.size - 1
+    x, projection, n_features = edges.x, edges.projection, edges.n_features
+    x0 = (first_x + element(x_row, e)) * n_features
+    x1 = (first_x + element(x_row, min(e + 1, last))) * n_features
+    x2 = (first_x + element(x_row, min(e + 2, last))) * n_features
+    x3 = (first_x + element(x_row, min(e + 3, last))) * n_features
+    for lane in range(0, n_lanes, part.lanes):
+        nothing = splat(part, 0.0)
+        t0, t1, t2, t3 = nothing, nothing, nothing, nothing
+        for d in range(n_features):
+            w = load(part, projection, column + lane + d * length)
+            t0 = fma(w, broadcast(part, x, x0 + d), t0)
+            t1 = fma(w, broadcast(part, x, x1 + d), t1)
+            t2 = fma(w, broadcast(part, x, x2 + d), t2)
+            t3 = fma(w, broadcast(part, x, x3 + d), t3)
+        store(projected, lane, t0)
+        store(projected, lane + n_lanes, t1)
+        store(projected, lane + 2 * n_lanes, t2)
+        store(projected, lane + 3 * n_lanes, t3)
 
 
 @inline
@@ -166,22 +215,46 @@ def _add_to_projection(
     gradients: QueryGradients,
 ) -> None:
     """Add the edges' share of G to that of the chunk."""
-    tile, first_x = vectors.tile, first_x_of(edges, place)
-    nothing, length = splat(tile, 0.0), length_of(vectors, problem.layout)
-    is_guarded = has_unused(head_mask)
+    tile, part, first_x = vectors.tile, vectors.slice, first_x_of(edges, place)
+    length, is_guarded = length_of(vectors, problem.layout), has_unused(head_mask)
     shares = EdgeGradients(*gradients.edges).shares
     x, x_row, n_features = edges.x, edge_list.x_row, edges.n_features
-    for d in range(n_features):
-        at = (gradients.chunk * n_features + d) * length + column
-        share = nothing
+    n_whole = n_features // TOGETHER * TOGETHER
+    first = gradients.chunk * n_features * length + column
+    nothing = splat(part, 0.0)
+    for d in range(0, n_whole, TOGETHER):
+        for lane in range(0, tile.lanes, part.lanes):
+            t0, t1, t2, t3 = nothing, nothing, nothing, nothing
+            for e in range(batch.begin, batch.end):
+                at = (first_x + element(x_row, e)) * n_features + d
+                slope_de = load(part, slopes_de, (e - batch.begin) * tile.lanes + lane)
+                t0 = fma(slope_de, _guarded(slope_de, x, at, is_guarded), t0)
+                t1 = fma(slope_de, _guarded(slope_de, x, at + 1, is_guarded), t1)
+                t2 = fma(slope_de, _guarded(slope_de, x, at + 2, is_guarded), t2)
+                t3 = fma(slope_de, _guarded(slope_de, x, at + 3, is_guarded), t3)
+            at = first + d * length + lane
+            store(shares, at, load(part, shares, at) + t0)
+            store(shares, at + length, load(part, shares, at + length) + t1)
+            store(shares, at + 2 * length, load(part, shares, at + 2 * length) + t2)
+            store(shares, at + 3 * length, load(part, shares, at + 3 * length) + t3)
+    for d in range(n_whole, n_features):
+        share = splat(tile, 0.0)
         for e in range(batch.begin, batch.end):
-            of_edge = (first_x + element(x_row, e)) * n_features + d
+            at = (first_x + element(x_row, e)) * n_features + d
             slope_de = load(tile, slopes_de, (e - batch.begin) * tile.lanes)
-            value = broadcast(tile, x, of_edge)
-            if is_guarded:  # of an edge that a head does not use, x may be NaN
-                value = select(slope_de == nothing, nothing, value)
-            share = fma(slope_de, value, share)
+            share = fma(slope_de, _guarded(slope_de, x, at, is_guarded), share)
+        at = first + d * length
         store(shares, at, load(tile, shares, at) + share)
+
+
+@inline
+def _guarded(slope_de: Vector, x: Floats, at: Index, is_guarded: bool) -> Vector:
+    """A feature of an edge; of one that a head does not use, it may be NaN, but counts for nothing."""
+    value = broadcast(slope_de, x, at)
+    if is_guarded:
+        nothing = splat(slope_de, 0.0)
+        value = select(slope_de == nothing, nothing, value)
+    return value
 
 
 @inline
@@ -197,21 +270,29 @@ def _add_to_features(
     d_edges: EdgeGradients,
 ) -> None:
     """Add what comes through a tile to the gradient of x; the first tile writes it."""
-    d_x, n_features, n_lanes = d_edges.d_x, edges.n_features, vectors.line.lanes
+    line, n_lanes = vectors.line, vectors.line.lanes
+    d_x, n_features = d_edges.d_x, edges.n_features
     by_lane, x_row = d_edges.by_lane, edge_list.x_row
     n = batch.end - batch.begin
-    for i in range(0, n, 4):
+    n_rows = vectors.lines.lanes // n_lanes
+    for i in range(0, n, n_rows):
         for d in range(0, n_features, n_lanes):
-            _four_rows(vectors, slopes_de, i, by_lane, column, n_features, d, total)
-            for k in range(i, min(i + 4, n)):
+            _write_lines(vectors, slopes_de, i, by_lane, column, n_features, d, total)
+            for k in range(i, min(i + n_rows, n)):
                 at = (place.first_x + element(x_row, batch.begin + k)) * n_features
-                for j in range(d, min(d + n_lanes, n_features)):
+                if d + n_lanes <= n_features:
+                    shares = load(line, total, (k - i) * n_lanes)
+                    if column > 0:
+                        shares = load(line, d_x, at + d) + shares
+                    store(d_x, at + d, shares)
+                    continue
+                for j in range(d, n_features):
                     share = total[(k - i) * n_lanes + j - d]
                     d_x[at + j] = share if column == 0 else d_x[at + j] + share
 
 
 @inline
-def _four_rows(
+def _write_lines(
     vectors: VectorClasses,
     slopes_de: Floats,
     first: Index,
@@ -221,20 +302,11 @@ def _four_rows(
     d: Index,
     total: Floats,
 ) -> None:
-    """Write a line of the gradient of the features of four edges, `first` and on, to `total`."""
-    line, n_lanes = vectors.line, vectors.tile.lanes
+    """Write a line of the gradient of the features of some edges, `first` and on, to `total`."""
+    line, lines, n_lanes = vectors.line, vectors.lines, vectors.tile.lanes
     length = (n_features + line.lanes - 1) // line.lanes * line.lanes
-    nothing = splat(line, 0.0)
-    # four sums, as one would wait for itself
-    t0, t1, t2, t3 = nothing, nothing, nothing, nothing
-    at = first * n_lanes
+    sums, at = splat(lines, 0.0), first * n_lanes
     for lane in range(n_lanes):
-        w = load(line, by_lane, (column + lane) * length + d)
-        t0 = fma(w, broadcast(line, slopes_de, at + lane), t0)
-        t1 = fma(w, broadcast(line, slopes_de, at + n_lanes + lane), t1)
-        t2 = fma(w, broadcast(line, slopes_de, at + 2 * n_lanes + lane), t2)
-        t3 = fma(w, broadcast(line, slopes_de, at + 3 * n_lanes + lane), t3)
-    store(total, 0, t0)
-    store(total, line.lanes, t1)
-    store(total, 2 * line.lanes, t2)
-    store(total, 3 * line.lanes, t3)
+        w = repeat(lines, load(line, by_lane, (column + lane) * length + d))
+        sums = fma(w, broadcast_each(lines, line, slopes_de, at + lane, n_lanes), sums)
+    store(total, 0, sums)

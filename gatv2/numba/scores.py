@@ -124,8 +124,10 @@ def score_block(
     flags, x_row = flags_of(head_mask), edge_list.x_row
     bias, bias_rows = bias_of(head_mask, place)
     if edges is not None:
-        features, projection = edges.x, edges.projection
         n_features, first_x = edges.n_features, first_x_of(edges, place)
+        projected = buffers.keep  # which dropout fills later
+        # the strip's next query finds its first edges projected, if all are of the same part
+        first_projected = block.first if layout.span == 1 else block.begin
     for part in range(layout.span):
         at_query = column_of(vectors, layout, place.row, group, part)
         column = column_of(vectors, layout, 0, group, part)
@@ -142,9 +144,19 @@ def score_block(
             x = q + k
             if edges is not None:
                 at = (first_x + element(x_row, min(e + AHEAD, last))) * n_features
-                prefetch_features(vectors.flat, features, at, n_features)
-                at = (first_x + element(x_row, e)) * n_features
-                x = add_projection(tile, features, at, n_features, projection, column, length, x)
+                prefetch_features(vectors.line, edges.x, at, n_features)
+                x = add_projection(
+                    vectors,
+                    edges,
+                    first_x,
+                    x_row,
+                    e,
+                    e - first_projected,
+                    column,
+                    length,
+                    projected,
+                    x,
+                )
             positive = x > nothing
             s = group_sum(heads, select(positive, x, x * slopes) * a)
             at = (e - block.first) * heads.lanes

@@ -163,9 +163,9 @@ def element(_typing: Typing, array: Integers, index: Index) -> Index:
 
 
 @intrinsic
-def broadcast(_typing: Typing, cls: VectorClass, array: Floats, index: Index) -> Vector:
-    """`array[index]` in every lane of a vector of class `cls`."""
-    vector = _vector(cls)
+def broadcast(_typing: Typing, like: VectorClass | Vector, array: Floats, index: Index) -> Vector:
+    """`array[index]` in every lane; the type is given as to `splat`."""
+    vector = _vector(like)
 
     def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         scalar = builder.load(_pointer(context, builder, sig, args, 1, 1))
@@ -173,7 +173,33 @@ def broadcast(_typing: Typing, cls: VectorClass, array: Floats, index: Index) ->
         first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
         return _shuffle(builder, first, [0] * vector.lanes)
 
-    return vector(cls, array, types.intp), lower
+    return vector(like, array, types.intp), lower
+
+
+@intrinsic
+def broadcast_each(
+    _typing: Typing,
+    cls: VectorClass,
+    part: VectorClass,
+    array: Floats,
+    index: Index,
+    stride: Index,
+) -> Vector:
+    """`array[index]` in every lane of a `part`, `array[index + stride]` in those of the next, and on."""
+    vector, width = _vector(cls), _vector(part).lanes
+    n = vector.lanes // width
+
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
+        *_, array, index, stride = args
+        values = ir.Constant(vector.llvm, ir.Undefined)
+        for k in range(n):
+            at = builder.add(index, builder.mul(stride, ir.Constant(index.type, k)))
+            pointer = _pointer(context, builder, sig, [*args[:2], array, at], 2, 1)
+            lane = ir.Constant(ir.IntType(32), k)
+            values = builder.insert_element(values, builder.load(pointer), lane)
+        return _shuffle(builder, values, [i // width for i in range(vector.lanes)])
+
+    return vector(cls, part, array, types.intp, types.intp), lower
 
 
 @intrinsic

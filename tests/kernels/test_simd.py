@@ -18,6 +18,7 @@ from gatv2.numba.log import log  # noqa: E402
 from gatv2.numba.philox import LANES, keep_factors  # noqa: E402
 from gatv2.numba.simd import (  # noqa: E402
     bits_of,
+    broadcast_each,
     count_bits,
     expand,
     fma,
@@ -58,12 +59,13 @@ def _lanes(vectors: Any, x: Any, bits: Any, out: Any) -> None:
     store(out, 3 * n, select(load_bits(wide, bits, 0), v, splat(v, -1.0)))
     store(out, 4 * n, sums)
     store(out, 4 * n + g, fold(heads, v))
+    store(out, 4 * n + 2 * g, broadcast_each(wide, heads, x, 0, g))
 
 
 @pytest.mark.parametrize(("lanes", "groups"), [(1, 1), (4, 1), (16, 4), (32, 32), (64, 8)])
 def test_lanes(scalar: Any, lanes: int, groups: int) -> None:
     x = np.random.default_rng(0).normal(size=lanes).astype(scalar)
-    out, bits = np.full(4 * lanes + 2 * groups, np.nan, scalar), np.zeros(8, np.uint8)
+    out, bits = np.full(5 * lanes + 2 * groups, np.nan, scalar), np.zeros(8, np.uint8)
     _lanes(Vectors(wide=(scalar, lanes), heads=(scalar, groups)), x, bits, out)
     elementwise, expanded, tiled, selected = out[: 4 * lanes].reshape(4, lanes)
     sums = x.reshape(groups, -1).sum(1)
@@ -74,7 +76,8 @@ def test_lanes(scalar: Any, lanes: int, groups: int) -> None:
     np.testing.assert_array_equal(selected, np.where(x > 0, x, -1))
     np.testing.assert_allclose(out[4 * lanes :][:groups], sums, atol=64 * eps)
     folded = x.reshape(-1, groups).sum(0)
-    np.testing.assert_allclose(out[4 * lanes + groups :], folded, atol=64 * eps)
+    np.testing.assert_allclose(out[4 * lanes + groups :][:groups], folded, atol=64 * eps)
+    np.testing.assert_array_equal(out[4 * lanes + 2 * groups :], x[::groups].repeat(groups))
     assert [bool(bits[i // 8] >> i % 8 & 1) for i in range(lanes)] == (x > 0).tolist()
 
 
