@@ -213,6 +213,7 @@ class Buffers(NamedTuple):
     scores: Floats
     d_scores: Floats
     keep: Floats
+    """Factors of dropout; before them, while scores are computed, projected edge features."""
     counters: Words
 
 

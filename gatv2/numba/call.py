@@ -206,6 +206,8 @@ class Launch:
     def _once(self, rows: Array) -> Array:
         """Rows of edges without the batch, if all feature sets share them."""
         n_batch = self.arguments.query.ndim - 3
+        if n_batch == 0:
+            return rows
         is_folded = prod(rows.shape[n_batch:-1]) < self.sizes.n_edge_rows
         is_shared = self.sizes.n_copies > 0 and not any(rows.strides[:n_batch])
         return rows[(0,) * n_batch] if is_shared and not is_folded else rows

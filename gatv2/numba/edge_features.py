@@ -1,4 +1,4 @@
-"""Edge features in the fused kernels: projected when an edge is read, and kept for four edges at most.
+"""Edge features in the fused kernels: projected when an edge is read, never stored for all edges.
 
 Of edge (i, j) with features x_ij `[D]`, W_e x_ij is added to query_i + key_j before LeakyReLU. The
 projection lies as `[D, heads, features]`, padded, so that each feature of an edge scales a whole tile.
@@ -46,7 +46,7 @@ from gatv2.numba.simd import (
     store,
 )
 
-TOGETHER = 4  # edges, or features, summed at once: what is loaded for one serves all
+TOGETHER = 4  # edges, or features, summed at once, one by one below: what is loaded serves all
 BATCH = 16  # edges whose de_ij s_ij are held at once
 
 
@@ -72,15 +72,16 @@ def add_projection(
     first_x: Index,
     x_row: Integers,
     e: Index,
-    k: Index,
+    first: Index,
     column: Index,
     length: Index,
     projected: Floats,
     total: Vector,
 ) -> Vector:
-    """`total`, and the tile at `column` of W_e x of edge `e`, the `k`-th behind the first one asked for.
+    """`total`, and the tile at `column` of W_e x of edge `e`.
 
-    Unless features are few, the next edges of the list are projected with it, and kept in `projected`.
+    Unless features are few, the next edges of the list are projected with it, and kept in `projected`:
+    so edges are asked for one after another, from `first` on, with one column.
     """
     tile, n_features = vectors.tile, edges.n_features
     if n_features < TOGETHER:
@@ -89,7 +90,7 @@ def add_projection(
             w = load(tile, edges.projection, column + d * length)
             total = fma(w, broadcast(tile, edges.x, at + d), total)
         return total
-    k %= TOGETHER
+    k = (e - first) % TOGETHER
     if k == 0:
         _project(vectors, edges, first_x, x_row, e, column, length, projected)
     return total + load(tile, projected, k * tile.lanes)
@@ -106,22 +107,22 @@ def _project(
     length: Index,
     projected: Floats,
 ) -> None:
-    """Write the tile at `column` of W_e x of edges `e` to e + 3, or of the last one again."""
-    part, n_lanes, last = vectors.slice, vectors.tile.lanes, x_row.size - 1
+    """Write the tile at `column` of W_e x of edge `e` and the next three, or of the last one again."""
+    piece, n_lanes, last = vectors.piece, vectors.tile.lanes, x_row.size - 1
     x, projection, n_features = edges.x, edges.projection, edges.n_features
     x0 = (first_x + element(x_row, e)) * n_features
     x1 = (first_x + element(x_row, min(e + 1, last))) * n_features
     x2 = (first_x + element(x_row, min(e + 2, last))) * n_features
     x3 = (first_x + element(x_row, min(e + 3, last))) * n_features
-    for lane in range(0, n_lanes, part.lanes):
-        nothing = splat(part, 0.0)
+    for lane in range(0, n_lanes, piece.lanes):
+        nothing = splat(piece, 0.0)
         t0, t1, t2, t3 = nothing, nothing, nothing, nothing
         for d in range(n_features):
-            w = load(part, projection, column + lane + d * length)
-            t0 = fma(w, broadcast(part, x, x0 + d), t0)
-            t1 = fma(w, broadcast(part, x, x1 + d), t1)
-            t2 = fma(w, broadcast(part, x, x2 + d), t2)
-            t3 = fma(w, broadcast(part, x, x3 + d), t3)
+            w = load(piece, projection, column + lane + d * length)
+            t0 = fma(w, broadcast(piece, x, x0 + d), t0)
+            t1 = fma(w, broadcast(piece, x, x1 + d), t1)
+            t2 = fma(w, broadcast(piece, x, x2 + d), t2)
+            t3 = fma(w, broadcast(piece, x, x3 + d), t3)
         store(projected, lane, t0)
         store(projected, lane + n_lanes, t1)
         store(projected, lane + 2 * n_lanes, t2)
@@ -215,28 +216,28 @@ def _add_to_projection(
     gradients: QueryGradients,
 ) -> None:
     """Add the edges' share of G to that of the chunk."""
-    tile, part, first_x = vectors.tile, vectors.slice, first_x_of(edges, place)
+    tile, piece, first_x = vectors.tile, vectors.piece, first_x_of(edges, place)
     length, is_guarded = length_of(vectors, problem.layout), has_unused(head_mask)
     shares = EdgeGradients(*gradients.edges).shares
     x, x_row, n_features = edges.x, edge_list.x_row, edges.n_features
     n_whole = n_features // TOGETHER * TOGETHER
     first = gradients.chunk * n_features * length + column
-    nothing = splat(part, 0.0)
+    nothing = splat(piece, 0.0)
     for d in range(0, n_whole, TOGETHER):
-        for lane in range(0, tile.lanes, part.lanes):
+        for lane in range(0, tile.lanes, piece.lanes):
             t0, t1, t2, t3 = nothing, nothing, nothing, nothing
             for e in range(batch.begin, batch.end):
                 at = (first_x + element(x_row, e)) * n_features + d
-                slope_de = load(part, slopes_de, (e - batch.begin) * tile.lanes + lane)
+                slope_de = load(piece, slopes_de, (e - batch.begin) * tile.lanes + lane)
                 t0 = fma(slope_de, _guarded(slope_de, x, at, is_guarded), t0)
                 t1 = fma(slope_de, _guarded(slope_de, x, at + 1, is_guarded), t1)
                 t2 = fma(slope_de, _guarded(slope_de, x, at + 2, is_guarded), t2)
                 t3 = fma(slope_de, _guarded(slope_de, x, at + 3, is_guarded), t3)
             at = first + d * length + lane
-            store(shares, at, load(part, shares, at) + t0)
-            store(shares, at + length, load(part, shares, at + length) + t1)
-            store(shares, at + 2 * length, load(part, shares, at + 2 * length) + t2)
-            store(shares, at + 3 * length, load(part, shares, at + 3 * length) + t3)
+            store(shares, at, load(piece, shares, at) + t0)
+            store(shares, at + length, load(piece, shares, at + length) + t1)
+            store(shares, at + 2 * length, load(piece, shares, at + 2 * length) + t2)
+            store(shares, at + 3 * length, load(piece, shares, at + 3 * length) + t3)
     for d in range(n_whole, n_features):
         share = splat(tile, 0.0)
         for e in range(batch.begin, batch.end):
@@ -285,10 +286,10 @@ def _add_to_features(
                     if column > 0:
                         shares = load(line, d_x, at + d) + shares
                     store(d_x, at + d, shares)
-                    continue
-                for j in range(d, n_features):
-                    share = total[(k - i) * n_lanes + j - d]
-                    d_x[at + j] = share if column == 0 else d_x[at + j] + share
+                else:
+                    for j in range(d, n_features):
+                        share = total[(k - i) * n_lanes + j - d]
+                        d_x[at + j] = d_x[at + j] + share if column > 0 else share
 
 
 @inline
@@ -302,7 +303,10 @@ def _write_lines(
     d: Index,
     total: Floats,
 ) -> None:
-    """Write a line of the gradient of the features of some edges, `first` and on, to `total`."""
+    """Write a line of the gradient of the features of some edges, `first` and on, to `total`.
+
+    Rows of edges behind the batch have been left from before: nobody reads what comes of them.
+    """
     line, lines, n_lanes = vectors.line, vectors.lines, vectors.tile.lanes
     length = (n_features + line.lanes - 1) // line.lanes * line.lanes
     sums, at = splat(lines, 0.0), first * n_lanes

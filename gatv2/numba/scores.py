@@ -126,7 +126,7 @@ def score_block(
     if edges is not None:
         n_features, first_x = edges.n_features, first_x_of(edges, place)
         projected = buffers.keep  # which dropout fills later
-        # the strip's next query finds its first edges projected, if all are of the same part
+        # a tile a head: what is projected serves the strip's next query, too; else its tile is another
         first_projected = block.first if layout.span == 1 else block.begin
     for part in range(layout.span):
         at_query = column_of(vectors, layout, place.row, group, part)
@@ -151,7 +151,7 @@ def score_block(
                     first_x,
                     x_row,
                     e,
-                    e - first_projected,
+                    first_projected,
                     column,
                     length,
                     projected,

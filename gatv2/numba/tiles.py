@@ -14,7 +14,7 @@ from gatv2.numba.vectors import Vectors
 _TILE_BYTES = 256  # the largest: query, attn and sums of a row should all stay in registers
 _TILE_COST = 8  # of one more tile a row, in lanes
 MASK_LANES = 64  # of a mask that are looked at at once
-_MAX_LINES = 8  # more would be waste where a row has fewer edges
+_MAX_LINES = 8  # more would be waste where a strip has fewer edges
 _LEAST_FEATURES = 4  # so that there are fewer kinds of tile to compile
 
 
@@ -65,7 +65,7 @@ class Tiles:
         """Vectors: a tile, its heads, coefficients, random words, a part of a mask, and others.
 
         A cache line (`line`), as many as may be summed at once (`lines`), and what of a tile may be
-        summed four times at once (`slice`).
+        summed four times at once (`piece`).
         """
         scalar, n_sums = self.dtype.type, _sum_bytes() // self.dtype.itemsize
         return Vectors(
@@ -73,7 +73,7 @@ class Tiles:
             heads=(scalar, self.group),
             flat=(scalar, max(self.group, self.line)),
             line=(scalar, self.line),
-            slice=(scalar, min(self.lanes, n_sums // 4)),
+            piece=(scalar, min(self.lanes, n_sums // 4)),
             lines=(scalar, min(n_sums, _MAX_LINES * self.line)),
             words=(np.uint32, LANES),
             word=(np.uint32, MASK_LANES),
@@ -121,7 +121,7 @@ class Tiles:
 
 @lru_cache
 def _sum_bytes() -> int:
-    """Bytes of registers that sums may take: half of all that the CPU has which Numba compiles for."""
+    """Bytes of registers that sums may take: half of those of AVX-512, of AVX or of NEON."""
     features = cpu_target.target_context.codegen().magic_tuple()[2]
     return 1024 if "+avx512f" in features else 256
 

@@ -196,6 +196,21 @@ def test_dense_gradients_are_joined_from_blocks(
     assert_as_good(outcome(FUSED["dense"], features, mask, cotangent), reference, expected)
 
 
+def test_same_bits_with_other_registers(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has edge features is summed in other pieces where a CPU has fewer registers, or more."""
+    features, mask, cotangent = random_inputs(4, 16, edge_dim=18)
+    expected = outcome(FUSED[backend], features, mask, cotangent)
+    pieces = tiles.tiles_of(4, 16, False).vectors
+    n_bytes = tiles._sum_bytes()
+    monkeypatch.setattr(tiles, "_sum_bytes", lambda: 256 if n_bytes == 1024 else 1024)
+    tiles.tiles_of.cache_clear()
+    try:
+        assert_same_bits(outcome(FUSED[backend], features, mask, cotangent), expected)
+        assert tiles.tiles_of(4, 16, False).vectors._numba_type_ != pieces._numba_type_
+    finally:
+        tiles.tiles_of.cache_clear()
+
+
 @EDGES
 @pytest.mark.parametrize("batch_shape", [(), (3,)])
 def test_same_bits_on_any_number_of_threads(
