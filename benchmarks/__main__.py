@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import everyday
-from benchmarks.cases import CASES, QUICK, Case
+from benchmarks.cases import CASES, QUICK, Case, against_dgl
 from benchmarks.measure import (
     check_agreement,
     floors,
@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small graphs, in seconds")
     parser.add_argument("--everyday", action="store_true", help="what people run first, instead")
+    parser.add_argument("--dgl", action="store_true", help="against DGL's layer, where it can run")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -37,6 +38,8 @@ def main() -> None:
         measure_everyday(options)
         return
     cases = [case for case in (QUICK if options.quick else CASES) if options.only in case.name]
+    if options.dgl:
+        cases = against_dgl(cases)
     rows: list[Row] = []
     progress = tqdm(cases, unit="case")
     for case in progress:
@@ -44,8 +47,9 @@ def main() -> None:
         seconds = 1.0 if options.quick else options.seconds
         rows += measure(case, seconds, has_memory=not options.no_memory, tick=progress.refresh)
     print(as_table(rows))
-    append_csv(rows, options.output / "benchmarks.csv")
-    draw(rows, options.output / "benchmarks.png")
+    append_csv(rows, options.output / ("dgl.csv" if options.dgl else "benchmarks.csv"))
+    if not options.dgl:
+        draw(rows, options.output / "benchmarks.png")
 
 
 def measure_everyday(options: argparse.Namespace) -> None:

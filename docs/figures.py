@@ -38,9 +38,8 @@ def draw_all() -> None:
         draw(run_log.read(DATA / f"{data}.csv"), FIGURES / f"{name}.svg")
     for name in ("lookup", "noise"):
         shutil.copy(DATA / f"{name}.csv", FIGURES)  # which an example may write to
-    measured = run_log.read(DATA / "benchmarks.csv")
-    (FIGURES / "benchmarks.md").write_text(tables(measured))
-    (FIGURES / "dgl.md").write_text(dgl_table(measured))
+    (FIGURES / "benchmarks.md").write_text(tables(run_log.read(DATA / "benchmarks.csv")))
+    (FIGURES / "dgl.md").write_text(dgl_table(run_log.read(DATA / "dgl.csv")))
     (FIGURES / "everyday.md").write_text(everyday_table(run_log.read(DATA / "everyday.csv")))
     (FIGURES / "locality.md").write_text(locality_table(run_log.read(DATA / "locality.csv")))
 
@@ -57,7 +56,7 @@ def tables(rows: list[run_log.Row]) -> str:
 
 
 def dgl_table(rows: list[run_log.Row]) -> str:
-    """A row for each case that DGL ran: how many times as fast and as lean as its layer ours is."""
+    """A row for each case: how many times as fast and as lean as DGL's layer ours is."""
     text = "| case | forward | training step | memory |\n|---|---|---|---|\n"
     of = {(row["case"], row["who"]): row for row in rows}
     for (case, who), dgl in of.items():
