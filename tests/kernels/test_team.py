@@ -18,7 +18,7 @@ from gatv2 import Graph, gatv2_attention
 
 pytest.importorskip("numba")
 
-from gatv2.numba import team, threads
+from gatv2.numba import scores, team, threads
 from gatv2.numba.compile import kernel
 from gatv2.numba.memory import LINE_BYTES, empty_rows, zeros
 from gatv2.numba.scores import own_buffers
@@ -291,7 +291,7 @@ def test_a_forked_child_has_no_team(order: str) -> None:
 WITHOUT_TORCH = """
 import sys
 import numpy as np
-from gatv2.numba import team, threads
+from gatv2.numba import scores, team, threads
 from gatv2.numba.call import ArrayArguments
 from gatv2.sparse.numba_kernel import Adjacency, Plan
 
@@ -358,7 +358,8 @@ def test_no_two_threads_share_a_line(dtype: Any) -> None:
         assert not sums.any()
 
 
-def test_buffers_are_kept_and_grow() -> None:
+def test_buffers_are_kept_and_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_buffers", scores._Buffers())  # not those of other tests
     tiles = tiles_of(5, 3, False)
     (one,) = own_buffers(tiles, 1)
     assert own_buffers(tiles, 1)[0] is one
