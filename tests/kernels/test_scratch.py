@@ -174,25 +174,30 @@ with Scratch(1 << 23) as memory:
 """
 
 
+FORKED_UNDER_A_LOCK = """
+import os, signal
+from gatv2.numba import scratch
+with scratch._lock:  # as by a thread of which the child knows nothing
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        with scratch.Scratch(1 << 23):
+            os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print("did not wait")
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_child_has_its_own() -> None:
+@pytest.mark.parametrize(
+    ("program", "printed"), [(FORKED, "its own\n"), (FORKED_UNDER_A_LOCK, "did not wait\n")]
+)
+def test_a_forked_child(program: str, printed: str) -> None:
     """In a process of its own, as another test may have loaded what must not be forked."""
     result = subprocess.run(
-        [sys.executable, "-c", FORKED], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert result.stdout == "its own\n"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_fork_does_not_wait_for_a_thread_of_its_parent() -> None:
-    with module._lock:  # as by a thread of which the child knows nothing
-        child = os.fork()
-        if child == 0:
-            signal.alarm(20)
-            with Scratch(N_BYTES):
-                os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+    assert result.stdout == printed
 
 
 def test_a_hint_that_the_system_refuses_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
