@@ -1,6 +1,6 @@
 """Linear projections: made, also of inputs whose size only the first one tells, and looked into."""
 
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, TypedDict, TypeGuard, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -112,9 +112,9 @@ _Product = tuple[Tensor, Tensor, Tensor | None]
 
 
 def as_projections(
-    h_query: Any,
-    h_key: Any,
-    edge_features: Any,
+    h_query: object,
+    h_key: object,
+    edge_features: object,
     linears: tuple[nn.Module | None, nn.Module | None, nn.Module | None],
     attn: Tensor,
 ) -> Projections | None:
@@ -129,29 +129,32 @@ def as_projections(
     """
     of_query, of_key, of_edges = linears
     n_heads, n_hidden = attn.shape
-    dtype, width, is_one_side = attn.dtype, n_heads * n_hidden, h_key is h_query
+    dtype, width = attn.dtype, n_heads * n_hidden
     if (
         nn.Linear.forward is not _LINEAR_FORWARD
         or not attn.is_cpu
         or not _is_matrix(h_query, dtype)
-        or not (is_one_side or _is_matrix(h_key, dtype))
     ):
         return None
     query = _as_product(of_query, h_query, width, dtype)
     key: _Product | tuple[None, None, None] | None = (None, None, None)
-    if of_key is not of_query or not is_one_side:
-        key = _as_product(of_key, h_key, width, dtype)
+    if h_key is h_query:  # which has been looked at
+        if of_key is not of_query:
+            key = _as_product(of_key, h_query, width, dtype)
+    else:
+        key = _as_product(of_key, h_key, width, dtype) if _is_matrix(h_key, dtype) else None
     edge: _Product | tuple[None, None, None] | None = (None, None, None)
     if of_edges is not None and edge_features is not None:
-        fits = _is_matrix(edge_features, dtype)
-        edge = _as_product(of_edges, edge_features, width, dtype) if fits else None
+        edge = None
+        if _is_matrix(edge_features, dtype):
+            edge = _as_product(of_edges, edge_features, width, dtype)
     if query is None or key is None or edge is None or edge[2] is not None:
         return None
     # past a named tuple's own constructor, which is a function in Python
     return tuple.__new__(Projections, (*query, *key, *edge[:2]))
 
 
-def _is_matrix(h: Any, dtype: torch.dtype) -> bool:
+def _is_matrix(h: object, dtype: torch.dtype) -> TypeGuard[Tensor]:
     """Whether features are a plain tensor of rows of this dtype, in the CPU's memory."""
     return (
         type(h) is Tensor

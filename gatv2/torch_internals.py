@@ -239,8 +239,7 @@ def is_transformed() -> bool:
     return is_active
 
 
-ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
-"""Types of arguments of which none sees what is done with it."""
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 _NO_TENSOR = (None,)
 
 
@@ -249,7 +248,7 @@ def needs_dispatcher(tensors: Iterable[object]) -> bool:
 
     That is what watches all of them, or a subclass of Tensor.
     """
-    return is_watched() or not ORDINARY.issuperset(map(type, tensors))
+    return is_watched() or not _ORDINARY.issuperset(map(type, tensors))
 
 
 def is_watched() -> bool:

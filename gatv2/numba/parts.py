@@ -6,7 +6,7 @@ that of one part.
 
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -104,10 +104,10 @@ def cut(
 
 
 @lru_cache
-def _vectors(edge: np.dtype[Any], query: np.dtype[Any]) -> Vectors:
+def _vectors(edge: np.dtype[np.generic], query: np.dtype[np.generic]) -> Vectors:
     """Vectors of both dtypes, without a sign: one comparison tells whether a number is in a range."""
 
-    def unsigned(dtype: np.dtype[Any]) -> tuple[type[np.generic], int]:
+    def unsigned(dtype: np.dtype[np.generic]) -> tuple[type[np.generic], int]:
         return np.dtype(f"u{dtype.itemsize}").type, _LANES
 
     return Vectors(edge=unsigned(edge), query=unsigned(query))

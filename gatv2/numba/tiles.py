@@ -119,7 +119,6 @@ class Tiles:
         return values[..., : self.n_heads].copy() if self.is_padded else values
 
 
-@lru_cache
 def _sum_bytes() -> int:
     """Bytes of registers that sums may take: half of those of AVX-512, of AVX or of NEON."""
     features = cpu_target.target_context.codegen().magic_tuple()[2]

@@ -22,9 +22,7 @@ from gatv2.operator.arguments import (
 )
 from gatv2.operator.gradient import Results, backward, wanted
 from gatv2.torch_internals import (
-    ORDINARY,
     is_mapped_by_autograd,
-    is_watched,
     needs_dispatcher,
     single_level_autograd,
 )
@@ -160,8 +158,7 @@ def must_be_seen(cotangents: Sequence[Tensor | None], tensors: Sequence[Tensor |
     return (
         torch.is_grad_enabled()
         or is_mapped_by_autograd(cotangents)
-        or is_watched()
-        or not ORDINARY.issuperset(map(type, (*cotangents, *tensors)))
+        or needs_dispatcher((*cotangents, *tensors))
     )
 
 

@@ -1,7 +1,7 @@
 """The fused operator over a list of edges, on any device: same function as `gatv2.sparse.reference`."""
 
 import math
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
 import torch
@@ -188,7 +188,6 @@ def _node_ids(graph: Graph) -> tuple[Tensor | None, Tensor | None]:
     return query_id, key_id
 
 
-@cache
 def _numba() -> Kernels:
     from gatv2.operator.on_arrays import OnArrays
     from gatv2.sparse import numba_kernel
@@ -196,7 +195,6 @@ def _numba() -> Kernels:
     return partial(OnArrays, numba_kernel)
 
 
-@cache
 def _triton() -> Kernels:
     from gatv2.sparse import triton_kernel
 

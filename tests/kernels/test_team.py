@@ -291,7 +291,7 @@ def test_a_forked_child_has_no_team(order: str) -> None:
 WITHOUT_TORCH = """
 import sys
 import numpy as np
-from gatv2.numba import scores, team, threads
+from gatv2.numba import team, threads
 from gatv2.numba.call import ArrayArguments
 from gatv2.sparse.numba_kernel import Adjacency, Plan
 
