@@ -33,6 +33,7 @@ from gatv2.numba.parts import Part, count_parts, cut
 from gatv2.numba.rows import rows_of, strip_of
 from gatv2.numba.scores import buffers_of, own_buffers
 from gatv2.numba.scratch import Scratch
+from gatv2.numba.shares import sum_shares
 from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, next_chunk, run_chunks
 
@@ -151,11 +152,10 @@ class Gradients:
 
         None for what is None or not wanted.
         """
-        tiles, d_attn = self.launch.tiles, _total(self.launch, self.d_attn)
-        d_features = d_projection = None
-        if self.edges is not None:
-            d_attn_of_edges, d_features, d_projection = self.edges.results()
-            d_attn = d_attn + d_attn_of_edges
+        tiles, edges = self.launch.tiles, self.edges
+        of_edges = None if edges is None else edges.shares
+        d_attn, d_projection = sum_shares(self.launch, self.d_attn, of_edges)
+        d_features = None if edges is None else edges.d_features()
         of_nodes = self.d_query, self.d_key, d_attn
         if tiles.is_padded:
             of_nodes = tiles.crop(self.d_query), tiles.crop(self.d_key), tiles.crop(d_attn)
@@ -185,7 +185,7 @@ class EdgeFeatureGradients:
     def __init__(
         self, launch: Launch, edges: EdgeFeatures, n_chunks: int, d_features: Array | None
     ) -> None:
-        self.launch, self.projection, tiles = launch, edges.projection, launch.tiles
+        self.launch, tiles = launch, launch.tiles
         n_features = edges.n_features
         shape = launch.sizes.n_copies, n_chunks, n_features, *tiles.padded
         self.shares = zeros(shape, tiles.dtype)
@@ -200,33 +200,12 @@ class EdgeFeatureGradients:
             by_lane[:, :n_features] = (launch.attn * projection).T
         self.plain: Plain = (self.d_x.ravel(), self.shares.ravel(), by_lane.ravel())
 
-    def results(self) -> tuple[Array, Array | None, Array]:
-        """Of attn, padded; of edge_features, None if nobody wants it; of edge_projection."""
-        launch, tiles = self.launch, self.launch.tiles
-        total = _total(launch, self.shares)  # [*mapped, D, *padded]
-        d_attn = (self.projection.reshape(total.shape[-3:]) * total).sum(-3)
-        d_projection = tiles.crop(launch.attn.reshape(tiles.padded) * total)
-        x, d_features = launch.arguments.edge_features, None
-        if x is not None and launch.arguments.wants_rows:
-            d_features = self.d_x.reshape(x.shape)
-        return (
-            d_attn,
-            d_features,
-            np.ascontiguousarray(d_projection.swapaxes(-3, -2).swapaxes(-2, -1)),
-        )
-
-
-def _total(launch: Launch, shares: Array) -> Array:
-    """The sum of `[copies, chunks, ...]` over both, in order, as `[*mapped, ..., *padded]`."""
-    n_mapped = launch.arguments.n_mapped
-    mapped, rows = launch.arguments.query.shape[:n_mapped], shares.shape[2:-2]
-    if shares.shape[:2] == (1, 1):
-        return shares.reshape(*mapped, *rows, *launch.tiles.padded)
-    total: Array = np.add.reduce(shares, 1)  # `sum` takes the way of a function in Python
-    n_batches, padded = launch.sizes.n_batches, launch.tiles.padded
-    if n_batches != 1:
-        total = total.reshape(*mapped, n_batches, *rows, *padded).sum(n_mapped)
-    return total.reshape(*mapped, *rows, *padded)
+    def d_features(self) -> Array | None:
+        """Of edge_features; None if nobody wants it."""
+        arguments = self.launch.arguments
+        if arguments.edge_features is None or not arguments.wants_rows:
+            return None
+        return self.d_x.reshape(arguments.edge_features.shape)
 
 
 @kernel
