@@ -1,13 +1,11 @@
 """Memory for the kernels: arrays that are not initialised."""
 
+import ctypes
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from gatv2.numba.arguments import Bytes, Index
-from gatv2.numba.compile import kernel
 
 Array = NDArray[Any]
 
@@ -44,13 +42,9 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
 def _from_a_line(
     memory: Array, shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[np.generic]
 ) -> Array:
-    return np.ndarray(shape, dtype, memory, _up_to_a_line(memory))
-
-
-@kernel
-def _up_to_a_line(memory: Bytes) -> Index:
-    """Bytes before the first cache line; Python takes five times as long to tell an address."""
-    return -memory.ctypes.data % LINE_BYTES
+    # a fourth of the time that the array itself takes to tell
+    address = ctypes.addressof(ctypes.c_byte.from_buffer(memory.data))
+    return np.ndarray(shape, dtype, memory, -address % LINE_BYTES)
 
 
 def empty_rows(n_rows: int, width: int, dtype: type[np.generic] | np.dtype[np.generic]) -> Array:

@@ -74,9 +74,7 @@ def _sum_shares(
 
 
 @inline
-def _sum_edges(
-    line: VectorClass, sizes: Plain, first: Index, lane: Index, edges: Plain
-) -> Vector:
+def _sum_edges(line: VectorClass, sizes: Plain, first: Index, lane: Index, edges: Plain) -> Vector:
     """Write some lanes of d_W_e; return those of what attn gets of it."""
     (n_batches, n_chunks, length), n_lanes = sizes, line.lanes
     n_features, shares, projection, attn, d_projection = edges

@@ -74,7 +74,7 @@ class _Projected(FunctionBase):  # type: ignore[misc]
             *adjacency,
         )
         # no view, which nobody could write to: autograd would lose this function
-        return out.flatten(-2).data, query, further
+        return out.resize_(out.shape[0], attn.numel()), query, further
 
     @staticmethod
     def backward(
