@@ -286,6 +286,18 @@ def is_mapped_by_autograd(cotangents: Sequence[Tensor | None]) -> bool:
     return True in [is_mapped(x) for x in cotangents if x is not None]  # faster than `any`
 
 
+def keeps_graph() -> bool:
+    """Whether the graph of the backward pass that runs may be differentiated again.
+
+    Private because no public function tells; without it, it always may.
+    """
+    try:
+        keeps: bool = torch._C._autograd._get_current_graph_task_keep_graph()
+    except AttributeError:
+        return True
+    return keeps
+
+
 def forward_mode_level() -> int:
     """The level of forward mode, -1 outside of it.
 

@@ -125,8 +125,6 @@ class Plan:
                 d_alpha,
             )
             begin = end
-        if n_queries == 0:
-            gradients.d_key.fill(0)
         return gradients.results()
 
     def _mask(self, arguments: ArrayArguments) -> Array:

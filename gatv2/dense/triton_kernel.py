@@ -16,8 +16,10 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     return out, lse, alpha
 
 
-def backward(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor | None, ...]:
-    """Gradients of the features, as `gatv2.operator.shortcut.Launcher` says."""
+def backward(
+    cotangents: Cotangents, arguments: Arguments, *, overwrites: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the features, as `gatv2.operator.shortcut.Launcher` says; overwrites nothing."""
     return passes.backward(cotangents, arguments, layout_of(arguments))
 
 

@@ -134,7 +134,10 @@ def backward_strip(
                         incoming.d_lse,
                         per_edge.weights,
                     )
-                    _add_to_query(vectors, problem, place, part, per_edge, sum_de, gradients)
+                    if part.end == place.stop:
+                        _write_d_query(
+                            vectors, problem, place, block.group, per_edge, sum_de, gradients
+                        )
                 backward_edges(
                     vectors,
                     problem,
@@ -295,33 +298,33 @@ def _write_weights(
 
 
 @inline
-def _add_to_query(
+def _write_d_query(
     vectors: VectorClasses,
     problem: Problem,
     place: Place,
-    block: Block,
+    group: Index,
     per_edge: PerEdge,
     sum_de: Vector,
     gradients: QueryGradients,
 ) -> None:
-    """Add a block to the query's row of d_query; the last one makes the gradient of the sums.
+    """Write a query's row of d_query, and add its share of d_attn.
 
-    Summed is de of the edges with positive x. With the gradient comes the query's share of d_attn.
+    Nothing reads these tiles of the query any more: d_query may have its memory.
     """
-    tile, layout, group = vectors.tile, problem.layout, block.group
+    tile, layout = vectors.tile, problem.layout
     for part in range(layout.span):
         at_query = column_of(vectors, layout, place.row, group, part)
-        total = _sum_positive(vectors, layout, place, block, part, per_edge)
-        if block.begin > place.start:
-            total = total + load(tile, gradients.d_query, at_query)
-        if block.end == place.stop:
-            total = _slopes(tile, problem, total, sum_de)
+        positive = splat(tile, 0.0)
+        for begin in range(place.start, place.stop, BLOCK):  # summed by itself: rounded less often
+            block = Block(group, begin, min(begin + BLOCK, place.stop), begin)
+            positive = positive + _sum_positive(vectors, layout, place, block, part, per_edge)
+        total = _slopes(tile, problem, positive, sum_de)
+        if place.start < place.stop:
             q = load(tile, problem.query, at_query)
             at = column_of(vectors, layout, gradients.chunk, group, part)
-            if place.start < place.stop:
-                _add_share(tile, total, q, gradients.d_attn, at)
-            total = total * load(tile, problem.attn, column_of(vectors, layout, 0, group, part))
-        store(gradients.d_query, at_query, total)
+            _add_share(tile, total, q, gradients.d_attn, at)
+        a = load(tile, problem.attn, column_of(vectors, layout, 0, group, part))
+        store(gradients.d_query, at_query, total * a)
 
 
 @inline
@@ -333,7 +336,7 @@ def _sum_positive(
     part: Index,
     per_edge: PerEdge,
 ) -> Vector:
-    """The sum of de over the edges with positive x."""
+    """The sum of de over some edges, where x is positive."""
     tile, heads = vectors.tile, vectors.heads
     weights, signs, total = per_edge.weights, per_edge.signs, splat(tile, 0.0)
     for e in range(block.begin, block.end):
@@ -364,15 +367,15 @@ def backward_key_row(
             )
             total = _slopes(tile, problem, positive, sum_de)
             at_key = column_of(vectors, problem.layout, place.row, group, part)
+            if place.start < place.stop:  # before d_key, which may have the key's memory
+                k = load(tile, problem.key, at_key)
+                at = column_of(vectors, problem.layout, gradients.chunk, group, part)
+                _add_share(tile, total, k, gradients.d_attn, at)
             a = load(tile, problem.attn, column_of(vectors, problem.layout, 0, group, part))
             d_key = fma(a, total, values)
             if gradients.adds:
                 d_key = d_key + load(tile, gradients.d_key, at_key)
             store(gradients.d_key, at_key, d_key)
-            if place.start < place.stop:
-                k = load(tile, problem.key, at_key)
-                at = column_of(vectors, problem.layout, gradients.chunk, group, part)
-                _add_share(tile, total, k, gradients.d_attn, at)
 
 
 @inline

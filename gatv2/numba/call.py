@@ -7,7 +7,7 @@ import numpy as np
 
 from gatv2.numba.arguments import EdgeFeatures, Plain, ScoreBias
 from gatv2.numba.edge_order import is_identity, moved
-from gatv2.numba.memory import Array, empty
+from gatv2.numba.memory import Array, empty, expect_large_arrays
 from gatv2.numba.threads import count_chunks
 from gatv2.numba.tiles import tiles_of
 from gatv2.philox import WORDS_PER_COUNTER
@@ -53,7 +53,9 @@ class ArrayArguments(NamedTuple):
     wants_bias_rows: bool = False
     """Whether backward's gradient of score_bias is wanted."""
     memory: tuple[Array | None, ...] = (None,) * 6
-    """Memory for the results, in their order, contiguous: what fits is written to, and returned."""
+    """Memory for the results, in their order, contiguous: what fits is written to, and returned.
+
+    The gradients of query and key may be given the memory of these."""
 
 
 class ArrayCotangents(NamedTuple):
@@ -84,6 +86,7 @@ class Sizes:
     """
 
     def __init__(self, arguments: ArrayArguments, *, folds_batch: bool = False) -> None:
+        expect_large_arrays()
         *batch, self.n_queries, n_heads, n_hidden = arguments.query.shape
         self.n_keys = arguments.key.shape[-3]
         self.n_copies, self.n_batches = prod(batch), prod(batch[arguments.n_mapped :])

@@ -48,9 +48,9 @@ class Gradients:
         # a head that is padding has no weights: a bias of all heads is added to its scores, too
         self.lse = tiles.pad_heads(cotangents.lse, np.inf)
         self.d_lse = tiles.pad_heads(cotangents.d_lse)
-        d_query, d_key, _, d_features, _, d_bias = call.memory
+        d_query, _, _, d_features, _, d_bias = call.memory
         self.d_query = empty((*call.query.shape[:-2], *tiles.padded), tiles.dtype, d_query)
-        self.d_key = empty((*call.key.shape[:-2], *tiles.padded), tiles.dtype, d_key)
+        self.d_key: Array | None = None  # until it is known whether keys are read again
         self.n_chunks = n_chunks
         self.edge_bytes = 2 * tiles.padded[0] * tiles.dtype.itemsize  # of an edge's weights
         self.d_attn = zeros((sizes.n_copies, self.n_chunks, tiles.length), tiles.dtype)
@@ -93,7 +93,9 @@ class Gradients:
             mask_or_bias = tuple(launch.bias._replace(gradient=self.d_bias.ravel()))
             # of which the pass over keys asks only whether there is one
             head_mask = np.empty(0, np.bool_) if launch.bias.removes else None
-        adds = self.first_query > 0
+        adds, end = self.first_query > 0, self.first_query + query_ptr.size - 1
+        if self.d_key is None:
+            self.d_key = self._empty_d_key(reads_again=len(parts) > 1 or end < self.sizes.n_queries)
         with Scratch(n_weights + n_signs) as memory:
             per_edge = memory[:n_weights].view(tiles.dtype), memory[n_weights:]
             for part in parts:
@@ -134,7 +136,14 @@ class Gradients:
                     n_copies=n_copies,
                 )
                 adds = True
-        self.first_query += query_ptr.size - 1
+        self.first_query = end
+
+    def _empty_d_key(self, *, reads_again: bool) -> Array:
+        call, tiles = self.launch.arguments, self.launch.tiles
+        _, given, *_ = call.memory
+        if reads_again and given is call.key:
+            given = None
+        return empty((*call.key.shape[:-2], *tiles.padded), tiles.dtype, given)
 
     def _parts(
         self, query_ptr: Array, n_edges: int, key_order: Plain, d_alpha: Array
@@ -156,9 +165,13 @@ class Gradients:
         of_edges = None if edges is None else edges.shares
         d_attn, d_projection = sum_shares(self.launch, self.d_attn, of_edges)
         d_features = None if edges is None else edges.d_features()
-        of_nodes = self.d_query, self.d_key, d_attn
+        d_key = self.d_key
+        if d_key is None:  # of no queries
+            d_key = self._empty_d_key(reads_again=False)
+            d_key.fill(0)
+        of_nodes = self.d_query, d_key, d_attn
         if tiles.is_padded:
-            of_nodes = tiles.crop(self.d_query), tiles.crop(self.d_key), tiles.crop(d_attn)
+            of_nodes = tiles.crop(self.d_query), tiles.crop(d_key), tiles.crop(d_attn)
         bias, d_bias = self.launch.arguments.score_bias, None
         if bias is not None and self.launch.arguments.wants_bias_rows:
             d_bias = self._d_bias(bias)

@@ -60,9 +60,16 @@ class OnArrays:
         in_dtype = None if alpha is None else _as_tensor(alpha, dtype)
         return _as_tensor(out, dtype), torch.from_numpy(lse), in_dtype
 
-    def backward(self, cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key, attn, edge_features, edge_projection and score_bias."""
+    def backward(
+        self, cotangents: Cotangents, arguments: Arguments, *, overwrites: bool = False
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key, attn, edge_features, edge_projection and score_bias.
+
+        With `overwrites`, those of query and key are given the memory of these, where they fit.
+        """
         dtype, arrays = arguments.query.dtype, self._as_arrays(arguments)
+        if overwrites:
+            arrays = arrays._replace(memory=(arrays.query, arrays.key, None, None, None, None))
         plan = self._plan or self._planned(arrays)
         gradients = plan.backward(ArrayCotangents(*_as_arrays(cotangents)), arrays)
         return tuple([x if x is None else _as_tensor(x, dtype) for x in gradients])

@@ -13,10 +13,15 @@ from gatv2.operator.arguments import Arguments, Cotangents
 from gatv2.operator.gradient import Gradients
 from gatv2.operator.shortcut import Bound, FunctionBase, must_be_seen
 from gatv2.projection import Projections
+from gatv2.torch_internals import keeps_graph
 
 _N = len(Projections._fields)
 _EDGE_FEATURES = Projections._fields.index("edge_features")
 _NOTHING = None, None, None
+_OVERWRITTEN = (
+    "a backward pass through this layer was interrupted, and has overwritten what another one needs: "
+    "call the layer again"
+)
 
 
 def attend_to_projections(
@@ -67,6 +72,7 @@ class _Projected(FunctionBase):  # type: ignore[misc]
         h_query, w_query, _, h_key, w_key, _, x, w_edge = projected
         of_hq, of_wq, _, of_hk, of_wk, *_ = ctx.needs_input_grad[3:]
         ctx.call, ctx.adjacency = bound.call, type(adjacency)
+        ctx.is_own, ctx.is_overwritten = further is not None, False
         ctx.save_for_backward(
             *(lse, query, further, seed, attn, x, *_weight(w_edge, True)),
             *(h_query if of_wq else None, *_weight(w_query, of_hq)),
@@ -85,6 +91,8 @@ class _Projected(FunctionBase):  # type: ignore[misc]
         lse, query, key, seed, attn, x, w_edge, memory = saved[:8]
         d_attn = d_x = d_edge = None
         is_shared = key is None
+        if ctx.is_overwritten:
+            raise RuntimeError(_OVERWRITTEN)
         if d_out is not None:
             projection = w_edge if torch.is_grad_enabled() else memory
             edge_projection = None if projection is None else projection.view(*attn.shape, -1)
@@ -94,11 +102,16 @@ class _Projected(FunctionBase):  # type: ignore[misc]
             )
             if needs[_EDGE_FEATURES]:
                 arguments = arguments._replace(wants_rows=True)
-            is_seen = must_be_seen((d_out,), (query, key, attn, x, w_edge))
-            gradient = (call.dispatched if is_seen else call.launcher).backward
-            found = Gradients(
-                *gradient(Cotangents(d_out.reshape(query.shape), None, None, lse), arguments)
-            )
+            cotangents = Cotangents(d_out.reshape(query.shape), None, None, lse)
+            if must_be_seen((d_out,), (query, key, attn, x, w_edge)):
+                ctx.is_own = False  # autograd may save query and key once more
+                found = Gradients(*call.dispatched.backward(cotangents, arguments))
+            else:
+                # of a backward pass after which nobody asks for query and key
+                ctx.is_overwritten = overwrites = ctx.is_own and not keeps_graph()
+                found = Gradients(
+                    *call.launcher.backward(cotangents, arguments, overwrites=overwrites)
+                )
             d_query, d_key = _sum(found.query, d_query), _sum(found.key, d_key)
             d_attn, d_x, d_edge = found.attn, found.edge_features, found.edge_projection
         if is_shared:

@@ -42,9 +42,11 @@ class Launcher(Protocol):
         """(out, log-sum-exp, alpha); alpha is None unless `wants_rows`."""
 
     def backward(
-        self, cotangents: Cotangents, arguments: Arguments, /
+        self, cotangents: Cotangents, arguments: Arguments, /, *, overwrites: bool = False
     ) -> tuple[Tensor | None, ...]:
         """Gradients of query, key, attn, edge_features, edge_projection and score_bias.
+
+        With `overwrites`, those of query and key may be given the memory of these.
 
         Those of attn and edge_projection have the `n_mapped` leading batch dimensions. That of
         edge_features is None unless `wants_rows`, that of score_bias unless `wants_bias_rows`, and so

@@ -14,8 +14,10 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     return passes.forward(arguments, layout_of(arguments))
 
 
-def backward(cotangents: Cotangents, arguments: Arguments) -> tuple[Tensor | None, ...]:
-    """Gradients of the features, as `gatv2.operator.shortcut.Launcher` says."""
+def backward(
+    cotangents: Cotangents, arguments: Arguments, *, overwrites: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the features, as `gatv2.operator.shortcut.Launcher` says; overwrites nothing."""
     return passes.backward(cotangents, arguments, layout_of(arguments))
 
 

@@ -96,3 +96,21 @@ def test_memory_of_another_precision_is_left_alone(kernels: Any) -> None:
     out, *_ = run(kernels, call._replace(memory=(given, *(None,) * 5)), "forward")
     assert not np.may_share_memory(out, given)
     assert np.isnan(given).all()
+
+
+@pytest.mark.parametrize("is_in_blocks", [False, True])
+def test_gradients_in_the_memory_of_their_features(
+    kernels: Any, is_in_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_in_blocks:  # of some edges of a mask: keys are read again by the next one
+        monkeypatch.setattr(dense, "_BLOCK", 200)
+    call = call_of(kernels, 4, 4, "float32")
+    expected = run(kernels, call, "backward")
+    memory = call.query.copy(), call.key.copy()
+    own = call._replace(query=memory[0], key=memory[1], memory=(*memory, *(None,) * 4))
+    actual = run(kernels, own, "backward")
+    for a, e in zip(actual, expected, strict=True):
+        assert np.array_equal(a, e)
+    reads_again = is_in_blocks and kernels is dense
+    assert np.may_share_memory(actual[0], memory[0])
+    assert np.may_share_memory(actual[1], memory[1]) == (not reads_again)
