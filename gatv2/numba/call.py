@@ -7,7 +7,7 @@ import numpy as np
 
 from gatv2.numba.arguments import EdgeFeatures, Plain, ScoreBias
 from gatv2.numba.edge_order import is_identity, moved
-from gatv2.numba.memory import Array, empty, expect_large_arrays
+from gatv2.numba.memory import Array, empty
 from gatv2.numba.threads import count_chunks
 from gatv2.numba.tiles import tiles_of
 from gatv2.philox import WORDS_PER_COUNTER
@@ -86,7 +86,6 @@ class Sizes:
     """
 
     def __init__(self, arguments: ArrayArguments, *, folds_batch: bool = False) -> None:
-        expect_large_arrays()
         *batch, self.n_queries, n_heads, n_hidden = arguments.query.shape
         self.n_keys = arguments.key.shape[-3]
         self.n_copies, self.n_batches = prod(batch), prod(batch[arguments.n_mapped :])

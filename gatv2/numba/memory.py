@@ -1,7 +1,6 @@
 """Memory for the kernels: arrays that are not initialised."""
 
 import ctypes
-from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -13,9 +12,6 @@ Array = NDArray[Any]
 LINE_BYTES = 64
 """Of a cache line, where a large array starts."""
 _LARGE_BYTES = 1 << 16
-_MOST_ON_HEAP = 1 << 25
-"""Bytes of a block, up to which glibc may come to keep such blocks."""
-_PAGE = 1 << 13
 
 
 def empty(
@@ -30,17 +26,6 @@ def empty(
     if n_bytes < _LARGE_BYTES:
         return np.empty(shape, dtype)
     return _from_a_line(np.empty(n_bytes + LINE_BYTES, np.uint8), shape, dtype)
-
-
-@lru_cache(maxsize=1)
-def expect_large_arrays() -> None:
-    """Have the C library keep what large arrays leave behind for the next ones.
-
-    glibc gives freed memory back if it is more than twice the largest block that has been mapped and
-    freed so far, and gets it again page by page: up to a third of a step on 20k nodes. So one such
-    block is made first, untouched. Where the user has set the C library's thresholds, these hold.
-    """
-    np.empty(_MOST_ON_HEAP - _PAGE, np.uint8)
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
