@@ -312,6 +312,16 @@ CALLS: dict[str, Case] = {
         TypeError,
         "GATv2 has no argument 'hidden_channels': here it is hidden_features",
     ),
+    "number of heads as PyTorch Geometric names it": (
+        lambda: GraphAttentionV2Layer(3, 8, heads=2),  # type: ignore[call-arg]
+        TypeError,
+        "GraphAttentionV2Layer has no argument 'heads': here it is n_heads",
+    ),
+    "number of heads as PyTorch Geometric names it, in the static control": (
+        lambda: GraphAttentionLayer(3, 8, heads=2),  # type: ignore[call-arg]
+        TypeError,
+        "GraphAttentionLayer has no argument 'heads': here it is n_heads",
+    ),
     "a dense layer of edges, exported": (
         lambda: torch.export.export(layer(backend="dense").eval(), (H, EDGE_INDEX)),
         NotImplementedError,
