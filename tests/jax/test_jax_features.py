@@ -143,6 +143,10 @@ def test_stack() -> None:
         same.apply(params, gat.as_jax(h), graph, edge_features=gat.as_jax(x))
     with pytest.raises(TypeError, match=r"can't be \['kernal'\]"):
         gat.GATv2(5, 8, 3, options={"kernal": "jax"})
+    with pytest.raises(TypeError, match=r"`feature_dropout` must be a number in .*; got None"):
+        gat.GATv2(5, 8, 3, feature_dropout=None)
+    with pytest.raises(TypeError, match=r"`feature_dropout` must be known when a function is tr"):
+        jax.jit(lambda rate: gat.GATv2(5, 8, 3, feature_dropout=rate).n_heads)(0.5)
 
 
 def test_log_sum_exp_joins_parts() -> None:
