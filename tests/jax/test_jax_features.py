@@ -237,8 +237,11 @@ def test_batches_of_graphs_share_a_compilation() -> None:
     assert traces == 1
     with pytest.raises(ValueError, match=r"pad the batch"):
         gat.Graph.batch([graphs[0].padded(50)])
-    with pytest.raises(ValueError, match=r"at least one graph"):
-        gat.Graph.batch([])
+    of_generator = gat.Graph.batch(graph for graph in graphs)
+    assert np.array_equal(of_generator.edge_index, batch.edge_index)
+    for none in (graphs[:0], iter(graphs[:0])):
+        with pytest.raises(ValueError, match=r"at least one graph"):
+            gat.Graph.batch(none)
 
 
 def test_graphs_cross_and_are_saved(tmp_path: Path) -> None:
