@@ -82,13 +82,13 @@ class Partition(PartData, Part):
         """This process's part of a graph, which every process of the group passes.
 
         Args:
-            graph: as for :meth:`split`. It may be memory-mapped: of the edges only own ones are read.
+            graph: as for :meth:`split`. It may be memory-mapped: all of it is read once, a piece at a
+                time, to be compared with the other processes' graphs, and own edges are kept.
             group: a group of `torch.distributed`, of any backend; None for the default one.
 
         Raises:
             RuntimeError: there is no group, or another process raised.
-            ValueError: as for :meth:`split`; or the processes' graphs differ in numbers of nodes, in the
-                numbers of edges of a node, or in the nodes' numbers for dropout.
+            ValueError: as for :meth:`split`; or the processes' graphs differ.
         """
         return cut.from_graph(graph, group, cls)
 
