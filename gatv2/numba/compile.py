@@ -193,5 +193,5 @@ def inline(function: Function) -> Function:
     )(function)
 
 
-def _not_cached(function: Function, *, nogil: bool = True) -> Function:
+def _not_cached(function: Function, *, nogil: bool) -> Function:
     return njit(**{**_OPTIONS, "nogil": nogil})(function)  # type: ignore[no-any-return]
