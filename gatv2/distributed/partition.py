@@ -11,12 +11,10 @@ from gatv2.distributed import cut, part_file
 from gatv2.distributed.attention import attend
 from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
-from gatv2.graph.part import AttendOptions, Loops, Part
+from gatv2.graph.part import AttendOptions, Part
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow
 from gatv2.tensor_file import PathLike
-
-__all__ = ["Loops", "Partition"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
