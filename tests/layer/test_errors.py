@@ -556,5 +556,6 @@ def test_text(call: Callable[[], object], error: type[Exception], text: str) -> 
 
 
 def test_two_dimensional_bool_mask_is_not_ambiguous() -> None:
-    mask = torch.eye(2, dtype=torch.bool)
-    layer()(torch.zeros(2, 3), mask)
+    mask, h = torch.eye(2, dtype=torch.bool), torch.randn(2, 3)
+    masked = layer(dropout=0.0)
+    assert torch.equal(masked(h, mask), masked(h, mask.unsqueeze(-1)))
