@@ -337,6 +337,11 @@ CALLS: dict[str, Case] = {
         TypeError,
         "for a bipartite graph pass `layer.attention_scores(h, adj_mat)`",
     ),
+    "ranking of a matrix of SciPy": (
+        lambda: measure_ranking(layer(), wrong(scipy.sparse.csr_matrix((5, 3))), EDGE_INDEX),
+        TypeError,
+        "got csr_matrix: for a matrix of SciPy, or for a bipartite graph pass `layer.attention_sc",
+    ),
     "ranking of a batch": (
         lambda: measure_ranking(layer(), H.expand(2, 5, 3), torch.ones(5, 5, 1)),
         ValueError,
