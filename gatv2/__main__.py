@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "compile",
         help="fill the cache of kernels",
         description="Compile the kernels for this CPU, so that no first call waits for them. They are "
-        "kept beside the package's sources or in NUMBA_CACHE_DIR.",
+        "kept beside the package's sources, or in NUMBA_CACHE_DIR, or in the user's cache directory.",
     )
     compiler.add_argument(
         "shapes",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from gatv2.base import GraphAttention, Projected
 from gatv2.functional import gat_attention, gat_scores
 from gatv2.graph.self_loops import FillValue
-from gatv2.options import Backend, Bias, Flow
+from gatv2.options import Backend, Bias, Flow, tells_our_names
 
 
 class GraphAttentionLayer(GraphAttention):
@@ -46,6 +46,7 @@ class GraphAttentionLayer(GraphAttention):
     attn_query: nn.Parameter
     attn_key: nn.Parameter
 
+    @tells_our_names
     def __init__(
         self,
         in_features: int | tuple[int, int],

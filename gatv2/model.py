@@ -198,7 +198,7 @@ class GATv2(nn.Module):
         edge_features: Tensor | None = None,
         score_bias: Tensor | None = None,
     ) -> Tensor:
-        """What the last layer sees: `[*batch, n_nodes, hidden_features]`."""
+        """What the last layer sees: `[*batch, n_nodes, hidden_features]`; the only one sees `h`."""
         x, graph = self._prepare(h, adj_mat, score_bias)
         for layer in self._layers()[:-1]:
             x = drop_features(x, self.feature_dropout, self.training)

@@ -128,7 +128,7 @@ def check_bias(bias: object) -> None:
         raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
 
 
-def check_reduction(fill_value: str, name: str = "fill_value") -> None:
+def check_reduction(fill_value: str, name: str) -> None:
     """Raise a ValueError unless `fill_value`, which is a string, names a reduction."""
     if fill_value not in REDUCTIONS:
         raise ValueError(

@@ -189,7 +189,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         return bool(self.explain) or not is_sum or any(hooks) or bool(overridden(self))
 
 
-def _features_of_sides(x: Any) -> tuple[Tensor, Tensor]:
+def _features_of_sides(x: object) -> tuple[Tensor, Tensor]:
     """Features of sources and of targets, checked; sparse ones in CSR."""
     if not isinstance(x, (tuple, list)):
         x = as_features(x, "x")

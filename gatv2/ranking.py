@@ -141,7 +141,8 @@ def measure_ranking(
     if not isinstance(h, torch.Tensor):
         raise TypeError(
             f"`h` must be a torch.Tensor, the features of one set of nodes; got {type(h).__name__}: for "
-            "a bipartite graph pass `layer.attention_scores(h, adj_mat)` to `measure_scores`"
+            "a matrix of SciPy, or for a bipartite graph pass `layer.attention_scores(h, adj_mat)` to "
+            "`measure_scores`"
         )
     batch_shape = common_batch_shape(adj_mat, h.shape[:-2])
     if h.ndim != 2 or batch_shape:

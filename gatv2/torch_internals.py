@@ -1,7 +1,8 @@
 """Every private name of PyTorch that gatv2 uses: why it is needed, and what is left without it.
 
 A name is looked up when it is needed, so that one that PyTorch moves takes away what needs it and
-nothing else. Imports nothing of gatv2.
+nothing else. But for attributes of an `nn.Module` (`_parameters`, `_forward_hooks` and their like),
+which stand where a module is looked into. Imports nothing of gatv2.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

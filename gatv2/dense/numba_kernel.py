@@ -2,7 +2,7 @@
 
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -163,7 +163,7 @@ def _row_buffers(
     """What threads need for one row each: buffers, keys, their alpha, and which heads use them."""
     tiles = launch.tiles
     n_heads = tiles.padded[0]
-    head_mask: Any = launch.plain_bias
+    head_mask: HeadMask = launch.plain_bias
     if n_mask_heads > 1:
         head_mask = np.zeros((n_threads, n_keys * n_heads + LINE_BYTES), np.bool_)
     n_alpha = n_keys * n_heads if launch.arguments.wants_rows else 0

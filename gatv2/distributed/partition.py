@@ -11,12 +11,10 @@ from gatv2.distributed import cut, part_file
 from gatv2.distributed.attention import attend
 from gatv2.distributed.part import PartData
 from gatv2.graph import Graph
-from gatv2.graph.part import AttendOptions, Loops, Part
+from gatv2.graph.part import AttendOptions, Part
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow
 from gatv2.tensor_file import PathLike
-
-__all__ = ["Loops", "Partition"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,13 +80,13 @@ class Partition(PartData, Part):
         """This process's part of a graph, which every process of the group passes.
 
         Args:
-            graph: as for :meth:`split`. It may be memory-mapped: of the edges only own ones are read.
+            graph: as for :meth:`split`. It may be memory-mapped: all of it is read once, a piece at a
+                time, to be compared with the other processes' graphs, and own edges are kept.
             group: a group of `torch.distributed`, of any backend; None for the default one.
 
         Raises:
             RuntimeError: there is no group, or another process raised.
-            ValueError: as for :meth:`split`; or the processes' graphs differ in numbers of nodes, in the
-                numbers of edges of a node, or in the nodes' numbers for dropout.
+            ValueError: as for :meth:`split`; or the processes' graphs differ.
         """
         return cut.from_graph(graph, group, cls)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from gatv2.graph.adjacency import Adjacency, Sizes
-from gatv2.graph.edge_inputs import EdgeInputs as EdgeInputs
 from gatv2.graph.graph import Graph
 from gatv2.options import Flow
 

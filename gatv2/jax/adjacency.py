@@ -118,7 +118,7 @@ def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend)
     Raises:
         TypeError: `adj_mat` is of an unknown type, of a dtype that its shape does not allow, or traced
             where its values are needed.
-        ValueError: shapes or sizes do not fit, or `adj_mat` could be two things.
+        ValueError: shapes or sizes do not fit, or a `Graph` was made with another flow.
         IndexError: an index of an edge is out of range, outside of `jit`.
     """
     check_backend(backend)

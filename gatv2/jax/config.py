@@ -255,7 +255,7 @@ class LayerOptions:
         return cls(**{**options, **changes})
 
 
-def _as_python(fill_value: Any) -> object:
+def _as_python(fill_value: object) -> object:
     return fill_value.tolist() if hasattr(fill_value, "tolist") else fill_value
 
 

@@ -195,8 +195,7 @@ def gatv2_attention(
 
     Source: Brody, Alon, Yahav, "How Attentive are Graph Attention Networks?", ICLR 2022, equation 7.
     """
-    features = {"query": query, "key": key, "attn": attn}
-    query, key, attn = as_features(**features)
+    query, key, attn = as_features(query=query, key=key, attn=attn)
     check_projections(query, key, attn=attn)
     _check_options(negative_slope, dropout)
     of_edges = (edge_features, edge_projection, score_bias)

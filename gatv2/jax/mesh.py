@@ -50,7 +50,7 @@ def aval_like(aval: ShapedArray, shape: tuple[int, ...], dtype: DTypeLike) -> Sh
     return like
 
 
-def struct_like(aval: Any, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+def struct_like(aval: object, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
     """The same as is told to what JAX knows no type of."""
     name = "vma" if hasattr(aval, "vma") else "manual_axis_type"  # before 0.10, and since
     return jax.ShapeDtypeStruct(shape, dtype, **{name: getattr(aval, name)})

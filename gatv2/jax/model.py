@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from gatv2.jax.adjacency import Sizes, as_adjacency, is_mask
 from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.checks import check_static
 from gatv2.jax.config import StackOptions
 from gatv2.jax.interop import Params
 from gatv2.jax.layer import Config, apply, init
-from gatv2.options import check_sizes
+from gatv2.options import check_dropout, check_sizes
 
 _OF_STACK = ("in_features", "out_features", "n_heads", "is_concat", "dropout")
 
@@ -82,8 +83,8 @@ class GATv2:
 
     def __post_init__(self) -> None:
         check_sizes(n_layers=self.n_layers)
-        if not 0 <= self.feature_dropout < 1:
-            raise ValueError(f"`feature_dropout` must lie in [0, 1); got {self.feature_dropout}")
+        check_static(feature_dropout=self.feature_dropout)
+        check_dropout(self.feature_dropout, "feature_dropout")
         options = dict(self.options)
         known = {one.name for one in fields(self.layer)} - set(_OF_STACK)
         if unknown := options.keys() - known:

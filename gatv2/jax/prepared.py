@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ class Prepared:
 
         def specs(of_query: PartitionSpec) -> object:
             n_new, n_behind = len(self.out_shape) - self.query.ndim, self.query.ndim - len(of_query)
-            axes: list[Any] = [*[None] * n_new, *of_query, *[None] * n_behind]
+            axes: list[object] = [*[None] * n_new, *of_query, *[None] * n_behind]
             *batch, node, head, feature = axes
             pairs = [*batch, node, None]
             if isinstance(self.adjacency, Graph):

@@ -50,7 +50,7 @@ class Projected(NamedTuple):
         h: NodeFeatures,
         adj_mat: object,
         edge_features: ArrayLike | None,
-        score_bias: ArrayLike | None = None,
+        score_bias: ArrayLike | None,
     ) -> "Projected":
         """Read what a layer is given."""
         params = _checked_params(config, params)

@@ -189,9 +189,8 @@ class Launch:
         values = (
             bias.astype(tiles.dtype, copy=False).ravel() if is_for_all else tiles.pad_heads(bias)
         )
-        removes = bool(
-            np.fmin.reduce(values, initial=0) == -np.inf
-        )  # unlike min, it passes over NaN
+        # unlike min, fmin passes over NaN
+        removes = bool(np.fmin.reduce(values, initial=0) == -np.inf)
         is_listed = edge_id is not None and bool(is_identity(edge_id))
         if is_for_all and edge_id is not None and not is_listed:
             n_threads, is_listed, self.bias_order = self.arguments.n_threads, True, edge_id

@@ -58,7 +58,7 @@ _DIGEST = hashlib.blake2b(
 ).hexdigest()
 
 
-_OPTIONS: dict[str, Any] = {
+_OPTIONS: dict[str, object] = {
     "nogil": True,
     "error_model": "numpy",
     # A kernel makes no arrays, and Python holds its arguments while it runs. To count references to
@@ -193,5 +193,5 @@ def inline(function: Function) -> Function:
     )(function)
 
 
-def _not_cached(function: Function, *, nogil: bool = True) -> Function:
+def _not_cached(function: Function, *, nogil: bool) -> Function:
     return njit(**{**_OPTIONS, "nogil": nogil})(function)  # type: ignore[no-any-return]

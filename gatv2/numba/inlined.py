@@ -59,7 +59,7 @@ class _Register(compiler_machinery.LoweringPass):  # type: ignore[misc]
 class InlinedCompiler(compiler.CompilerBase):  # type: ignore[misc]
     """What `numba.njit` takes as `pipeline_class`."""
 
-    def define_pipelines(self) -> list[Any]:
+    def define_pipelines(self) -> list[object]:
         """Numba's own pipeline, with another library for the code."""
         pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
         pipeline.add_pass_after(_SetLibrary, untyped_passes.TranslateByteCode)

@@ -90,7 +90,7 @@ def double_backward(
     features = {name: getattr(arguments, name) for name in Gradients._fields}
     features = {name: feature for name, feature in features.items() if feature is not None}
     is_wanted = {"edge_features": arguments.wants_rows, "score_bias": arguments.wants_bias_rows}
-    wanted = [name for name in features if is_wanted.get(name, True)]
+    chosen = [name for name in features if is_wanted.get(name, True)]
 
     def gradients(given: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
         def attend(features: dict[str, Any]) -> dict[str, Tensor | None]:
@@ -102,13 +102,13 @@ def double_backward(
             }
 
         (found,) = torch.func.vjp(attend, features)[1](given)
-        return {name: found[name] for name in wanted}
+        return {name: found[name] for name in chosen}
 
     mapped: Callable[..., dict[str, Tensor]] = gradients
     shared = {name: None if name in _SHARED else 0 for name in features}
     for _ in range(arguments.n_mapped):
         mapped = torch.vmap(mapped, (dict.fromkeys(given, 0), shared))
     pullback = torch.func.vjp(mapped, given, features)[1]
-    to_given, to_features = pullback({name: getattr(upon, name) for name in wanted})
+    to_given, to_features = pullback({name: getattr(upon, name) for name in chosen})
     to_out, to_lse, to_alpha = map(to_given.get, _RESULTS)
     return (to_out, to_lse, to_alpha), Gradients(*map(to_features.get, Gradients._fields))

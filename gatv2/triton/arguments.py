@@ -118,7 +118,7 @@ class Sizes(NamedTuple):
     """D, the number of edge features."""
     feature_step: Number
     """Rows between the edge features of two feature sets; 0 if they share them."""
-    bias_step: Any
+    bias_step: Number
     """Rows between the biases of two feature sets; 0 if they share one."""
 
 

@@ -53,6 +53,21 @@ def assert_alike(one: Partition, other: Partition) -> None:
             assert value == values[name], name
 
 
+def test_another_part_is_noticed() -> None:
+    part, other, _ = Partition.split(graph_of(0), N_PROCESSES)
+    assert_alike(part, replace(part))
+    mask = part.local.head_mask
+    assert mask is not None
+    for wrong in (
+        other,
+        replace(part, split_id=f"{part.split_id}0"),
+        replace(part, edge_id=part.edge_id + 1),
+        replace(part, local=replace(part.local, head_mask=~mask)),
+    ):
+        with pytest.raises(AssertionError):
+            assert_alike(part, wrong)
+
+
 WRONG: dict[str, tuple[str, Callable[[Partition], Partition]]] = {
     # a file that is whole, and what it says is wrong with it
     "sent rows that are not there": (

@@ -143,6 +143,10 @@ def test_stack() -> None:
         same.apply(params, gat.as_jax(h), graph, edge_features=gat.as_jax(x))
     with pytest.raises(TypeError, match=r"can't be \['kernal'\]"):
         gat.GATv2(5, 8, 3, options={"kernal": "jax"})
+    with pytest.raises(TypeError, match=r"`feature_dropout` must be a number in .*; got None"):
+        gat.GATv2(5, 8, 3, feature_dropout=None)
+    with pytest.raises(TypeError, match=r"`feature_dropout` must be known when a function is tr"):
+        jax.jit(lambda rate: gat.GATv2(5, 8, 3, feature_dropout=rate).n_heads)(0.5)
 
 
 def test_log_sum_exp_joins_parts() -> None:
@@ -233,8 +237,11 @@ def test_batches_of_graphs_share_a_compilation() -> None:
     assert traces == 1
     with pytest.raises(ValueError, match=r"pad the batch"):
         gat.Graph.batch([graphs[0].padded(50)])
-    with pytest.raises(ValueError, match=r"at least one graph"):
-        gat.Graph.batch([])
+    of_generator = gat.Graph.batch(graph for graph in graphs)
+    assert np.array_equal(of_generator.edge_index, batch.edge_index)
+    for none in (graphs[:0], iter(graphs[:0])):
+        with pytest.raises(ValueError, match=r"at least one graph"):
+            gat.Graph.batch(none)
 
 
 def test_graphs_cross_and_are_saved(tmp_path: Path) -> None:

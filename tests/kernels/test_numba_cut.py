@@ -60,6 +60,22 @@ def assert_is_cut(found: Any, query_ptr: Array, order: list[Array]) -> None:
     assert end == edges.size
 
 
+def test_a_wrong_cut_is_noticed() -> None:
+    query_ptr, order = equal_blocks(np.int32)
+    first, *rest = parts.cut(N_PARTS, N_PARTS, query_ptr, tuple(order), 1)
+    assert_is_cut([first, *rest], query_ptr, order)
+    ptr, edges, queries = first.key_order
+    for wrong in (
+        [first, *rest[:-1]],
+        [*rest, first],
+        [first._replace(n_edges=first.n_edges - 1), *rest],
+        [first._replace(key_order=(ptr, edges[::-1], queries)), *rest],
+        [first._replace(key_order=(ptr, edges.astype(np.int64), queries)), *rest],
+    ):
+        with pytest.raises(AssertionError):
+            assert_is_cut(wrong, query_ptr, order)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunks_of_a_part", [1, 3, 40])
 @pytest.mark.parametrize("n_threads", [1, 2, 3])

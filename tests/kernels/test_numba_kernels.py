@@ -103,6 +103,16 @@ def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
         assert torch.equal(a, e)
 
 
+def test_one_other_bit_is_noticed() -> None:
+    one = torch.ones(2)
+    assert_same_bits([one], [one.clone()])
+    for other in (torch.nextafter(one, torch.zeros(2)), torch.ones(3)):
+        with pytest.raises(AssertionError):
+            assert_same_bits([one], [other])
+    with pytest.raises(AssertionError):
+        assert_same_bits([one * torch.nan], [one * torch.nan])
+
+
 def assert_as_good(actual: list[Tensor], reference: list[Tensor], exact: list[Tensor]) -> None:
     """Assert that results are as good as those of the reference in the same precision."""
     for a, r, e in zip(actual, reference, exact, strict=True):

@@ -312,6 +312,16 @@ CALLS: dict[str, Case] = {
         TypeError,
         "GATv2 has no argument 'hidden_channels': here it is hidden_features",
     ),
+    "number of heads as PyTorch Geometric names it": (
+        lambda: GraphAttentionV2Layer(3, 8, heads=2),  # type: ignore[call-arg]
+        TypeError,
+        "GraphAttentionV2Layer has no argument 'heads': here it is n_heads",
+    ),
+    "number of heads as PyTorch Geometric names it, in the static control": (
+        lambda: GraphAttentionLayer(3, 8, heads=2),  # type: ignore[call-arg]
+        TypeError,
+        "GraphAttentionLayer has no argument 'heads': here it is n_heads",
+    ),
     "a dense layer of edges, exported": (
         lambda: torch.export.export(layer(backend="dense").eval(), (H, EDGE_INDEX)),
         NotImplementedError,
@@ -326,6 +336,11 @@ CALLS: dict[str, Case] = {
         lambda: measure_ranking(layer(), wrong((H, H)), EDGE_INDEX),
         TypeError,
         "for a bipartite graph pass `layer.attention_scores(h, adj_mat)`",
+    ),
+    "ranking of a matrix of SciPy": (
+        lambda: measure_ranking(layer(), wrong(scipy.sparse.csr_matrix((5, 3))), EDGE_INDEX),
+        TypeError,
+        "got csr_matrix: for a matrix of SciPy, or for a bipartite graph pass `layer.attention_sc",
     ),
     "ranking of a batch": (
         lambda: measure_ranking(layer(), H.expand(2, 5, 3), torch.ones(5, 5, 1)),
@@ -546,5 +561,6 @@ def test_text(call: Callable[[], object], error: type[Exception], text: str) -> 
 
 
 def test_two_dimensional_bool_mask_is_not_ambiguous() -> None:
-    mask = torch.eye(2, dtype=torch.bool)
-    layer()(torch.zeros(2, 3), mask)
+    mask, h = torch.eye(2, dtype=torch.bool), torch.randn(2, 3)
+    masked = layer(dropout=0.0)
+    assert torch.equal(masked(h, mask), masked(h, mask.unsqueeze(-1)))

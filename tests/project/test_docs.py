@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(p for p in ROOT.glob("docs/**/*.md") if "_build" not in p.parts)]
 )
+READMES = sorted(ROOT.glob("gatv2/*/README.md"))
 MARKUP = {"", "text", "eval-rst", "bibtex"}
 FENCE = re.compile(r"^```[ ]*\{?([\w-]*)\}?.*?^```$", re.DOTALL | re.MULTILINE)
 
@@ -87,16 +88,33 @@ def test_a_wrong_block_is_noticed(block: str, error: type[Exception], tmp_path: 
         run_blocks(page)
 
 
-def missing_files(text: str) -> list[str]:
-    """Files that a text names, from the root or from gatv2/, and that do not exist."""
+def missing_files(text: str, *folders: Path) -> list[str]:
+    """Files that a text names, from the root, from gatv2/ or from `folders`, and that do not exist."""
     names = re.findall(r"`([\w./]+\.(?:py|md|csv))`", text)
-    return [name for name in names if not any((d / name).exists() for d in (ROOT, ROOT / "gatv2"))]
+    folders = (ROOT, ROOT / "gatv2", *folders)
+    return [name for name in names if not any((folder / name).exists() for folder in folders)]
 
 
 def test_files_that_contributors_are_told_of_exist() -> None:
-    for page in ("CONTRIBUTING.md", "docs/kernels.md", "docs/attention.md"):
-        assert missing_files((ROOT / page).read_text()) == []
+    for page in [*PAGES, *READMES]:
+        assert missing_files(page.read_text(), page.parent) == [], page
     assert missing_files("see `numba_nothing.py` and `layer.py`") == ["numba_nothing.py"]
+
+
+def untold(text: str, folder: Path) -> list[str]:
+    """Files and packages of a folder that a text about it does not name."""
+    files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    packages = [f"{path.parent.name}/" for path in folder.glob("*/__init__.py")]
+    return sorted(name for name in files + packages if f"`{name}`" not in text)
+
+
+def test_contributors_are_told_of_every_file() -> None:
+    assert untold((ROOT / "CONTRIBUTING.md").read_text(), ROOT / "gatv2") == []
+    for page in READMES:
+        assert untold(page.read_text(), page.parent) == [], page
+    assert len(READMES) == 2
+    told = READMES[0].read_text().replace("`team.py`", "`dream.py`")
+    assert untold(told, READMES[0].parent) == ["team.py"]
 
 
 def missing_tests(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
@@ -229,7 +229,7 @@ class Graph(SortedEdges[jax.Array]):
         return cls.from_edge_index(edge_index, n_nodes, flow="source_to_target")
 
     @classmethod
-    def batch(cls, graphs: Sequence["Graph"]) -> "Graph":
+    def batch(cls, graphs: Iterable["Graph"]) -> "Graph":
         """Many graphs of any sizes as one, block-diagonal: nodes and edges are theirs, in turn.
 
         Features are concatenated alike, and results come apart by `jnp.split`. Padded to fixed numbers

@@ -1,6 +1,6 @@
 """Many graphs as one, and one as many: batches, and parts for as many devices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -24,8 +24,9 @@ from gatv2.options import common_flow
 Side = Literal["queries", "keys"]
 
 
-def batch(kind: type[Traced], graphs: Sequence[Traced]) -> Traced:
+def batch(kind: type[Traced], graphs: Iterable[Traced]) -> Traced:
     """The block-diagonal union of graphs of any sizes; see :meth:`gatv2.jax.Graph.batch`."""
+    graphs = tuple(graphs)  # which are looked at more than once
     if not graphs:
         raise ValueError("a batch needs at least one graph; got none")
     hosts = []

@@ -6,12 +6,13 @@ memory. A load is of two dimensions, one a row of features, and is only then bro
 Where a score is -inf a head has no edge, and what belongs to it may be NaN: nothing of it reaches a sum.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import triton
+from jax.typing import DTypeLike
 
 from gatv2.jax.pallas.rows import Order, Part, Reference
 from gatv2.jax.random import philox_4x32_10
@@ -30,7 +31,7 @@ class Shape(NamedTuple):
     """Edges of a row that are worked on at once."""
     split: int
     """A row with more edges than this is worked on in parts."""
-    dtype: Any
+    dtype: DTypeLike
     """That is computed in."""
     negative_slope: float
     dropout: float

@@ -104,10 +104,10 @@ def _avals_of_results(
             adjacency.key_index.shape if isinstance(adjacency, Graph) else adjacency.shape[-3:-1]
         )
         alpha = (*query[:-3], *of_graph, query[-2])
-    lead = mapped_sizes(mapped, avals)
+    sizes = mapped_sizes(mapped, avals)
     wide = computed_in(dtype)
     shapes = ((query, dtype), (query[:-1], wide), (alpha, dtype))
-    return [aval_like(avals[first], (*lead, *shape), dtype) for shape, dtype in shapes]
+    return [aval_like(avals[first], (*sizes, *shape), dtype) for shape, dtype in shapes]
 
 
 def _attend_avals(*avals: ShapedArray, call: Call, mapped: Mapped) -> list[ShapedArray]:
@@ -121,9 +121,9 @@ def _tangent_avals(*avals: ShapedArray, call: Call, mapped: Mapped) -> list[Shap
 def _cotangent_avals(
     *avals: ShapedArray, call: Call, mapped: Mapped, wanted: tuple[bool, ...]
 ) -> list[ShapedArray]:
-    lead = mapped_sizes(mapped, avals)
+    sizes = mapped_sizes(mapped, avals)
     return [
-        aval_like(avals[2 + i], (*lead, *shape_of(mapped, avals, 2 + i)), avals[2 + i].dtype)
+        aval_like(avals[2 + i], (*sizes, *shape_of(mapped, avals, 2 + i)), avals[2 + i].dtype)
         for i in range(call.n_features)
     ]
 
