@@ -453,7 +453,7 @@ class GraphAttention(nn.Module, ABC):
             edge_features, score_bias = (
                 None if x is None else x.transpose(-3, -2) for x in (edge_features, score_bias)
             )
-        is_block = self._is_block(adj_mat, sizes)
+        is_block = self.is_block(adj_mat, sizes)
         with_loops, edge_features = add_self_loops(
             adjacency, edge_features, self.fill_value, is_block=is_block
         )
@@ -464,7 +464,7 @@ class GraphAttention(nn.Module, ABC):
         flow: Flow = self.flow if isinstance(adj_mat, Part) else "target_to_source"
         return Projected(*inputs[:2], with_loops, edge_features, score_bias, flow)
 
-    def _is_block(self, adj_mat: object, sizes: Sizes) -> bool:
+    def is_block(self, adj_mat: object, sizes: Sizes) -> bool:
         """Whether an edge index is of a sampled block, in which some nodes are queries and keys.
 
         In the convention of PyTorch Geometric and DGL, its targets come first among its sources. A
@@ -505,7 +505,7 @@ class GraphAttention(nn.Module, ABC):
         for name, x in given.items():
             as_backend_reads(x, laid_out_as, graph, sizes, self.flow, name)
         if self.add_self_loops:
-            add_self_loops(graph, is_block=self._is_block(adj_mat, sizes))
+            add_self_loops(graph, is_block=self.is_block(adj_mat, sizes))
 
     def _check_kernel_serves(self, h_query: Tensor, h_key: Tensor, adjacency: Adjacency) -> None:
         """Raise what the choice of a kernel would raise of projected features."""

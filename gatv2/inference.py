@@ -138,11 +138,14 @@ def _prepare(
     if not layer.add_self_loops:
         return graph, given
     filling = {"edge_features": layer.fill_value, "score_bias": layer.loop_bias}
+    is_block = layer.is_block(adj_mat, sizes)
     filled = {
-        name: add_self_loops(graph, values, filling[name], is_bias=name == "score_bias")[1]
+        name: add_self_loops(
+            graph, values, filling[name], is_block=is_block, is_bias=name == "score_bias"
+        )[1]
         for name, values in given.items()
     }
-    with_loops, _ = add_self_loops(graph)
+    with_loops, _ = add_self_loops(graph, is_block=is_block)
     assert isinstance(with_loops, Graph)
     return with_loops, {name: values for name, values in filled.items() if values is not None}
 

@@ -56,6 +56,7 @@ def define(
     kernels: Mapping[str, Callable[[], Kernels]],
     reference: Reference,
     alpha_shape: Callable[[Arguments], tuple[int, ...]],
+    check_on_cpu: Callable[[Arguments], None] | None = None,
 ) -> Operator:
     """Define the operator `gatv2::name` and its gradient, `gatv2::name_backward`.
 
@@ -69,6 +70,8 @@ def define(
             the compiled kernels, and is called when they are needed.
         reference: the same function by plain PyTorch operations.
         alpha_shape: the shape of alpha.
+        check_on_cpu: raises for values that kernels can't run on. Of the dispatcher's calls only: before
+            the others, Python has looked at them. A GPU would have to be waited for.
 
     Returns:
         The operator, of `Arguments`.
@@ -84,7 +87,7 @@ def define(
     inputs = f"{cotangents}, {schema.replace('wants_bias_rows', 'with_d_score_bias')}"
     gradient = _declare(f"{name}_backward", inputs, len(Gradients._fields))
     for key, get in kernels.items():
-        _launch(name, adjacency, key, get)
+        _launch(name, adjacency, key, get, check_on_cpu if key == "CPU" else None)
     _register_shapes(operator, gradient, adjacency, alpha_shape)
 
     names = names_of(adjacency)
@@ -129,12 +132,18 @@ def _declare(name: str, inputs: str, n_results: int) -> "RegisteredOperator":
 
 
 def _launch(
-    name: str, adjacency: type[NamedTuple], key: str, kernels: Callable[[], Kernels]
+    name: str,
+    adjacency: type[NamedTuple],
+    key: str,
+    kernels: Callable[[], Kernels],
+    check: Callable[[Arguments], None] | None,
 ) -> None:
     """Have a device's kernels called for its tensors."""
 
     def forward(*flat: Argument) -> tuple[Tensor, ...]:
         arguments = unflatten(flat, adjacency)
+        if check is not None:
+            check(arguments)
         return _without_none(kernels()().forward(arguments))
 
     def backward(*flat: Argument) -> tuple[Tensor, ...]:

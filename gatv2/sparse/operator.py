@@ -246,11 +246,43 @@ def _alpha_shape(arguments: Arguments) -> tuple[int, ...]:
     return (*batch, arguments.adjacency.key_index.shape[0], n_heads)
 
 
+def _check_edges(arguments: Arguments) -> None:
+    """Raise an IndexError for an edge of nodes that there are not.
+
+    What compiles or maps a call sorts an edge index that nobody may look at; kernels trust every index.
+    """
+    ptr, key_index = arguments.adjacency.query_ptr, arguments.adjacency.key_index
+    n_keys = arguments.key.shape[-3]
+    if key_index.numel():
+        smallest, largest = (int(key) for key in key_index.aminmax())
+        if smallest < 0 or largest >= n_keys:
+            raise IndexError(
+                f"an edge has key {smallest if smallest < 0 else largest}, but there are {n_keys} key "
+                f"nodes: indices must lie in [0, {n_keys})"
+            )
+    n_queries, first, last = ptr.shape[0] - 1, int(ptr[0]), int(ptr[-1])
+    if (first, last) != (0, key_index.shape[0]):  # it counts those that are negative before query 0
+        raise IndexError(
+            f"the edges of {n_queries} query nodes go from {first} to {last} of "
+            f"{key_index.shape[0]}: indices of queries must lie in [0, {n_queries})"
+        )
+
+
 _attention = define(
-    "sparse_attention", Adjacency, {"CPU": _numba, "CUDA": _triton}, _reference, _alpha_shape
+    "sparse_attention",
+    Adjacency,
+    {"CPU": _numba, "CUDA": _triton},
+    _reference,
+    _alpha_shape,
+    _check_edges,
 )
 _interpreted = _attention
 if IS_INTERPRETED:  # on the CPU too, by an operator of its own
     _interpreted = define(
-        "sparse_attention_interpreted", Adjacency, {"CPU": _triton}, _reference, _alpha_shape
+        "sparse_attention_interpreted",
+        Adjacency,
+        {"CPU": _triton},
+        _reference,
+        _alpha_shape,
+        _check_edges,
     )

@@ -1,5 +1,6 @@
 """An edge index is read as it is: any integers, any layout, from a file, and without a copy."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.export import Dim
+from torch.func import vmap
 
-from gatv2 import Graph
+from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.graph.check import check_graph
 from gatv2.graph.edge_index import queries_and_keys, read_edge_index
 from gatv2.options import Flow
 from gatv2.testing import SIZES, edge_indices
 
 Array = NDArray[Any]
+Function = Callable[[Tensor, Tensor], Tensor]
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i8", ">u4")
 FIELDS = ("query_ptr", "key_index", "query_index", "edge_id")
 
@@ -208,3 +213,33 @@ def test_the_first_edge_out_of_range_is_named(chunk: int, monkeypatch: pytest.Mo
     array[1, 4:] = 6
     with pytest.raises(IndexError, match="edge 4 has key 6, but there are 5 key nodes"):
         Graph.from_edge_index(array, 5)
+
+
+def _compiled(layer: GraphAttentionV2Layer) -> Function:
+    torch._dynamo.reset()
+    return torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+
+
+def _exported(layer: GraphAttentionV2Layer) -> Function:
+    shapes = {"h": {0: Dim.DYNAMIC}, "adj_mat": {1: Dim.DYNAMIC}}
+    example = torch.randn(6, 4), torch.randint(6, (2, 9))
+    return torch.export.export(layer, example, dynamic_shapes=shapes).module()
+
+
+def _mapped(layer: GraphAttentionV2Layer) -> Function:
+    return lambda h, edge_index: vmap(layer, (None, 0))(h, edge_index.expand(2, -1, -1))
+
+
+@pytest.mark.parametrize("transform", [_compiled, _exported, _mapped])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_nothing_outside_is_read_where_python_may_not_look(
+    transform: Callable[[GraphAttentionV2Layer], Function],
+    requires_grad: bool,
+) -> None:
+    layer = GraphAttentionV2Layer(4, 8, 2, dropout=0.0).requires_grad_(requires_grad)
+    function, h = transform(layer), torch.randn(6, 4)
+    function(h, torch.tensor([[0, 5], [5, 0]]))
+    for index in (-(2**31), -2, -1, 6, 7, 2**31 - 1):
+        for edge_index in ([[0, index], [1, 1]], [[0, 1], [1, index]]):
+            with pytest.raises(IndexError, match=r"out of range|indices .*must lie in"):
+                function(h, torch.tensor(edge_index))

@@ -52,6 +52,27 @@ def test_features_of_edges(data: st.DataObject, edge_index: Tensor) -> None:
     assert_agrees(out, model(h, edge_index, edge_features=features))
 
 
+@pytest.mark.parametrize("sides", [(7, 3), (3, 7)])
+def test_self_loops_of_a_sampled_block(sides: tuple[int, int]) -> None:
+    """Sources and targets, of which some are the same nodes: the layer adds their loops."""
+    layer = GraphAttentionV2Layer(
+        *((3, 4), 8, 2),
+        edge_dim=2,
+        add_self_loops=True,
+        loop_bias="mean",
+        flow="source_to_target",
+        dtype=torch.float64,
+    ).eval()
+    h = torch.randn(sides[0], 3).double(), torch.randn(sides[1], 4).double()
+    edge_index = torch.stack([torch.randint(n, (20,)) for n in sides])
+    for_edges: dict[str, Any] = {
+        "edge_features": torch.randn(20, 2).double(),
+        "score_bias": torch.randn(20, 2).double(),
+    }
+    out = apply_in_blocks(layer, h, edge_index, **for_edges, block_size=2)
+    assert_agrees(out, layer(h, edge_index, **for_edges))
+
+
 @given(mask=masks(5, 7, 2), block_size=st.sampled_from((1, 2, 5)))
 def test_two_sides_and_a_mask_of_heads(mask: Tensor, block_size: int) -> None:
     torch.manual_seed(0)
