@@ -21,9 +21,30 @@ def is_inspectable(tensor: Tensor) -> bool:
     """True if `tensor` holds values of its own that Python may branch on.
 
     False under `torch.compile` and `torch.export`, for tensors wrapped by a `torch.func` transform,
-    and for meta tensors: checks of values are left out there.
+    for meta and fake tensors, and while operations are recorded: checks of values are left out there.
     """
-    return not (torch.compiler.is_compiling() or tensor.is_meta or _is_wrapped(tensor))
+    return not (
+        torch.compiler.is_compiling()
+        or tensor.is_meta
+        or _is_wrapped(tensor)
+        or hasattr(tensor, "fake_mode")
+        or _is_recorded()
+    )
+
+
+def _is_recorded() -> bool:
+    """Whether `make_fx` notes operations, to run them on other values, or a mode makes fake tensors.
+
+    Private because no public function tells; without it, operations are taken to run.
+    """
+    internals = torch._C
+    try:
+        if internals._len_torch_dispatch_stack() == 0:
+            return False
+        keys = internals._TorchDispatchModeKey.PROXY, internals._TorchDispatchModeKey.FAKE
+        return any(internals._get_dispatch_mode(key) is not None for key in keys)
+    except AttributeError:
+        return False
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.graph.check import check_graph
@@ -230,7 +232,14 @@ def _mapped(layer: GraphAttentionV2Layer) -> Function:
     return lambda h, edge_index: vmap(layer, (None, 0))(h, edge_index.expand(2, -1, -1))
 
 
-@pytest.mark.parametrize("transform", [_compiled, _exported, _mapped])
+def _recorded(layer: GraphAttentionV2Layer) -> Function:
+    example = torch.randn(6, 4), torch.randint(6, (2, 2))
+    layer(*example)  # its edges are known then
+    recorded: Function = make_fx(layer)(*example)
+    return recorded
+
+
+@pytest.mark.parametrize("transform", [_compiled, _exported, _mapped, _recorded])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_nothing_outside_is_read_where_python_may_not_look(
     transform: Callable[[GraphAttentionV2Layer], Function],
@@ -243,3 +252,20 @@ def test_nothing_outside_is_read_where_python_may_not_look(
         for edge_index in ([[0, index], [1, 1]], [[0, 1], [1, index]]):
             with pytest.raises(IndexError, match=r"out of range|indices .*must lie in"):
                 function(h, torch.tensor(edge_index))
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_operations_are_recorded_for_any_edges(kernel: Any) -> None:
+    layer = GraphAttentionV2Layer(4, 8, 2, dropout=0.0, kernel=kernel)
+    function, h = _recorded(layer), torch.randn(6, 4)
+    for _ in range(3):
+        edge_index = torch.randint(6, (2, 2))
+        torch.testing.assert_close(function(h, edge_index), layer(h, edge_index))
+
+
+def test_fake_edges_give_fake_results() -> None:
+    layer = GraphAttentionV2Layer(4, 8, 2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        out = layer(torch.randn(6, 4), torch.zeros(2, 5, dtype=torch.int64))
+    assert isinstance(out, FakeTensor)
+    assert out.shape == (6, 8)

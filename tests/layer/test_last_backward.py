@@ -34,6 +34,7 @@ class Step:
         self.x = None if edge_dim is None else torch.randn(n_edges, edge_dim, dtype=dtype)
         self.inputs = [self.h, *self.layer.parameters()]
         self.out = self.layer(self.h, self.graph, edge_features=self.x, seed=3)
+        assert self.out.grad_fn is not None
         assert self.out.grad_fn.name() == "_ProjectedBackward"
         self.cotangent = torch.randn_like(self.out).requires_grad_()
 
