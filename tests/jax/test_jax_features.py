@@ -294,3 +294,21 @@ def test_sparse_matrices() -> None:
         gat.adjacency.as_adjacency(sparse.csr_array((3, 4)), sizes, **read)
     with pytest.raises(TypeError, match=r"only outside of `jit`"):
         jax.jit(lambda matrix: gat.adjacency.as_adjacency(matrix, sizes, **read).n_edges)(entries)
+
+
+@pytest.mark.parametrize("form", ["edges", "graph", "padded", "mask"])
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_a_node_without_edges_attends_to_its_self_loop(form: str, is_traced: bool) -> None:
+    """Its result is its own value; features are zeroed of nodes alone that nothing reads."""
+    n_nodes, alone = N + 2, N
+    config = gat.Config(5, 6, 2, add_self_loops=True, dropout=0.0, param_dtype="float64")
+    params, h = config.init(jax.random.key(0)), gat.as_jax(normal(n_nodes, 5))
+    forms: dict[str, Any] = {
+        "edges": EDGE_INDEX.numpy(),
+        "graph": gat.Graph.from_edge_index(EDGE_INDEX.numpy(), n_nodes),
+        "padded": gat.Graph.from_edge_index(EDGE_INDEX.numpy(), n_nodes - 1).padded(12, n_nodes),
+        "mask": mask_of(EDGE_INDEX, (n_nodes, n_nodes)).numpy(),
+    }
+    apply = jit(config.apply) if is_traced else config.apply
+    out = apply(params, h, forms[form])
+    np.testing.assert_allclose(out[alone], params["linear_r.weight"] @ h[alone], atol=1e-12)
