@@ -1,5 +1,6 @@
 """Projected: a layer's inputs and parameters, checked, in one dtype, and projected to heads."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -114,6 +115,11 @@ class Projected(NamedTuple):
 
 def _checked_params(config: LayerOptions, params: Params) -> Params:
     """Parameters as arrays of JAX, of one dtype, with the names and shapes of the options."""
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"`params` must be a dict of arrays by their names; got {type(params).__name__}: "
+            "call `apply(config, params, h, adj_mat)` with what `init(rng, config)` draws"
+        )
     expected = config.shapes
     missing, unknown = expected.keys() - params.keys(), params.keys() - expected.keys()
     if missing or unknown:
