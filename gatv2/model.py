@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu
 
 from gatv2.base import GraphAttention, check_order
-from gatv2.graph.adjacency import Sizes, as_adjacency
+from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import is_mask
 from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue
@@ -277,7 +277,8 @@ class GATv2(nn.Module):
         if adj_mat is None or isinstance(adj_mat, Part) or is_mask(adj_mat) or h.ndim < 2:
             return h, adj_mat  # the first layer says what is wrong with `h`
         n_nodes = h.shape[-2]
-        sizes = Sizes(n_nodes, n_nodes, first.n_heads, h.shape[:-2], h.device)
+        batch_shape = common_batch_shape(adj_mat, h.shape[:-2])
+        sizes = Sizes(n_nodes, n_nodes, first.n_heads, batch_shape, h.device)
         return h, as_adjacency(adj_mat, sizes, flow=first.flow, backend="sparse")
 
     def _check_heads(self, of_heads: Tensor, name: str) -> None:

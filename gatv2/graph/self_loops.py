@@ -128,7 +128,7 @@ def _with_filled(
 
 def _as_features(fill_value: float | Tensor, edge_features: Tensor, is_bias: bool) -> Tensor:
     filled, n_features = (
-        torch.as_tensor(fill_value, device=edge_features.device).to(edge_features),
+        torch.as_tensor(fill_value, dtype=edge_features.dtype, device=edge_features.device),
         edge_features.shape[-1],
     )
     if filled.shape not in ((), (1,), (n_features,)):

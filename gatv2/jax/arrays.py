@@ -25,8 +25,9 @@ def on_device(values: ArrayLike) -> jax.Array:
     if isinstance(values, jax.Array):
         return values
     check_width(values.dtype.itemsize, values.dtype)
-    # unlike DLPack, this does not tie the array to a device: others may join it on theirs
-    array: jax.Array = jax.device_put(np.asarray(values, order="C"))
+    with jax.ensure_compile_time_eval():  # what is known stays known where a program is traced
+        # unlike DLPack, this does not tie the array to a device: others may join it on theirs
+        array: jax.Array = jax.device_put(np.asarray(values, order="C"))
     return array
 
 

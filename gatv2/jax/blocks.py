@@ -4,16 +4,29 @@ Each block is computed again for the backward pass. A problem that is small enou
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MOST = 16
 _SMALLEST = 1 << 18  # elements of a block
+
+
+def compiled(static: str) -> Callable[[Function], Function]:
+    """A decorator of a function that works in blocks, with the name of its static argument.
+
+    A loop over blocks is a program of its own, and outside of `jit` a new one in each call.
+    """
+
+    def decorate(function: Function) -> Function:
+        return cast(Function, jax.jit(function, static_argnames=static))
+
+    return decorate
 
 
 def count_blocks(length: object, elements: object) -> int:

@@ -141,6 +141,8 @@ class LayerOptions:
         check_bias(self.bias)
         check_dropout(self.dropout)
         check_slope(self.leaky_relu_negative_slope, "leaky_relu_negative_slope")
+        for name in ("dropout", "leaky_relu_negative_slope"):  # an array would not hash
+            object.__setattr__(self, name, float(getattr(self, name)))
         check_flow(self.flow)
         check_backend(self.backend)
         for name in ("fill_value", "loop_bias"):

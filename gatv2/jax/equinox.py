@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.checks import check_static
 from gatv2.jax.config import ModuleOptions
 from gatv2.jax.interop import Params
 from gatv2.jax.layer import Config, apply, init
@@ -177,6 +178,7 @@ class GraphAttentionV2Layer(eqx.Module):
             ValueError: dropout has neither `key` nor `seed`; or what :func:`gatv2.jax.apply` raises.
         """
         is_off = self.inference if inference is None else inference
+        check_static(inference=is_off)
         if not is_off and self.config.dropout > 0 and key is None and seed is None:
             raise ValueError("pass a `key` for dropout, or set `inference=True`")
         return apply(

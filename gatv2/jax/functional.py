@@ -197,7 +197,9 @@ def gatv2_attention(
     """
     query, key, attn = as_features(query=query, key=key, attn=attn)
     check_projections(query, key, attn=attn)
-    _check_options(negative_slope, dropout)
+    negative_slope, dropout = _read_options(
+        negative_slope, dropout, return_attention=return_attention, return_lse=return_lse
+    )
     of_edges = (edge_features, edge_projection, score_bias)
     call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
     selected = select_kernel(
@@ -261,7 +263,7 @@ def gatv2_scores(
     """
     query, key, attn = as_features(query=query, key=key, attn=attn)
     check_projections(query, key, attn=attn)
-    _check_options(negative_slope)
+    negative_slope, _ = _read_options(negative_slope)
     of_edges = (edge_features, edge_projection, score_bias)
     call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
 
@@ -344,7 +346,9 @@ def gat_attention(
 
     Source: Velickovic et al., "Graph Attention Networks", ICLR 2018, equations 1 to 6.
     """
-    _check_options(negative_slope, dropout)
+    negative_slope, dropout = _read_options(
+        negative_slope, dropout, return_attention=return_attention
+    )
     call, *vectors = _prepare_static(
         query, key, attn_query, attn_key, graph, score_bias, flow=flow, backend=backend
     )
@@ -390,7 +394,7 @@ def gat_scores(
         >>> gat_scores(query, key, one, one, jnp.array([[0, 1, 0], [0, 0, 1]])).squeeze()
         Array([ 3. , -0.2,  0. ], dtype=float32)
     """
-    _check_options(negative_slope)
+    negative_slope, _ = _read_options(negative_slope)
     call, *vectors = _prepare_static(
         query, key, attn_query, attn_key, graph, score_bias, flow=flow, backend=backend
     )
@@ -435,10 +439,14 @@ def _score_statically(
     return dense.gat_scores(*features, adjacency, negative_slope=negative_slope)
 
 
-def _check_options(negative_slope: float, dropout: float = 0.0) -> None:
-    check_static(negative_slope=negative_slope, dropout=dropout)
+def _read_options(
+    negative_slope: float, dropout: float = 0.0, **flags: bool
+) -> tuple[float, float]:
+    """Slope and dropout as numbers of Python, which hash as an array does not; all must be known."""
+    check_static(negative_slope=negative_slope, dropout=dropout, **flags)
     check_slope(negative_slope)
     check_dropout(dropout)
+    return float(negative_slope), float(dropout)
 
 
 def _seed_of(dropout: float, seed: Seed) -> jax.Array | None:

@@ -38,7 +38,7 @@ def join_parts(
         >>> out.shape, bool(jnp.allclose(out, 1))
         ((2, 4, 2, 3), True)
     """
-    has_keys = lse > -math.inf
+    has_keys = lse != -math.inf  # NaN is of keys
     largest = jax.lax.pmax(
         jax.lax.stop_gradient(jnp.where(has_keys, lse, np.finfo(lse.dtype).min)), axis_name
     )

@@ -7,7 +7,7 @@ from typing import Literal, TypedDict, Unpack, cast, overload
 import jax
 import jax.numpy as jnp
 
-from gatv2.jax.adjacency import Sizes, as_adjacency, is_mask
+from gatv2.jax.adjacency import Sizes, as_adjacency, common_batch_shape, is_mask
 from gatv2.jax.arrays import ArrayLike
 from gatv2.jax.checks import check_static
 from gatv2.jax.config import StackOptions
@@ -91,8 +91,10 @@ class GATv2:
             raise TypeError(
                 f"`options` of a layer can't be {sorted(unknown)}; they are {sorted(known)}"
             )
-        object.__setattr__(self, "options", tuple(sorted(options.items())))
-        _ = self.layers  # which refuse what does not fit
+        object.__setattr__(self, "options", tuple(options.items()))
+        first = self.layers[0]  # layers refuse what does not fit, and make a tuple of a list
+        as_read = sorted((name, getattr(first, name)) for name in options)
+        object.__setattr__(self, "options", tuple(as_read))
 
     @property
     def layers(self) -> tuple[Config, ...]:
@@ -226,7 +228,8 @@ def _prepare(config: Config, h: ArrayLike, adj_mat: object) -> object:
     if adj_mat is None or is_mask(adj_mat) or getattr(h, "ndim", 0) < 2:
         return adj_mat  # the first layer says what is wrong with `h`
     n_nodes = h.shape[-2]
-    sizes = Sizes(n_nodes, n_nodes, config.n_heads, h.shape[:-2])
+    batch_shape = common_batch_shape(adj_mat, h.shape[:-2])
+    sizes = Sizes(n_nodes, n_nodes, config.n_heads, batch_shape)
     return as_adjacency(adj_mat, sizes, flow=config.flow, backend="sparse")
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.checks import check_static
 from gatv2.jax.config import ModuleOptions
 from gatv2.jax.interop import Params
 from gatv2.jax.layer import Config, apply
@@ -184,6 +185,7 @@ class GraphAttentionV2Layer(nnx.Module):
         Randomness is that of `seed`, of the "dropout" stream of `rngs`, or of the layer's own.
         """
         is_off = self.deterministic if deterministic is None else deterministic
+        check_static(deterministic=is_off)
         rng: jax.Array | None = None
         if not is_off and seed is None and self.rngs is not None:
             rng = (self.rngs if rngs is None else rngs.dropout)()

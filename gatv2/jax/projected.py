@@ -1,5 +1,6 @@
 """Projected: a layer's inputs and parameters, checked, in one dtype, and projected to heads."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -68,16 +69,16 @@ class Projected(NamedTuple):
                 jnp.swapaxes(of, -3, -2) if of is not None and of.ndim > 2 else of
                 for of in (x, bias)
             )
-        used_query, used_key = _with_edges(h_query, h_key, adjacency, batch_shape)
-        query = _linear(config, params, "linear_l", used_query)
-        right = "linear_l" if config.share_weights else "linear_r"
-        is_one = config.share_weights and used_key is used_query
-        key = query if is_one else _linear(config, params, right, used_key)
         if config.add_self_loops:
             with_loops, x = add_self_loops(adjacency, x, config.fill_value)
             if bias is not None:
                 _, bias = add_self_loops(adjacency, bias, config.loop_bias, is_bias=True)
             adjacency = with_loops
+        used_query, used_key = _with_edges(h_query, h_key, adjacency, batch_shape)
+        query = _linear(config, params, "linear_l", used_query)
+        right = "linear_l" if config.share_weights else "linear_r"
+        is_one = config.share_weights and used_key is used_query
+        key = query if is_one else _linear(config, params, right, used_key)
         return cls(config, params, h_query, query, key, adjacency, x, bias)
 
     def attention_vectors(self) -> list[jax.Array]:
@@ -114,6 +115,11 @@ class Projected(NamedTuple):
 
 def _checked_params(config: LayerOptions, params: Params) -> Params:
     """Parameters as arrays of JAX, of one dtype, with the names and shapes of the options."""
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"`params` must be a dict of arrays by their names; got {type(params).__name__}: "
+            "call `apply(config, params, h, adj_mat)` with what `init(rng, config)` draws"
+        )
     expected = config.shapes
     missing, unknown = expected.keys() - params.keys(), params.keys() - expected.keys()
     if missing or unknown:

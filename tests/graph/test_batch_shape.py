@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gatv2 import Graph, GraphAttentionV2Layer, gatv2_attention
+from gatv2 import GATv2, Graph, GraphAttentionV2Layer, gatv2_attention
 from gatv2.dispatch import Kernel
 from gatv2.locality import reorder
 from gatv2.testing import assert_agrees
@@ -66,6 +66,15 @@ def test_features_without_a_batch_get_that_of_the_graph(
     out = layer(h, Graph.from_mask(mask))
     assert out.shape == (*shape, N, 4)
     assert_agrees(out, layer(h, mask))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_so_they_do_in_a_stack(shape: tuple[int, ...]) -> None:
+    model = GATv2(3, 4, 2, n_heads=2, out_heads=2, dtype=DTYPE).eval()
+    mask, h = random_mask(shape), torch.randn(N, 3, dtype=DTYPE)
+    out = model(h, Graph.from_mask(mask))
+    assert out.shape == (*shape, N, 2)
+    assert_agrees(out, model(h, mask))
 
 
 def test_its_dimensions_are_those_of_the_features() -> None:

@@ -1,5 +1,6 @@
 """What the PyTorch layer does, the JAX layer does, under the same names: one answer, dropout too."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,12 +71,6 @@ def assert_one_answer(layer: Any, h: Any, adj_mat: Any, in_jax: Any, **inputs: A
         return jax.grad(loss, has_aux=True)(params)
 
     gradients, results = step(gat.from_torch(layer), features, own)
-    if (
-        layer.add_self_loops and alpha.ndim == 2
-    ):  # under `jit` self-loops that there were are padding
-        is_loop = (adj_mat[0] == adj_mat[1]).numpy()
-        assert not results[1][: len(is_loop)][is_loop].any()
-        results = results[0], results[1][np.append(~is_loop, np.ones(N, bool))]
     for a, e in zip(results, (out, alpha), strict=True):
         assert_agrees(gat.as_torch(a), e.detach())
     for name, gradient in gradients.items():
@@ -147,6 +142,42 @@ def test_stack() -> None:
         gat.GATv2(5, 8, 3, feature_dropout=None)
     with pytest.raises(TypeError, match=r"`feature_dropout` must be known when a function is tr"):
         jax.jit(lambda rate: gat.GATv2(5, 8, 3, feature_dropout=rate).n_heads)(0.5)
+
+
+def test_a_stack_takes_one_set_of_features_for_a_batch_of_graphs() -> None:
+    """As its layers do: that of a `Graph` is the answer of the masks that it was made of."""
+    model = gat.GATv2(5, 8, 3, n_heads=2, options={"param_dtype": "float64"})
+    params, h = model.init(jax.random.key(0)), gat.as_jax(normal(N, 5))
+    masks = np.random.default_rng(0).random((2, N, N, 1)) < 0.5
+    expected = model.apply(params, h, masks, deterministic=True)
+    out = model.apply(params, h, gat.Graph.from_mask(masks), deterministic=True)
+    assert out.shape == (2, N, 3)
+    np.testing.assert_allclose(out, expected, atol=1e-12)
+
+
+def test_a_stack_is_static_whatever_its_options() -> None:
+    """Options are as a layer reads them: the same said otherwise is the same stack, which hashes."""
+    one, other = (
+        gat.GATv2(5, 8, 3, options={"edge_dim": D, "fill_value": fill, "dtype": dtype})
+        for fill, dtype in (([0, 1, 2], "float32"), (np.arange(3.0), jnp.float32))
+    )
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != gat.GATv2(5, 8, 3, options={"edge_dim": D, "fill_value": 1, "dtype": "float32"})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_joins_parts_hides_no_nan(value: float) -> None:
+    """Neither in the result nor in its log-sum-exp; the other queries are as they were."""
+    lse = jnp.array([[[value], [0.0], [-np.inf]], [[1.0], [1.0], [-np.inf]]])
+    out = jnp.where(jnp.isfinite(lse), 1.0, jnp.where(lse == -jnp.inf, 0.0, jnp.nan))[..., None]
+    join = jax.vmap(partial(gat.join_parts, axis_name="parts"), axis_name="parts")
+    for results in zip(*join(out, lse), strict=True):
+        joined, joined_lse = (x.ravel() for x in results)
+        assert jnp.isnan(joined[0])
+        assert jnp.isnan(joined_lse[0])
+        np.testing.assert_allclose(joined[1:], [1, 0])
+        np.testing.assert_allclose(joined_lse[1:], [np.logaddexp(0, 1), -np.inf])
 
 
 def test_log_sum_exp_joins_parts() -> None:
@@ -301,3 +332,21 @@ def test_sparse_matrices() -> None:
         gat.adjacency.as_adjacency(sparse.csr_array((3, 4)), sizes, **read)
     with pytest.raises(TypeError, match=r"only outside of `jit`"):
         jax.jit(lambda matrix: gat.adjacency.as_adjacency(matrix, sizes, **read).n_edges)(entries)
+
+
+@pytest.mark.parametrize("form", ["edges", "graph", "padded", "mask"])
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_a_node_without_edges_attends_to_its_self_loop(form: str, is_traced: bool) -> None:
+    """Its result is its own value; features are zeroed of nodes alone that nothing reads."""
+    n_nodes, alone = N + 2, N
+    config = gat.Config(5, 6, 2, add_self_loops=True, dropout=0.0, param_dtype="float64")
+    params, h = config.init(jax.random.key(0)), gat.as_jax(normal(n_nodes, 5))
+    forms: dict[str, Any] = {
+        "edges": EDGE_INDEX.numpy(),
+        "graph": gat.Graph.from_edge_index(EDGE_INDEX.numpy(), n_nodes),
+        "padded": gat.Graph.from_edge_index(EDGE_INDEX.numpy(), n_nodes - 1).padded(12, n_nodes),
+        "mask": mask_of(EDGE_INDEX, (n_nodes, n_nodes)).numpy(),
+    }
+    apply = jit(config.apply) if is_traced else config.apply
+    out = apply(params, h, forms[form])
+    np.testing.assert_allclose(out[alone], params["linear_r.weight"] @ h[alone], atol=1e-12)

@@ -396,3 +396,42 @@ def test_a_graph_of_masks_attends_as_they_do(
     assert_agrees(out, exact.double(), exact)
     with pytest.raises(ValueError, match=r"the graph is a batch of .* graphs, but the features"):
         gat.apply(config, params, np.ones((7, 5, 4), np.float32), graph, deterministic=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda graph: graph.add_self_loops(),
+        lambda graph: graph.coalesce(),
+        lambda graph: graph.coalesce().to_mask(),
+        lambda graph: graph.add_self_loops().coalesce().to_mask(),
+        lambda graph: gat.Graph.from_edge_index(np.array([[1, 1], [0, 2]]), 3).to_mask(),
+    ],
+)
+@pytest.mark.parametrize("n_padding", [0, 2])
+def test_what_is_known_is_known_where_a_program_is_traced(
+    change: Callable[[Any], Any], n_padding: int
+) -> None:
+    """A graph that a compiled function closes over becomes what it does outside of it."""
+    graph = gat.Graph.from_edge_index(np.array([[0, 2, 2, 0], [1, 2, 0, 1]]), 3)
+    graph = graph.padded(graph.n_edges + n_padding)
+    assert_equal(jax.jit(lambda: change(graph))(), change(graph))
+
+
+@pytest.mark.parametrize("options", [{"add_self_loops": True}, {"backend": "dense"}])
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: jax.jit(jax.grad(f))])
+def test_a_compiled_layer_may_close_over_its_graph(
+    transform: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    graph = gat.Graph.from_edge_index(np.array([[0, 2, 2], [1, 2, 0]]), 3)
+    config = gat.Config(2, 4, n_heads=2, dropout=0.0, **options)
+    params, h = config.init(jax.random.key(0)), jnp.arange(6.0).reshape(3, 2)
+
+    def total(h: Any, adj_mat: Any = graph) -> Any:
+        return config.apply(params, h, adj_mat).sum()
+
+    expected = jax.grad(total)(h) if transform is not jax.jit else total(h)
+    for form in (graph, graph.edge_index):
+        np.testing.assert_allclose(
+            transform(lambda h, form=form: total(h, form))(h), expected, rtol=1e-5
+        )

@@ -1,5 +1,6 @@
 """One layer in both worlds: parameters cross, and everything that can hold them gives one answer."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,39 @@ def test_what_does_not_fit_the_options() -> None:
     needs = gat.Config(3, 8, 2, edge_dim=4)
     with pytest.raises(TypeError, match=r"`edge_features` must be an array .*; got NoneType"):
         gat.apply(needs, needs.init(rng), h, mask, seed=1)
+
+
+def test_what_is_static_is_no_traced_flag_and_may_be_an_array() -> None:
+    eqx = pytest.importorskip("gatv2.jax.equinox")
+    nnx = pytest.importorskip("flax.nnx")
+    in_flax = pytest.importorskip("gatv2.jax.nnx")
+    h, mask, heads = jnp.ones((5, 4), "float32"), np.eye(5, dtype=bool), jnp.ones((5, 2, 3))
+    attend = partial(gat.gatv2_attention, heads, heads, heads[0], mask, seed=1)
+    static = partial(gat.gat_attention, heads, heads, heads[0], heads[0], mask, seed=1)
+    in_equinox = eqx.GraphAttentionV2Layer(4, 6, 2, key=jax.random.key(0))
+    of_flax = in_flax.GraphAttentionV2Layer(4, 6, 2, rngs=nnx.Rngs(0))
+    flags = {
+        "return_attention": lambda flag: attend(return_attention=flag),
+        "return_lse": lambda flag: attend(return_lse=flag),
+        "inference": lambda flag: in_equinox(h, mask, seed=1, inference=flag),
+        "deterministic": lambda flag: of_flax(h, mask, seed=1, deterministic=flag),
+    }
+    for name, call in flags.items():
+        with pytest.raises(TypeError, match=f"`{name}` must be known when a function is traced"):
+            jax.jit(call)(True)
+    with pytest.raises(TypeError, match="`return_attention` must be known"):
+        jax.jit(lambda flag: static(return_attention=flag))(True)
+    with pytest.raises(TypeError, match="`inference` must be known"):
+        jax.jit(lambda layer: layer(h, mask, seed=1))(in_equinox)
+    half = jnp.float32(0.5)
+    for function in (attend, static):
+        assert np.array_equal(
+            function(dropout=half, negative_slope=half), function(dropout=0.5, negative_slope=0.5)
+        )
+    same = gat.Config(3, 8, 2, dropout=half, leaky_relu_negative_slope=half)
+    assert hash(same) == hash(gat.Config(3, 8, 2, dropout=0.5, leaky_relu_negative_slope=0.5))
+    with pytest.raises(TypeError, match=r"`params` must be a dict .*apply\(config, params, h"):
+        gat.apply(same, h, h, mask, seed=1)
 
 
 def test_options_can_not_differ_at_apply() -> None:

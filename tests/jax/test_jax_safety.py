@@ -161,21 +161,29 @@ def test_bad_indices_outside_of_jit_are_errors() -> None:
         ({"key_index": [0, -1]}, "`key_index` of the graph must lie in"),
         ({"query_ptr": [0, 2, 1, 2, 2]}, "`query_ptr` of the graph must ascend"),
         ({"query_ptr": [0, 1, 1, 1, 9]}, "`query_ptr` of the graph must ascend"),
+        ({"edge_id": [0, 10**9]}, "`edge_id` of the graph must lie in"),
+        ({"edge_id": [0]}, "`edge_id` of the graph must have 2 rows; got 1"),
+        ({"head_mask": [[True]]}, "`head_mask` of the graph must have 2 rows; got 1"),
+        ({"query_id": [0]}, "`query_id` of the graph must have 4 rows; got 1"),
+        ({"key_id": [0]}, "`key_id` of the graph must have 4 rows; got 1"),
     ],
 )
-def test_a_graph_made_by_hand_is_checked(change: dict[str, list[int]], message: str) -> None:
+def test_a_graph_made_by_hand_is_checked(change: dict[str, list[Any]], message: str) -> None:
     """By the fused kernel, which would read and write wherever it is told to."""
     graph = gat.Graph.from_edge_index(np.array([[0, 1], [1, 2]]), 4)
     graph = replace(graph, **{name: jnp.array(values) for name, values in change.items()})
     features = jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((1, 2))
+    edges = {"edge_features": jnp.ones((2, 3)), "edge_projection": jnp.ones((1, 2, 3))}
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
-        jax.block_until_ready(gat.gatv2_attention(*features, graph, kernel="numba"))
+        jax.block_until_ready(gat.gatv2_attention(*features, graph, **edges, kernel="numba"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"ptr": [0, 9, 9, 9, 9]}, "`key_ptr` of the graph must ascend"),
+        ({"ptr": [0, 2]}, "`key_ptr` of the graph must have 5 rows; got 2"),
+        ({"edge": [0]}, "`edges_by_key` of the graph must have 2 rows; got 1"),
         ({"edge": [10**8, 0]}, "`by_key.edge` of the graph must lie in"),
         ({"query": [0, -1]}, "`by_key.query` of the graph must lie in"),
     ],

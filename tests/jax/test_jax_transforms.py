@@ -16,6 +16,7 @@ from gatv2.testing import assert_agrees
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
 gat = pytest.importorskip("gatv2.jax")
+from gatv2.jax.blocks import count_blocks  # noqa: E402
 
 N, M, H, F = 5, 7, 2, 3
 
@@ -218,6 +219,32 @@ def test_one_compilation_for_one_size() -> None:
     assert traces == 1
     attend(*features(), gat.Graph.from_edge_index(edge_index, (N, M)).padded(41), jnp.int32(0))
     assert traces == 2
+
+
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+def test_a_call_outside_of_jit_compiles_nothing_twice(
+    backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of plain JAX in several blocks, too: values, scores, gradients, and the control."""
+    mask = np.random.default_rng(0).random((40, 40, 1)) < 0.9
+    h, a = jnp.ones((40, 2, 512), "float32"), jnp.ones((2, 512), "float32")
+    graph = mask if backend == "dense" else gat.Graph.from_mask(mask)
+    assert count_blocks(int(mask.sum()), a.size) > 1
+
+    def call(h: Any) -> Any:
+        attend = partial(gat.gatv2_attention, h, h, graph=graph, kernel="jax")
+        gradient = jax.grad(lambda a: attend(attn=a).sum())(a)
+        scores = gat.gatv2_scores(h, h, a, graph)
+        return gradient, scores, gat.gat_attention(h, h, a, a, graph)
+
+    def compilations(h: Any) -> int:
+        caplog.clear()
+        with jax.log_compiles():
+            jax.block_until_ready(call(h))
+        return sum("Finished XLA compilation" in record.message for record in caplog.records)
+
+    assert compilations(h) > 0
+    assert compilations(2 * h) == 0
 
 
 def test_no_large_constants() -> None:

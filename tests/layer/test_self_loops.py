@@ -264,3 +264,17 @@ def test_reductions_of_a_hub_are_rounded_once(dtype: torch.dtype, fill_value: An
         assert actual is not None
         at = (n_nodes - 1,) if adjacency is graph else (0, 0)
         assert torch.equal(actual[at], exact[at].to(dtype))
+
+
+@pytest.mark.parametrize("form", ["mask", "graph"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fill_value_is_rounded_to_the_dtype_of_the_features_alone(
+    form: str, dtype: torch.dtype
+) -> None:
+    mask, features = torch.zeros(2, 2, 1, dtype=torch.bool), torch.zeros(2, 2, 1, dtype=dtype)
+    if form == "mask":
+        filled = add_self_loops(mask, features, 0.7)[1]
+    else:
+        filled = add_self_loops(Graph.from_mask(mask), features[mask.any(-1)], 0.7)[1]
+    assert filled is not None
+    assert torch.equal(filled[filled != 0], torch.full((2,), 0.7, dtype=dtype))

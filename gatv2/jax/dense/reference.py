@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gatv2.jax.blocks import (
+    compiled,
     count_blocks,
     from_blocks,
     into_blocks,
@@ -81,6 +82,7 @@ def add_bias(scores: jax.Array, score_bias: jax.Array | None, mask: jax.Array) -
     return scores + jnp.where(mask, score_bias, 0)
 
 
+@compiled(static="negative_slope")
 def gatv2_scores(
     query: jax.Array,
     key: jax.Array,
@@ -123,6 +125,7 @@ def gat_scores(
     return leaky_relu(pair, negative_slope)
 
 
+@compiled(static="dropout")
 def attend(
     scores: jax.Array, value: jax.Array, mask: jax.Array, *, dropout: float, seed: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

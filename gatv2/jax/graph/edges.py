@@ -153,6 +153,12 @@ def require_concrete(graph: SortedEdges[jax.Array], verb: str) -> None:
         raise TypeError(f"to {verb} a graph its edges must be known: do it outside of `jit`")
 
 
+def repeated_edges(graph: SortedEdges[jax.Array]) -> NumPyArray:
+    """`[n_edges]` bool, of edges that are known: True for all but the first of parallel edges."""
+    with jax.ensure_compile_time_eval():  # also where a program around the graph is traced
+        return np.asarray((graph.multiplicity() > 0) & graph.is_edge)
+
+
 def require_unpadded(graph: SortedEdges[jax.Array], what: str, remedy: str) -> None:
     """Raise a ValueError if edges or nodes of a graph are padding."""
     if graph.query_mask is not None or np.asarray(graph.query_ptr)[-1] != graph.n_edges:

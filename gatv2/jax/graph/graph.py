@@ -26,6 +26,7 @@ from gatv2.jax.graph.edges import (
     SortedEdges,
     as_numpy,
     of_sorted,
+    repeated_edges,
     require_concrete,
     require_unpadded,
     with_nodes_of,
@@ -398,7 +399,7 @@ class Graph(SortedEdges[jax.Array]):
         """
         require_concrete(self, "coalesce")
         host = as_numpy(self)
-        is_first = np.asarray((self.multiplicity() == 0) & self.is_edge)
+        is_first = host.is_edge & ~repeated_edges(self)
         head_mask = None if host.head_mask is None else host.head_mask[is_first]
         edges = sort_edges(
             host.query_index[is_first], host.key_index[is_first], self.n_queries, self.n_keys
@@ -445,7 +446,7 @@ class Graph(SortedEdges[jax.Array]):
                 "the graph numbers its nodes for dropout (`query_id`, `key_id`), which a dense mask "
                 "cannot hold: use backend='sparse'"
             )
-        if ((self.multiplicity() > 0) & self.is_edge).any():
+        if repeated_edges(self).any():
             raise ValueError(
                 "the graph has parallel edges, which a dense mask cannot hold: use backend='sparse', "
                 "or merge them with `graph.coalesce()`"

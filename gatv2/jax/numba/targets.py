@@ -90,12 +90,29 @@ def _check(arrays: Arrays, n_keys: int) -> None:
     """
     if "key_index" not in arrays:
         return
-    n_queries = arrays["query_ptr"].size - 1
-    n_edges = _check_pointers("query_ptr", arrays["query_ptr"], arrays["key_index"].size)
+    n_queries, n_listed = arrays["query_ptr"].size - 1, arrays["key_index"].size
+    rows = {
+        "edge_id": n_listed,
+        "head_mask": n_listed,
+        "edges_by_key": n_listed,
+        "queries_by_key": n_listed,
+        "key_ptr": n_keys + 1,
+        "query_id": n_queries,
+        "key_id": n_keys,
+    }
+    for name in rows.keys() & arrays.keys():
+        if arrays[name].shape[0] != rows[name]:
+            raise ValueError(
+                f"`{name}` of the graph must have {rows[name]} rows; got {arrays[name].shape[0]}: "
+                "make graphs with `Graph`"
+            )
+    n_edges = _check_pointers("query_ptr", arrays["query_ptr"], n_listed)
     _check_index("key_index", arrays["key_index"][:n_edges], n_keys)
+    if "edge_id" in arrays:
+        _check_index("edge_id", arrays["edge_id"][:n_edges], n_listed)
     if "key_ptr" in arrays:
-        n_edges = _check_pointers("key_ptr", arrays["key_ptr"], arrays["key_index"].size)
-        _check_index("by_key.edge", arrays["edges_by_key"][:n_edges], arrays["key_index"].size)
+        n_edges = _check_pointers("key_ptr", arrays["key_ptr"], n_listed)
+        _check_index("by_key.edge", arrays["edges_by_key"][:n_edges], n_listed)
         _check_index("by_key.query", arrays["queries_by_key"][:n_edges], n_queries)
 
 

@@ -17,7 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.blocks import count_blocks, from_blocks, into_blocks, lead, map_blocks, sum_blocks
+from gatv2.jax.blocks import (
+    compiled,
+    count_blocks,
+    from_blocks,
+    into_blocks,
+    lead,
+    map_blocks,
+    sum_blocks,
+)
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.graph import Graph
 from gatv2.jax.precision import widened
@@ -102,6 +110,7 @@ def of_edges(graph: Graph, values: jax.Array) -> jax.Array:
     return gather(values, number, axis=-2)
 
 
+@compiled(static="negative_slope")
 def gatv2_scores(
     query: jax.Array,
     key: jax.Array,
@@ -151,6 +160,7 @@ def _used_rows(rows: jax.Array, index: jax.Array, graph: Graph) -> jax.Array:
     return jnp.where(lead((n_uses > 0)[..., None], rows.ndim), rows, 0)
 
 
+@compiled(static="dropout")
 def attend(
     scores: jax.Array, value: jax.Array, graph: Graph, *, dropout: float, seed: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
