@@ -22,8 +22,7 @@ def sum_shares(
     Args:
         launch: of the call.
         of_nodes: shares of attn, `[copies, chunks, lanes]`.
-        of_edges: shares of G, `[copies, chunks, D, lanes]`, see `gatv2.numba.edge_features`; those of
-            the first chunk are overwritten.
+        of_edges: shares of G, `[copies, chunks, D, lanes]`, see `gatv2.numba.edge_features`.
     """
     arguments, tiles = launch.arguments, launch.tiles
     mapped = arguments.query.shape[: arguments.n_mapped]
@@ -40,6 +39,7 @@ def sum_shares(
             edges.projection,
             launch.attn,
             d_projection.ravel(),
+            np.empty(tiles.line, tiles.dtype),
         )
     _sum_shares(
         _vectors(tiles.dtype),
@@ -77,15 +77,15 @@ def _sum_shares(
 def _sum_edges(line: VectorClass, sizes: Plain, first: Index, lane: Index, edges: Plain) -> Vector:
     """Write some lanes of d_W_e; return those of what attn gets of it."""
     (n_batches, n_chunks, length), n_lanes = sizes, line.lanes
-    n_features, shares, projection, attn, d_projection = edges
+    n_features, shares, projection, attn, d_projection, numbers = edges
     a, of_attn = load(line, attn, lane), splat(line, 0.0)
     for d in range(n_features):
         at = first * n_batches * n_chunks * n_features + d * length + lane
         g = _total(line, shares, at, n_batches, n_chunks, n_features * length)
         of_attn = fma(load(line, projection, d * length + lane), g, of_attn)
-        store(shares, at, a * g)
+        store(numbers, 0, a * g)
         for k in range(n_lanes):
-            d_projection[(first + lane + k) * n_features + d] = shares[at + k]
+            d_projection[(first + lane + k) * n_features + d] = numbers[k]
     return of_attn
 
 

@@ -19,8 +19,9 @@ _N = len(Projections._fields)
 _EDGE_FEATURES = Projections._fields.index("edge_features")
 _NOTHING = None, None, None
 _OVERWRITTEN = (
-    "a backward pass through this layer was interrupted, and has overwritten what another one needs: "
-    "call the layer again"
+    "a backward pass that was not to keep the graph has not come to its end, as it failed or runs in "
+    "another thread, and may have overwritten what this one reads: call the layer again, or pass "
+    "`retain_graph=True` to every pass but the last"
 )
 
 
@@ -72,7 +73,7 @@ class _Projected(FunctionBase):  # type: ignore[misc]
         h_query, w_query, _, h_key, w_key, _, x, w_edge = projected
         of_hq, of_wq, _, of_hk, of_wk, *_ = ctx.needs_input_grad[3:]
         ctx.call, ctx.adjacency = bound.call, type(adjacency)
-        ctx.is_own, ctx.is_overwritten = further is not None, False
+        ctx.is_own, ctx.is_overwritten, ctx.n_passes = further is not None, False, 0
         ctx.save_for_backward(
             *(lse, query, further, seed, attn, x, *_weight(w_edge, True)),
             *(h_query if of_wq else None, *_weight(w_query, of_hq)),
@@ -91,8 +92,6 @@ class _Projected(FunctionBase):  # type: ignore[misc]
         lse, query, key, seed, attn, x, w_edge, memory = saved[:8]
         d_attn = d_x = d_edge = None
         is_shared = key is None
-        if ctx.is_overwritten:
-            raise RuntimeError(_OVERWRITTEN)
         if d_out is not None:
             projection = w_edge if torch.is_grad_enabled() else memory
             edge_projection = None if projection is None else projection.view(*attn.shape, -1)
@@ -103,15 +102,23 @@ class _Projected(FunctionBase):  # type: ignore[misc]
             if needs[_EDGE_FEATURES]:
                 arguments = arguments._replace(wants_rows=True)
             cotangents = Cotangents(d_out.reshape(query.shape), None, None, lse)
-            if must_be_seen((d_out,), (query, key, attn, x, w_edge)):
-                ctx.is_own = False  # autograd may save query and key once more
-                found = Gradients(*call.dispatched.backward(cotangents, arguments))
-            else:
-                # of a backward pass after which nobody asks for query and key
-                ctx.is_overwritten = overwrites = ctx.is_own and not keeps_graph()
-                found = Gradients(
-                    *call.launcher.backward(cotangents, arguments, overwrites=overwrites)
-                )
+            is_seen = must_be_seen((d_out,), (query, key, attn, x, w_edge))
+            is_last = not (is_seen or keeps_graph())
+            # nothing is called from here to the count of passes, so that no other thread comes between
+            if ctx.is_overwritten:
+                raise RuntimeError(_OVERWRITTEN)
+            ctx.is_own = ctx.is_own and not is_seen  # autograd may save query and key once more
+            # after the last pass nobody asks for query and key
+            ctx.is_overwritten = overwrites = ctx.is_own and is_last and ctx.n_passes == 0
+            ctx.n_passes += 1
+            try:
+                if is_seen:
+                    gradients = call.dispatched.backward(cotangents, arguments)
+                else:
+                    gradients = call.launcher.backward(cotangents, arguments, overwrites=overwrites)
+            finally:
+                ctx.n_passes -= 1
+            found = Gradients(*gradients)
             d_query, d_key = _sum(found.query, d_query), _sum(found.key, d_key)
             d_attn, d_x, d_edge = found.attn, found.edge_features, found.edge_projection
         if is_shared:

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 from gatv2.numba import gradients as kernels  # noqa: E402
+from gatv2.numba.threads import run_chunks  # noqa: E402
 
 N_FEATURES, N_OUT, N_HEADS = 6, 64, 8
 """Heads and features of which no row needs padding."""
@@ -91,6 +92,30 @@ def test_what_was_differentiated_again_is_kept() -> None:
     assert_same_bits((ask(),), (expected,))
 
 
+@pytest.mark.parametrize("outer_is_last", [False, True])
+def test_a_pass_within_another_one_is_right_or_refused(
+    outer_is_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As threads may come to one graph at once, though all but the last pass are to keep it."""
+    expected = Step(*SIZES["short rows"], torch.float32).gradients()
+    step = Step(*SIZES["short rows"], torch.float32)
+    found: list[tuple[Tensor, ...]] = []
+
+    def run_another_pass_first(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(kernels, "run_chunks", run_chunks)
+        if outer_is_last:
+            with pytest.raises(RuntimeError, match="in another thread"):
+                step.gradients(retain_graph=True)
+        else:
+            found.append(step.gradients())
+        run_chunks(*arguments, **options)
+
+    monkeypatch.setattr(kernels, "run_chunks", run_another_pass_first)
+    found.append(step.gradients(retain_graph=not outer_is_last))
+    for gradients in found:
+        assert_same_bits(gradients, expected)
+
+
 def test_after_an_interrupted_pass_the_next_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -105,7 +130,7 @@ def test_after_an_interrupted_pass_the_next_one_is_refused(monkeypatch: pytest.M
         patch.setattr(kernels, "run_chunks", interrupt)
         with pytest.raises(KeyboardInterrupt):
             step.gradients()
-    with pytest.raises(RuntimeError, match=r"interrupted.*call the layer again"):
+    with pytest.raises(RuntimeError, match=r"failed.*call the layer again"):
         step.gradients()
     again = Step(*SIZES["short rows"], torch.float32)
     assert_same_bits(again.gradients(), expected)
