@@ -36,9 +36,11 @@ from gatv2.options import (
     hidden_of,
     tells_our_names,
 )
+from gatv2.precision import is_convertible, lowered
 from gatv2.projection import (
     Where,
     has_bias,
+    is_plain,
     linear,
     n_inputs_of,
     reset_parameters,
@@ -357,9 +359,10 @@ class GraphAttention(nn.Module, ABC):
             return  # a quantized or wrapped projection checks its input itself
         if h.device != weight.device:
             raise ValueError(f"`{name}` is on {h.device} and the layer is on {weight.device}")
-        if h.dtype != weight.dtype and not torch.is_autocast_enabled(h.device.type):
+        is_converted = torch.is_autocast_enabled(h.device.type) and h.layout is not torch.strided
+        if h.dtype != weight.dtype and lowered(h) != lowered(weight) and not is_converted:
             raise TypeError(
-                f"`{name}` must have the layer's dtype {weight.dtype}; got {h.dtype}: "
+                f"`{name}` must have the layer's dtype {weight.dtype}; got {h.dtype}{_by_autocast(h)}: "
                 "convert one of them with `.to(dtype)`, a SciPy matrix with `.astype(dtype)`"
             )
 
@@ -383,13 +386,14 @@ class GraphAttention(nn.Module, ABC):
                 f"`edge_features` must have edge_dim={self.edge_dim} as its last dimension; "
                 f"got {tuple(edge_features.shape)}"
             )
-        device = edge_features.device.type
-        if weight is None or torch.is_autocast_enabled(device):
+        if weight is None:
             return
-        if edge_features.dtype != weight.dtype:
+        is_autocast = torch.is_autocast_enabled(edge_features.device.type)
+        is_converted = is_autocast and is_plain(self.linear_e, nn.Linear)  # as the kernel has it
+        if lowered(edge_features) != lowered(weight) and not is_converted:
             raise TypeError(
                 f"`edge_features` must have the layer's dtype {weight.dtype}; "
-                f"got {edge_features.dtype}: convert it with `.to(dtype)`"
+                f"got {edge_features.dtype}{_by_autocast(edge_features)}: convert it with `.to(dtype)`"
             )
 
     def check_score_bias(self, score_bias: Tensor | None, h: Tensor) -> None:
@@ -509,10 +513,8 @@ class GraphAttention(nn.Module, ABC):
 
     def _check_kernel_serves(self, h_query: Tensor, h_key: Tensor, adjacency: Adjacency) -> None:
         """Raise what the choice of a kernel would raise of projected features."""
-        device = h_query.device.type
-        is_autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if is_autocast else h_query.dtype
         attn = getattr(self, self.attention_vectors[0])
+        dtype = lowered(attn)
         select_kernel(h_query.to(dtype), h_key.to(dtype), attn, adjacency, kernel=self.kernel)
 
     def join(self, out: Tensor, h_query: Tensor) -> Tensor:
@@ -586,6 +588,12 @@ def _check_dtype(dtype: torch.dtype | None) -> None:
         raise TypeError(
             f"`dtype` must be a floating-point dtype of PyTorch, as torch.float32; got {dtype}"
         )
+
+
+def _by_autocast(given: Tensor) -> str:
+    if not torch.is_autocast_enabled(given.device.type) or is_convertible(given):
+        return ""
+    return ", which autocast does not convert"
 
 
 def _how_to_convert(edge_features: object) -> str:

@@ -23,6 +23,19 @@ def summed_in(tensor: Tensor) -> torch.dtype:
     return computed_in(tensor.dtype) if tensor.device.type == "mps" else torch.float64
 
 
+def lowered(tensor: Tensor) -> torch.dtype:
+    """The dtype in which a product takes a tensor, which autocast may convert."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device) or not is_convertible(tensor):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def is_convertible(tensor: Tensor) -> bool:
+    """Whether autocast converts a tensor where it is enabled."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A block in which autocast lowers nothing to half precision."""
     if not torch.is_autocast_enabled(device.type):

@@ -12,7 +12,7 @@ from torch_geometric.nn.conv import gatv2_conv
 from torch_geometric.nn.dense import Linear
 from torch_geometric.typing import SparseTensor, torch_sparse
 
-from gatv2.convert.pyg import check_flow, overridden
+from gatv2.convert.pyg import check_flow, our_fill_value, overridden
 from gatv2.functional import attend
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
@@ -121,11 +121,10 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             check_edge_index(edge_index)
             graph = prepare_edge_index(edge_index, (n_queries, n_keys), self.flow)
         if self.add_self_loops:
-            fill_value = 1.0 if self.fill_value is None else self.fill_value
-            if isinstance(fill_value, Tensor):
-                fill_value = fill_value.squeeze(0) if fill_value.ndim == 2 else fill_value
             is_block = n_queries != n_keys and not isinstance(edge_index, Graph)
-            graph, edge_attr = add_self_loops(graph, edge_attr, fill_value, is_block=is_block)
+            graph, edge_attr = add_self_loops(
+                graph, edge_attr, our_fill_value(self), is_block=is_block
+            )
         return graph, edge_attr
 
     def _read_matrix(

@@ -156,6 +156,8 @@ def measure_ranking(
     sizes = Sizes(len(h), len(h), layer.n_heads, torch.Size(), h.device)
     graph = as_adjacency(adj_mat, sizes, flow=layer.flow, backend="sparse")
     assert isinstance(graph, Graph)
+    if layer.add_self_loops:
+        graph = graph.add_self_loops()
     return measure_scores(scores, graph.edge_index, max_queries=max_queries, seed=seed)
 
 
@@ -211,6 +213,8 @@ def measure_scores(
     check_flow(flow)
     if max_queries < 2:
         raise ValueError(f"`max_queries` must be at least 2, a pair to compare; got {max_queries}")
+    if rtol is not None and not 0 <= rtol < math.inf:
+        raise ValueError(f"`rtol` must be a finite number, 0 or more; got {rtol}")
     values, precision = _to_float64(scores)
     if edge_index is None:
         query, key, values = _from_dense(values, mask)
@@ -248,11 +252,12 @@ def _chain(query: Ints, key: Ints, score: Floats, rtol: float) -> _Chains:
     query, key, score = query[is_edge], key[is_edge], score[is_edge]
     order = np.lexsort((score, query))
     query, key, score = query[order], key[order], score[order]
-    tolerance = np.zeros(query.max(initial=-1) + 1)
-    np.maximum.at(tolerance, query, rtol * np.abs(score))
+    queries, row = np.unique(query, return_inverse=True)  # their numbers may be of any size
+    tolerance = np.zeros(len(queries))
+    np.maximum.at(tolerance, row, rtol * np.abs(score))
     same_query = query[1:] == query[:-1]
     with np.errstate(over="ignore"):  # a gap that overflows is a gap
-        same_level = same_query & (np.diff(score) <= tolerance[query[1:]])
+        same_level = same_query & (np.diff(score) <= tolerance[row[1:]])
     level = np.concatenate((np.zeros(min(1, len(query)), np.int64), np.cumsum(~same_level)))
     first_edge = np.searchsorted(query, query)
     chains = _Chains(query, key, level, level == level[first_edge])
@@ -323,7 +328,8 @@ def _choose_queries(chains: _Chains, max_queries: int, rng: np.random.Generator)
     queries, row = np.unique(chains.query, return_inverse=True)
     if len(queries) <= max_queries:
         return [int(query) for query in queries]
-    edges = csr_array((np.ones(len(row), np.int64), (row, chains.key)))
+    column = np.unique(chains.key, return_inverse=True)[1]
+    edges = csr_array((np.ones(len(row), np.int64), (row, column)))
     by_key = edges.T.tocsr()
     chosen: dict[int, None] = {}  # an ordered set
     for query in rng.permutation(len(queries)):

@@ -19,6 +19,7 @@ from gatv2.graph.kept import prepared_once
 from gatv2.graph.sort import sort_by_key
 from gatv2.numba.support import import_failure
 from gatv2.optional import is_from
+from gatv2.precision import lowered
 from gatv2.projection import is_plain
 from gatv2.torch_internals import (
     coo_entries,
@@ -125,9 +126,7 @@ def _project(
         value = h.values().to(computed_in)
     order = _order_of_csr(h)
     outs = _products(order, value, [weight.to(computed_in) for weight in weights])
-    device = h.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = lowered(weights[0])
     biases: list[Any] = [projection.bias for projection in projections]
     return [
         (out if bias is None else out + bias).to(dtype)

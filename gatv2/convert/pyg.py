@@ -2,7 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from gatv2.convert.state import Shapes, check_ours, known_state, layer_of
+from gatv2.graph.self_loops import FillValue
 from gatv2.layer import GraphAttentionV2Layer
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ def from_pyg(conv: "GATv2Conv") -> GraphAttentionV2Layer:
         leaky_relu_negative_slope=conv.negative_slope,
         share_weights=conv.share_weights,
         add_self_loops=conv.add_self_loops,
-        fill_value=conv.fill_value,
+        fill_value=our_fill_value(conv),
         flow=conv.flow,
         is_pair=not isinstance(conv.in_channels, int),
     )
@@ -90,6 +93,7 @@ def to_pyg(layer: GraphAttentionV2Layer) -> "GATv2Conv":
             "`GATv2Conv` has a bias of the projections and of the output, or none: the layer has "
             "bias='projections'"
         )
+    fill_value = layer.fill_value
     conv = GATv2Conv(
         layer.in_features,
         layer.n_hidden,
@@ -99,7 +103,8 @@ def to_pyg(layer: GraphAttentionV2Layer) -> "GATv2Conv":
         dropout=layer.dropout,
         add_self_loops=layer.add_self_loops,
         edge_dim=layer.edge_dim,
-        fill_value=layer.fill_value,
+        # no number of NumPy's, which PyTorch Geometric refuses when it is called
+        fill_value=fill_value if isinstance(fill_value, str | Tensor) else float(fill_value),
         bias=has_bias,
         share_weights=layer.share_weights,
         residual=layer.linear_residual is not None,
@@ -137,6 +142,16 @@ def our_name(name: str) -> str:
     }
     module, _, rest = name.partition(".")
     return ".".join(filter(None, (ours.get(module, module), rest)))
+
+
+def our_fill_value(conv: "GATv2Conv") -> FillValue:
+    """The features of self-loops of a `GATv2Conv`, which reads None as 1 and takes a row of a matrix."""
+    fill_value: FillValue | None = conv.fill_value
+    if fill_value is None:
+        return 1.0
+    if isinstance(fill_value, Tensor) and fill_value.ndim == 2:
+        return fill_value.squeeze(0)
+    return fill_value
 
 
 def overridden(conv: "GATv2Conv") -> list[str]:

@@ -13,7 +13,7 @@ from gatv2.graph.adjacency import Adjacency
 from gatv2.graph.graph import Graph, SelfLoops, check_has_self_loops, loops_at_first
 from gatv2.graph.part import Loops, Part
 from gatv2.options import Reduction, check_reduction
-from gatv2.precision import summed_in
+from gatv2.precision import summed_in, without_autocast
 from gatv2.torch_internals import refuse_mapped
 
 FillValue = float | Tensor | Reduction
@@ -123,7 +123,10 @@ def _with_filled(
         filled = filled.narrow(-2, 0, n_nodes)
     else:
         filled = _as_features(fill_value, kept, is_bias).expand(shape)
-    return torch.cat((kept, filled), dim=-2)
+    with without_autocast(
+        kept.device
+    ):  # whose `cat` refuses one kind of half precision in the other's
+        return torch.cat((kept, filled), dim=-2)
 
 
 def _as_features(fill_value: float | Tensor, edge_features: Tensor, is_bias: bool) -> Tensor:

@@ -165,7 +165,15 @@ def _gather_used(rows: Tensor, index: Tensor, graph: Graph) -> Tensor:
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
     """The row of each edge, in the dtype that is computed in; a row's gradient is a sum over edges."""
-    return rows.to(summed_in(rows)).index_select(-3, index.long()).to(computed_in(rows.dtype))
+    index = _refused_if_negative(index.long(), rows.shape[-3])
+    return rows.to(summed_in(rows)).index_select(-3, index).to(computed_in(rows.dtype))
+
+
+def _refused_if_negative(index: Tensor, n_rows: int) -> Tensor:
+    """The same indices: compiled code takes -1 for the last row in any function but `gather`."""
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return index
+    return torch.arange(n_rows, device=index.device).gather(0, index)
 
 
 def _used_rows(rows: Tensor, index: Tensor, graph: Graph) -> Tensor:

@@ -35,10 +35,16 @@ def largest_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
         0.04999995231628418
     """
     errors = [
-        (result.detach().double() - expected).abs().max() / expected.abs().max()
+        _relative_error(result.detach().double(), expected)
         for result, expected in zip(results, exact, strict=True)
+        if result.numel()
     ]
-    return float(torch.stack(errors).max())
+    return float(torch.stack(errors).max()) if errors else 0.0
+
+
+def _relative_error(result: Tensor, exact: Tensor) -> Tensor:
+    error = (result - exact).abs().max()
+    return error if error == 0 else error / exact.abs().max()  # 0 / 0 is no error
 
 
 def assert_agrees(actual: Tensor, exact: Tensor, reference: Tensor | None = None) -> None:
@@ -65,6 +71,7 @@ def assert_agrees(actual: Tensor, exact: Tensor, reference: Tensor | None = None
     actual, exact = actual.detach(), exact.detach()
     _require(actual.shape == exact.shape, f"shape {tuple(actual.shape)}, not {tuple(exact.shape)}")
     _require(bool(actual.isfinite().all()), "a value is not finite")
+    _require(bool(exact.isfinite().all()), "an exact value is not finite")  # any would be near it
     if actual.numel() == 0:
         return
     scale = max(1.0, float(exact.abs().max()))
@@ -73,7 +80,10 @@ def assert_agrees(actual: Tensor, exact: Tensor, reference: Tensor | None = None
     elif reference is None:
         raise ValueError(f"{actual.dtype} needs a reference of its own precision")
     else:
-        of_reference = float((reference.detach().double() - exact).abs().max())
+        reference = reference.detach()
+        _require(reference.shape == exact.shape, f"a reference of shape {tuple(reference.shape)}")
+        _require(bool(reference.isfinite().all()), "a value of the reference is not finite")
+        of_reference = float((reference.double() - exact).abs().max())
         allowed = max(2 * of_reference, 64 * torch.finfo(actual.dtype).eps * scale)
     error = float((actual.double() - exact).abs().max())
     _require(error <= allowed, f"largest error {error:.3g}, allowed {allowed:.3g}")
@@ -114,7 +124,8 @@ def edges_to_dense(values: Tensor, edge_index: Tensor, shape: tuple[int, int]) -
         [[[0.0], [5.0]]]
     """
     n_queries, n_keys = shape
-    cell = (edge_index[0] * n_keys + edge_index[1]).long()
+    query, key = edge_index.long()  # in eight bits a cell's number would not fit
+    cell = query * n_keys + key
     flat = values.new_zeros(*values.shape[:-2], n_queries * n_keys, values.shape[-1])
     summed: Tensor = flat.index_add(-2, cell, values)
     return summed.reshape(*values.shape[:-2], *shape, values.shape[-1])

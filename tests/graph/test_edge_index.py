@@ -1,5 +1,6 @@
 """An edge index is read as it is: any integers, any layout, from a file, and without a copy."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,20 @@ def test_nothing_outside_is_read_where_python_may_not_look(
     for index in (-(2**31), -2, -1, 6, 7, 2**31 - 1):
         for edge_index in ([[0, index], [1, 1]], [[0, 1], [1, index]]):
             with pytest.raises(IndexError, match=r"out of range|indices .*must lie in"):
+                function(h, torch.tensor(edge_index))
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="compiled code needs a compiler of C++")
+def test_compiled_code_refuses_what_it_would_count_from_the_end() -> None:
+    """It does so for the formula in operations of PyTorch, which it compiles itself."""
+    torch._dynamo.reset()
+    layer = GraphAttentionV2Layer(4, 8, 2, dropout=0.0, kernel="torch")
+    function = torch.compile(layer, fullgraph=True, dynamic=True)
+    h, edges = torch.randn(6, 4), torch.tensor([[0, 5], [5, 0]])
+    torch.testing.assert_close(function(h, edges), layer(h, edges))
+    for index in (-2, -1, 6):
+        for edge_index in ([[0, index], [1, 1]], [[0, 1], [1, index]]):
+            with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
                 function(h, torch.tensor(edge_index))
 
 

@@ -42,6 +42,19 @@ def edges(*columns: tuple[int, int]) -> torch.Tensor:
     return torch.tensor(columns).T
 
 
+def under_autocast(layer: GraphAttentionV2Layer, h: torch.Tensor, **options: Any) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        out: torch.Tensor = layer(h, EDGE_INDEX, **options)
+    return out
+
+
+def watched(layer: GraphAttentionV2Layer) -> GraphAttentionV2Layer:
+    """A layer whose projection of edge features has a hook, and so is called."""
+    assert layer.linear_e is not None
+    layer.linear_e.register_forward_hook(lambda *_: None)
+    return layer
+
+
 def of_module(name: str) -> object:
     """An object of a class that says to be of a module, which is all that is looked at."""
     return type("Graph", (), {"__module__": name})()
@@ -173,6 +186,31 @@ CALLS: dict[str, Case] = {
         TypeError,
         "`h` must have the layer's dtype torch.float32; got torch.float64: "
         "convert one of them with `.to(dtype)`",
+    ),
+    "features that autocast does not convert": (
+        lambda: under_autocast(layer(), H.double()),
+        TypeError,
+        "`h` must have the layer's dtype torch.float32; got torch.float64, which autocast does not "
+        "convert: convert one of them with `.to(dtype)`",
+    ),
+    "integers under autocast": (
+        lambda: under_autocast(layer(), H.long()),
+        TypeError,
+        "`h` must have the layer's dtype torch.float32; got torch.int64, which autocast does not "
+        "convert: convert one of them with `.to(dtype)`",
+    ),
+    "a layer that autocast does not convert": (
+        lambda: under_autocast(layer(dtype=torch.float64), H),
+        TypeError,
+        "`h` must have the layer's dtype torch.float64; got torch.float32: convert one of them",
+    ),
+    "edge features that autocast does not convert for a wrapped projection": (
+        lambda: under_autocast(
+            watched(layer(edge_dim=2)), H, edge_features=torch.zeros(3, 2, dtype=torch.float64)
+        ),
+        TypeError,
+        "`edge_features` must have the layer's dtype torch.float32; got torch.float64, which autocast "
+        "does not convert: convert it with `.to(dtype)`",
     ),
     "features elsewhere": (
         lambda: layer()(H.to("meta"), EDGE_INDEX),

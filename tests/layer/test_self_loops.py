@@ -205,6 +205,18 @@ def test_features_of_a_mask_are_those_of_its_edges(mask: Tensor, fill: Any) -> N
             assert_agrees(of_mask[:, query, key], of_edges)
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16], ids=str)
+def test_features_of_any_precision_under_autocast(lowered: torch.dtype, given: torch.dtype) -> None:
+    """They are converted as they are without self-loops."""
+    layer = GraphAttentionV2Layer(3, 4, 2, edge_dim=2, add_self_loops=True).eval()
+    h, edges, x = torch.randn(5, 3), torch.tensor([[0, 1, 3, 3], [1, 2, 0, 3]]), torch.randn(4, 2)
+    expected = layer(h, edges, edge_features=x)
+    with torch.autocast("cpu", lowered):
+        actual = layer(h, edges, edge_features=x.to(given))
+    torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.05)
+
+
 def test_wrong_fill_values_and_features() -> None:
     with pytest.raises(ValueError, match="`fill_value` must be a number, a tensor or one of"):
         GraphAttentionV2Layer(3, 8, 2, edge_dim=3, fill_value="median")  # type: ignore[arg-type]

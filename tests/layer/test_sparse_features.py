@@ -246,6 +246,20 @@ def test_autocast() -> None:
     assert_same(actual, expected, 0.05)
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_lowers_a_sparse_product_as_a_dense_one(
+    dtype: torch.dtype, given: torch.dtype
+) -> None:
+    """Float64 stays; a sparse matrix is converted to what the layer has."""
+    h, layer = features(given), GraphAttentionV2Layer(N_FEATURES, 8, 2, dtype=dtype).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, expected = layer(h.to_sparse_csr(), EDGES), layer(h.to(dtype), EDGES)
+    assert actual.dtype == expected.dtype
+    allowed = 1e-12 if dtype == torch.float64 else 0.05
+    torch.testing.assert_close(actual, expected, rtol=allowed, atol=allowed)
+
+
 def test_inference_in_blocks() -> None:
     h = features().to_sparse_csr()
     model = GATv2(N_FEATURES, 8, 3, n_heads=2, residual=True, dtype=torch.float64).eval()

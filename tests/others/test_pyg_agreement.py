@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -71,7 +72,8 @@ def cases(draw: st.DrawFn) -> Case:
     widths = (3, 3) if share_weights or not is_pair else (3, 5)
     torch.manual_seed(draw(st.integers(0, 2**32)))
     edge_dim = draw(st.sampled_from((None, 1, 4)))
-    fills = [0.5, torch.randn(edge_dim or 1).double()]
+    row = torch.randn(edge_dim or 1).double()
+    fills: list[Any] = [0.5, None, row, row.unsqueeze(0)]
     if flow == "source_to_target" and n_second <= n_first:  # else theirs reads out of bounds
         fills += ["mean", "add", "min", "max", "mul"]
     conv = GATv2Conv(
@@ -176,6 +178,16 @@ def test_the_change_of_an_import(case: Case) -> None:
 def _flat(result: Any) -> tuple[Tensor, ...]:
     out, (edge_index, alpha) = result
     return out, edge_index, alpha
+
+
+@pytest.mark.parametrize("fill_value", [2, np.float32(2), np.int64(2), torch.tensor(2.0), "max"])
+def test_self_loops_are_filled_as_ours(fill_value: Any) -> None:
+    layer = GraphAttentionV2Layer(
+        3, 4, 2, edge_dim=5, add_self_loops=True, fill_value=fill_value, flow="source_to_target"
+    ).eval()
+    x, edge_index, edge_attr = torch.randn(6, 3), torch.randint(6, (2, 20)), torch.randn(20, 5)
+    expected = layer(x, edge_index, edge_features=edge_attr)
+    torch.testing.assert_close(to_pyg(layer)(x, edge_index, edge_attr), expected)
 
 
 def test_in_training_only_the_dropped_edges_differ() -> None:

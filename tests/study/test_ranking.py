@@ -173,6 +173,22 @@ def test_rounding_is_no_ranking(dtype: torch.dtype) -> None:
     assert not measure_scores(scores).is_static
 
 
+@pytest.mark.parametrize("flow", ["target_to_source", "source_to_target"])
+@given(mask=masks(7, 7), seed=st.integers(0, 2**32))
+def test_a_layer_ranks_the_self_loops_that_it_adds(flow: Any, mask: Tensor, seed: int) -> None:
+    """Also where each node has one, and their number does not change."""
+    torch.manual_seed(seed)
+    layer = GraphAttentionV2Layer(5, 8, 2, flow=flow, add_self_loops=True).double()
+    h = torch.randn(7, 5).double()
+    looped = mask | torch.eye(7, dtype=torch.bool).unsqueeze(-1)
+    for given_mask in (mask, looped):
+        edge_index = given_mask.squeeze(-1).nonzero().T
+        numbers = repr(measure_ranking(layer, h, edge_index))
+        assert numbers == repr(measure_ranking(layer, h, given_mask))
+        graph = Graph.from_edge_index(edge_index, 7, flow=flow)
+        assert numbers == repr(measure_ranking(layer, h, graph))
+
+
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (5, 1), (1, 5), (1, 1), (3, 3, 0)])
 def test_too_little_to_rank_is_static(shape: tuple[int, ...]) -> None:
     assert measure_scores(np.ones(shape)).is_static
@@ -212,6 +228,14 @@ def test_a_large_graph_is_sampled_the_same_each_time() -> None:
         assert head.n_pairs >= 10  # each query has brought a partner
 
 
+def test_nodes_may_have_numbers_of_any_size() -> None:
+    rng = np.random.default_rng(0)
+    edge_index = np.unique(rng.integers(0, 30, (2, 300)), axis=1)
+    scores = rng.normal(size=edge_index.shape[1:])
+    expected = measure_scores(scores, edge_index, max_queries=10)
+    assert repr(measure_scores(scores, edge_index * 10**15, max_queries=10)) == repr(expected)
+
+
 def nan_at(array: npt.NDArray[Any], *index: int) -> npt.NDArray[Any]:
     array[index] = math.nan
     return array
@@ -240,6 +264,11 @@ EDGES = np.array([[0, 0, 1], [0, 1, 0]])
         ({"scores": np.ones(3), "edge_index": EDGES * 1.0}, "must hold integers"),
         ({"scores": np.ones(3), "edge_index": -EDGES}, "must not be negative; got -1"),
         ({"scores": np.ones(3), "edge_index": EDGES, "flow": "up"}, "`flow` must be one of"),
+        ({"scores": np.ones((2, 2)), "rtol": -1e-3}, "`rtol` must be a finite number, 0 or more"),
+        (
+            {"scores": np.ones((2, 2)), "rtol": math.nan},
+            "`rtol` must be a finite number, 0 or more",
+        ),
         ({"scores": np.ones((2, 2)), "max_queries": 1}, "`max_queries` must be at least 2"),
     ],
 )

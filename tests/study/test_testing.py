@@ -1,5 +1,7 @@
 """Each assertion rejects what it must reject, NaN included."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import find
@@ -10,6 +12,8 @@ from gatv2.testing import (
     assert_rows_sum_to_one,
     attention_inputs,
     edge_indices,
+    edges_to_dense,
+    largest_error,
     masks,
 )
 
@@ -41,6 +45,35 @@ def test_agreement_in_single_precision() -> None:
         assert_agrees(NAN, EXACT, reference)
     with pytest.raises(ValueError, match="needs a reference"):
         assert_agrees(EXACT.float(), EXACT)
+
+
+@pytest.mark.parametrize("wrong", [torch.inf, -torch.inf, torch.nan])
+def test_agreement_with_what_is_not_finite_is_none(wrong: float) -> None:
+    """Neither of what is exact nor of the reference: with infinity, any error would be allowed."""
+    not_finite = torch.tensor([1.0, wrong])
+    with pytest.raises(AssertionError, match="an exact value is not finite"):
+        assert_agrees(EXACT, not_finite.double())
+    with pytest.raises(AssertionError, match="a value of the reference is not finite"):
+        assert_agrees(EXACT.float() + 5, EXACT, not_finite)
+
+
+def test_a_reference_of_another_shape_is_none() -> None:
+    with pytest.raises(AssertionError, match=r"a reference of shape \(1,\)"):
+        assert_agrees(EXACT.float(), EXACT, torch.ones(1))
+
+
+def test_the_largest_error_of_what_is_zero() -> None:
+    zero, none = torch.zeros(2), torch.zeros(0)
+    assert largest_error([zero, none], [zero.double(), none.double()]) == 0
+    assert largest_error([zero + 0.1, zero], [zero.double(), zero.double()]) == torch.inf
+    assert math.isnan(largest_error([zero, NAN], [zero.double(), zero.double()]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_edges_of_any_dtype_have_their_cells(dtype: torch.dtype) -> None:
+    edge_index = torch.tensor([[0, 19, 19], [1, 0, 18]], dtype=dtype)
+    dense = edges_to_dense(torch.ones(3, 1), edge_index, (20, 20))
+    assert torch.equal(dense.squeeze(-1).nonzero().T, edge_index.long())
 
 
 MASK = torch.tensor([[[True], [True]], [[False], [False]]])
