@@ -123,9 +123,8 @@ def _with_filled(
         filled = filled.narrow(-2, 0, n_nodes)
     else:
         filled = _as_features(fill_value, kept, is_bias).expand(shape)
-    with without_autocast(
-        kept.device
-    ):  # whose `cat` refuses one kind of half precision in the other's
+    # autocast's `cat` refuses one kind of half precision in the other's
+    with without_autocast(kept.device):
         return torch.cat((kept, filled), dim=-2)
 
 
