@@ -1,9 +1,14 @@
 """Arrays of NumPy, whose values are known, and of JAX, whose values may be traced."""
 
+from typing import TYPE_CHECKING
+
 import jax
 import numpy as np
 
 from gatv2.numba.memory import Array as NumPyArray
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ArrayLike", "DType", "NumPyArray", "check_width", "is_concrete", "on_device"]
 
@@ -24,18 +29,17 @@ def on_device(values: ArrayLike) -> jax.Array:
     """
     if isinstance(values, jax.Array):
         return values
-    check_width(values.dtype.itemsize, values.dtype)
+    check_width(values.dtype, "convert the values, `.float()` or `.int()`")
     with jax.ensure_compile_time_eval():  # what is known stays known where a program is traced
         # unlike DLPack, this does not tie the array to a device: others may join it on theirs
         array: jax.Array = jax.device_put(np.asarray(values, order="C"))
     return array
 
 
-def check_width(n_bytes: int, dtype: object) -> None:
-    """Raise a TypeError for a dtype of 64 bits if JAX does not have them enabled."""
-    if n_bytes == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+def check_width(dtype: "DType | torch.dtype", instead: str) -> None:
+    """Raise a TypeError, with what else can be done, for 64 bits if JAX does not have them enabled."""
+    if dtype.itemsize == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise TypeError(
             f"JAX would cut {dtype} to 32 bits: enable 64 bits with "
-            "`jax.config.update('jax_enable_x64', True)`, or convert the values, "
-            "`.float()` or `.int()`"
+            f"`jax.config.update('jax_enable_x64', True)`, or {instead}"
         )

@@ -39,7 +39,7 @@ def as_jax(tensor: "Tensor") -> jax.Array:
     """
     import torch
 
-    check_width(tensor.element_size(), tensor.dtype)
+    check_width(tensor.dtype, "convert the values, `.float()` or `.int()`")
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.device.type != "cpu":
         array: jax.Array = jax.dlpack.from_dlpack(tensor.contiguous())

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gatv2.jax.adjacency import (
     Sizes,
@@ -14,7 +15,7 @@ from gatv2.jax.adjacency import (
     on_jax,
     read_adjacency,
 )
-from gatv2.jax.arrays import ArrayLike, DType
+from gatv2.jax.arrays import ArrayLike, DType, check_width
 from gatv2.jax.blocks import lead
 from gatv2.jax.checks import as_array
 from gatv2.jax.config import LayerOptions
@@ -128,6 +129,9 @@ def _checked_params(config: LayerOptions, params: Params) -> Params:
             f"has besides {sorted(unknown)}: draw them with `init(rng, config)`, or take the options "
             "from where the parameters come, `Config.from_torch(layer)`"
         )
+    for array in params.values():
+        if config.dtype is None and isinstance(array, np.ndarray):
+            check_width(array.dtype, "convert the parameters, `.astype('float32')`")
     arrays = {name: jnp.asarray(array) for name, array in params.items()}
     for name, array in arrays.items():
         if array.shape != expected[name]:

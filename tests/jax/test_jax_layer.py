@@ -162,8 +162,19 @@ def test_memory_is_shared_where_it_can_be() -> None:
 
 
 def test_64_bits_are_not_cut_silently() -> None:
-    with jax.enable_x64(False), pytest.raises(TypeError, match=r"jax_enable_x64.*\.float\(\)"):
-        gat.from_torch(make_layer(torch.float64))
+    layer, h = make_layer(torch.float64), jnp.ones((N_NODES, 7), "float32")
+    config, params = gat.Config(7, 6, 3, dropout=0.0), gat.from_torch(layer)
+    of_numpy = {name: np.asarray(array) for name, array in params.items()}
+    with jax.enable_x64(False):
+        with pytest.raises(TypeError, match=r"jax_enable_x64.*\.float\(\)"):
+            gat.from_torch(layer)
+        with pytest.raises(TypeError, match=r"jax_enable_x64.*\.astype\('float32'\)"):
+            gat.apply(config, of_numpy, h, EDGE_INDEX.numpy())
+        for name in ("dtype", "param_dtype"):
+            with pytest.raises(TypeError, match=f"jax_enable_x64.*option `{name}`"):
+                config.replace(**{name: "float64"})
+        brought = config.replace(dtype="float32").apply(of_numpy, h, EDGE_INDEX.numpy())
+        assert brought.dtype == jnp.float32
 
 
 @options
