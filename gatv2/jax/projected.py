@@ -1,6 +1,5 @@
 """Projected: a layer's inputs and parameters, checked, in one dtype, and projected to heads."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from gatv2.jax.adjacency import (
 )
 from gatv2.jax.arrays import ArrayLike, DType, check_width
 from gatv2.jax.blocks import lead
-from gatv2.jax.checks import as_array
+from gatv2.jax.checks import as_array, check_params
 from gatv2.jax.config import LayerOptions
 from gatv2.jax.edge_features import as_score_bias
 from gatv2.jax.graph import Graph
@@ -116,11 +115,7 @@ class Projected(NamedTuple):
 
 def _checked_params(config: LayerOptions, params: Params) -> Params:
     """Parameters as arrays of JAX, of one dtype, with the names and shapes of the options."""
-    if not isinstance(params, Mapping):
-        raise TypeError(
-            f"`params` must be a dict of arrays by their names; got {type(params).__name__}: "
-            "call `apply(config, params, h, adj_mat)` with what `init(rng, config)` draws"
-        )
+    check_params(params, "apply(config, params, h, adj_mat)")
     expected = config.shapes
     missing, unknown = expected.keys() - params.keys(), params.keys() - expected.keys()
     if missing or unknown:

@@ -155,6 +155,23 @@ def test_a_stack_takes_one_set_of_features_for_a_batch_of_graphs() -> None:
     np.testing.assert_allclose(out, expected, atol=1e-12)
 
 
+def test_a_stack_reads_its_own_parameters_and_features_alone() -> None:
+    """In training as in evaluation; a layer that it does not have is not left out."""
+    options = {"param_dtype": "float64"}
+    model, deeper = (gat.GATv2(8, 8, 8, n_layers=n, n_heads=1, options=options) for n in (2, 3))
+    params, h, graph = model.init(jax.random.key(0)), gat.as_jax(normal(N, 8)), EDGE_INDEX.numpy()
+    call: dict[str, Any]
+    for call in ({"rng": jax.random.key(0)}, {"deterministic": True}):
+        with pytest.raises(ValueError, match=r"n_layers=2 layers.* besides \['layers.2.attn'"):
+            model.apply(deeper.init(jax.random.key(0)), h, graph, **call)
+        with pytest.raises(ValueError, match=r"besides \['encoder.attn'\]"):
+            model.apply(params | {"encoder.attn": h}, h, graph, **call)
+        with pytest.raises(TypeError, match=r"`params` must be a dict .*apply\(params, h"):
+            model.apply(h, params, graph, **call)
+        with pytest.raises(TypeError, match=r"`h` must be an array .*; got list"):
+            model.apply(params, h.tolist(), graph, **call)
+
+
 def test_a_stack_is_static_whatever_its_options() -> None:
     """Options are as a layer reads them: the same said otherwise is the same stack, which hashes."""
     one, other = (

@@ -115,6 +115,27 @@ def test_arguments_that_are_none() -> None:
         gat.Graph.from_edge_index([[0], [1]], 2)
 
 
+@pytest.mark.parametrize("number", [3, np.int64(3), jnp.uint32(3), 3.0, np.ones(2)], ids=repr)
+def test_a_number_is_no_key(number: Any) -> None:
+    config, model, h, mask = (
+        gat.Config(4, 4, 2),
+        gat.GATv2(4, 8, 2),
+        jnp.ones((3, 4)),
+        np.eye(3) > 0,
+    )
+    params, of_model = config.init(jax.random.key(0)), model.init(jax.random.PRNGKey(0))
+    calls = (
+        lambda: config.apply(params, h, mask, rng=number),
+        lambda: model.apply(of_model, h, mask, rng=number),
+        lambda: config.init(number),
+        lambda: model.init(number),
+        lambda: gat.seed_from_key(number),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"`rng` must be a JAX key, .*random.key.*`seed=`"):
+            call()
+
+
 def test_sizes_and_seeds_of_numpy() -> None:
     """Inside and outside of `jit` alike; without a warning."""
     edges = np.array([[0, 1], [1, 0]], np.int32)
