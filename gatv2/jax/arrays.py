@@ -1,5 +1,6 @@
 """Arrays of NumPy, whose values are known, and of JAX, whose values may be traced."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import jax
@@ -10,7 +11,15 @@ from gatv2.numba.memory import Array as NumPyArray
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ArrayLike", "DType", "NumPyArray", "check_width", "is_concrete", "on_device"]
+__all__ = [
+    "ArrayLike",
+    "DType",
+    "NumPyArray",
+    "check_width",
+    "computed_where",
+    "is_concrete",
+    "on_device",
+]
 
 ArrayLike = jax.Array | NumPyArray
 DType = np.dtype[np.generic]
@@ -19,6 +28,14 @@ DType = np.dtype[np.generic]
 def is_concrete(array: object) -> bool:
     """Whether an array holds values of its own, and is not traced by a transformation."""
     return not isinstance(array, jax.core.Tracer)
+
+
+def computed_where(array: object) -> AbstractContextManager[None]:
+    """A context for what follows from one array, which is known there where the array is.
+
+    Otherwise every operation of JAX is traced where a program is, also of what it closes over.
+    """
+    return jax.ensure_compile_time_eval() if is_concrete(array) else nullcontext()
 
 
 def on_device(values: ArrayLike) -> jax.Array:

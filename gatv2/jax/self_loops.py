@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.adjacency import on_jax
-from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.adjacency import is_one_value, on_jax
+from gatv2.jax.arrays import ArrayLike, computed_where
 from gatv2.jax.blocks import lead
 from gatv2.jax.config import FillValue
 from gatv2.jax.graph import Graph, SelfLoops
@@ -67,9 +67,10 @@ def add_self_loops(
             return loops.graph, None
         _check_rows(edge_features, -2, adjacency.n_edges, is_bias)
         return loops.graph, _of_edges(loops, edge_features, fill_value, is_bias)
-    adjacency, loop = on_jax(adjacency), jnp.eye(n_queries, dtype=bool)[..., None]
+    with_loops, loop = _with_loops(adjacency), jnp.eye(n_queries, dtype=bool)[..., None]
     if edge_features is None:
-        return adjacency | lead(loop, adjacency.ndim), None
+        return with_loops, None
+    adjacency = on_jax(adjacency)
     _check_rows(edge_features, -3, n_queries, is_bias)
     _check_rows(edge_features, -2, n_keys, is_bias)
     if isinstance(fill_value, str):
@@ -81,10 +82,16 @@ def add_self_loops(
         filled = filled[..., None, :]
     else:
         filled = _as_features(fill_value, edge_features, is_bias)
-    loop_of_features = lead(loop, edge_features.ndim)
-    return adjacency | lead(loop, adjacency.ndim), jnp.where(
-        loop_of_features, filled, edge_features
-    )
+    return with_loops, jnp.where(lead(loop, edge_features.ndim), filled, edge_features)
+
+
+def _with_loops(mask: ArrayLike) -> ArrayLike:
+    """A mask with one self-loop at each node, known where the mask is."""
+    if is_one_value(mask) and mask.flat[0]:
+        return mask
+    with computed_where(mask):
+        loop = jnp.eye(mask.shape[-3], dtype=bool)[..., None]
+        return jnp.asarray(mask) | lead(loop, mask.ndim)
 
 
 def _of_edges(
