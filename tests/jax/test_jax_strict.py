@@ -123,7 +123,8 @@ def test_a_number_is_no_key(number: Any) -> None:
         jnp.ones((3, 4)),
         np.eye(3) > 0,
     )
-    params, of_model = config.init(jax.random.key(0)), model.init(jax.random.PRNGKey(0))
+    rng: Any = jax.random.key_data(jax.random.key(0))  # a key of the old kind
+    params, of_model = config.init(rng), model.init(rng)
     calls = (
         lambda: config.apply(params, h, mask, rng=number),
         lambda: model.apply(of_model, h, mask, rng=number),
