@@ -4,6 +4,8 @@ Where a graph is traced, self-loops that there were become padding, since the nu
 known.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,13 +144,41 @@ def _reduce_by_query(
             total = total / jnp.maximum(_count_by_query(values, index, shape, is_used), 1)
         return total.astype(dtype)
     if how == "mul":
-        product = jnp.ones(shape, values.dtype).at[..., index, :].multiply(values, mode="drop")
-        return product.astype(dtype)
+        return _multiply_by_query(shape, index, values).astype(dtype)
     start = jnp.full(shape, _NEUTRAL[how], values.dtype)
     at = start.at[..., index, :]
     extreme = at.min(values, mode="drop") if how == "min" else at.max(values, mode="drop")
     extreme = jnp.where(_count_by_query(values, index, shape, is_used) > 0, extreme, 0)
     return extreme.astype(dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _multiply_by_query(shape: tuple[int, ...], index: jax.Array, values: jax.Array) -> jax.Array:
+    """Products of rows, of which JAX has no gradient."""
+    return jnp.ones(shape, values.dtype).at[..., index, :].multiply(values, mode="drop")
+
+
+@_multiply_by_query.defjvp
+def _tangent_of_products(
+    shape: tuple[int, ...],
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Each value's tangent times the product of the others, which is not 0 for the only zero."""
+    index, values = primals
+
+    def sum_by_query(rows: jax.Array) -> jax.Array:
+        return jnp.zeros(shape, values.dtype).at[..., index, :].add(rows, mode="drop")
+
+    def of_query(reduced: jax.Array) -> jax.Array:
+        return jnp.take(reduced, index, axis=-2, mode="clip")
+
+    is_zero = values == 0
+    factors = jnp.where(is_zero, 1, values)
+    others = of_query(_multiply_by_query(shape, index, factors)) / factors
+    n_zeros = of_query(sum_by_query(is_zero.astype(values.dtype)))
+    others = jnp.where(n_zeros == is_zero, others, 0)
+    return _multiply_by_query(shape, index, values), sum_by_query(others * tangents[1])
 
 
 def _count_by_query(

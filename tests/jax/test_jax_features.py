@@ -236,6 +236,27 @@ def test_self_loops_under_jit() -> None:
         assert not alpha[: graph.n_edges][is_loop].any()
 
 
+@pytest.mark.parametrize("fill_value", ["mean", "sum", "min", "max", "mul"])
+def test_what_self_loops_reduce_has_the_gradients_of_pytorch(fill_value: Any) -> None:
+    """Also where values are equal or zero, which a product must not divide by."""
+    layer = gatv2.GraphAttentionV2Layer(
+        5, 6, 2, edge_dim=D, add_self_loops=True, fill_value=fill_value, dtype=torch.float64
+    ).eval()
+    h, x = normal(N, 5), normal(EDGE_INDEX.shape[1], D).round().requires_grad_()
+    (expected,) = torch.autograd.grad(layer(h, EDGE_INDEX, edge_features=x).sum(), x)
+    config, params = gat.Config.from_torch(layer), gat.from_torch(layer)
+
+    def total(x: Any, edge_index: Any) -> Any:
+        return config.apply(
+            params, gat.as_jax(h), edge_index, edge_features=x, deterministic=True
+        ).sum()
+
+    gradient = jax.grad(total)
+    for function in (gradient, jit(gradient)):
+        actual = function(gat.as_jax(x), gat.as_jax(EDGE_INDEX))
+        assert_agrees(gat.as_torch(actual), expected)
+
+
 def test_batches_of_graphs_share_a_compilation() -> None:
     """Batched and padded, results and gradients are those of each graph alone."""
     rng = np.random.default_rng(0)
