@@ -1,5 +1,6 @@
 """Strict settings of JAX, export for any size, and arguments that are not what they should be."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -123,9 +124,9 @@ def test_a_number_is_no_key(number: Any) -> None:
         jnp.ones((3, 4)),
         np.eye(3) > 0,
     )
-    rng: Any = jax.random.key_data(jax.random.key(0))  # a key of the old kind
+    rng = jnp.zeros(2, "uint32")  # a key of the old kind
     params, of_model = config.init(rng), model.init(rng)
-    calls = (
+    calls: tuple[Callable[[], Any], ...] = (
         lambda: config.apply(params, h, mask, rng=number),
         lambda: model.apply(of_model, h, mask, rng=number),
         lambda: config.init(number),
