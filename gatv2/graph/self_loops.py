@@ -153,11 +153,11 @@ def _reduce_by_query(
         if how == "mean":
             total = total / _count_by_query(values, query, shape, is_used).clamp(min=1)
         return total.to(dtype)
-    start = values.new_full(shape, 1.0 if how == "mul" else 0.0)
+    start = values.new_full(shape, _NEUTRAL[how])  # an extreme shares its gradient with its equals
     name = {"min": "amin", "max": "amax", "mul": "prod"}[how]
     index = query.unsqueeze(-1).expand(values.shape)
     reduced = start.scatter_reduce(-2, index, values, name, include_self=how == "mul")
-    if is_used is not None and how != "mul":
+    if how != "mul":
         reduced = reduced.where(_count_by_query(values, query, shape, is_used) > 0, 0.0)
     return reduced.to(dtype)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete
+from gatv2.jax.arrays import ArrayLike, NumPyArray, computed_where, is_concrete
 from gatv2.jax.graph import Graph
 from gatv2.jax.interop import as_jax
 from gatv2.optional import is_from
@@ -96,9 +96,14 @@ def all_pairs(sides: tuple[int, int], score_bias: ArrayLike | None, flow: Flow) 
 
 def on_jax(mask: ArrayLike) -> jax.Array:
     """A mask as an array of JAX; that of all pairs does not become a constant of a program."""
-    if isinstance(mask, np.ndarray) and mask.size and not any(mask.strides):
+    if is_one_value(mask):
         return jnp.full(mask.shape, mask.flat[0])
     return jnp.asarray(mask)
+
+
+def is_one_value(mask: ArrayLike) -> "TypeGuard[NumPyArray]":
+    """Whether a mask holds one value in memory for all of its entries, as that of all pairs."""
+    return isinstance(mask, np.ndarray) and mask.size > 0 and not any(mask.strides)
 
 
 def as_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow, backend: Backend) -> Adjacency:
@@ -199,7 +204,8 @@ def _read_array(array: ArrayLike, sizes: Sizes, flow: Flow) -> Graph | ArrayLike
                 "`(adj_mat != 0)[..., None]` for a mask"
             )
         return Graph.from_edge_index(array, pair, flow=flow)
-    return _as_mask(array, sizes, flow)
+    with computed_where(array):
+        return _as_mask(array, sizes, flow)
 
 
 def _matrix_shape(sizes: Sizes, flow: Flow) -> tuple[int, int]:

@@ -1,11 +1,25 @@
 """Arrays of NumPy, whose values are known, and of JAX, whose values may be traced."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
 import jax
 import numpy as np
 
 from gatv2.numba.memory import Array as NumPyArray
 
-__all__ = ["ArrayLike", "DType", "NumPyArray", "check_width", "is_concrete", "on_device"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ArrayLike",
+    "DType",
+    "NumPyArray",
+    "check_width",
+    "computed_where",
+    "is_concrete",
+    "on_device",
+]
 
 ArrayLike = jax.Array | NumPyArray
 DType = np.dtype[np.generic]
@@ -16,6 +30,14 @@ def is_concrete(array: object) -> bool:
     return not isinstance(array, jax.core.Tracer)
 
 
+def computed_where(array: object) -> AbstractContextManager[None]:
+    """A context for what follows from one array, which is known there where the array is.
+
+    Otherwise every operation of JAX is traced where a program is, also of what it closes over.
+    """
+    return jax.ensure_compile_time_eval() if is_concrete(array) else nullcontext()
+
+
 def on_device(values: ArrayLike) -> jax.Array:
     """An array of NumPy as a JAX array, which shares its memory where it can; a traced one as it is.
 
@@ -24,18 +46,17 @@ def on_device(values: ArrayLike) -> jax.Array:
     """
     if isinstance(values, jax.Array):
         return values
-    check_width(values.dtype.itemsize, values.dtype)
+    check_width(values.dtype, "convert the values, `.float()` or `.int()`")
     with jax.ensure_compile_time_eval():  # what is known stays known where a program is traced
         # unlike DLPack, this does not tie the array to a device: others may join it on theirs
         array: jax.Array = jax.device_put(np.asarray(values, order="C"))
     return array
 
 
-def check_width(n_bytes: int, dtype: object) -> None:
-    """Raise a TypeError for a dtype of 64 bits if JAX does not have them enabled."""
-    if n_bytes == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+def check_width(dtype: "DType | torch.dtype", instead: str) -> None:
+    """Raise a TypeError, with what else can be done, for 64 bits if JAX does not have them enabled."""
+    if dtype.itemsize == 8 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise TypeError(
             f"JAX would cut {dtype} to 32 bits: enable 64 bits with "
-            "`jax.config.update('jax_enable_x64', True)`, or convert the values, "
-            "`.float()` or `.int()`"
+            f"`jax.config.update('jax_enable_x64', True)`, or {instead}"
         )

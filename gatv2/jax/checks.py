@@ -1,5 +1,7 @@
 """Do features and attention vectors fit one another, and is static what must be static?"""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,15 @@ def check_projections(query: jax.Array, key: jax.Array, **attention_vectors: jax
             raise ValueError(
                 f"`{name}` must have shape (n_heads, n_hidden)={query.shape[-2:]}; got {vector.shape}"
             )
+
+
+def check_params(params: object, call: str) -> None:
+    """Raise a TypeError, with the call that was meant, unless parameters are a dict."""
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"`params` must be a dict of arrays by their names; got {type(params).__name__}: "
+            f"call `{call}` with what `init` draws"
+        )
 
 
 def check_static(**options: object) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from gatv2.jax.arrays import check_width
 from gatv2.jax.checks import check_static
 from gatv2.options import (
     REDUCTIONS,
@@ -104,7 +105,8 @@ class LayerOptions:
         param_dtype: dtype of the parameters that are drawn.
 
     Raises:
-        TypeError: a size is not an int, or an option is traced.
+        TypeError: a size is not an int, an option is traced, or a dtype has 64 bits and JAX does not
+            have them enabled.
         ValueError: sizes do not fit, or an option is unknown or out of range.
     """
 
@@ -155,6 +157,7 @@ class LayerOptions:
                 dtype = jnp.dtype(dtype)
                 if not jnp.issubdtype(dtype, jnp.floating):
                     raise ValueError(f"`{name}` must be a floating-point dtype; got {dtype}")
+                check_width(dtype, f"set the option `{name}` to a dtype of 32 bits")
                 object.__setattr__(self, name, dtype)
 
     def _check_sizes(self) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from gatv2.jax.arrays import check_width, on_device
+from gatv2.jax.arrays import check_width, is_concrete, on_device
+from gatv2.jax.checks import as_array
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +30,7 @@ def as_jax(tensor: "Tensor") -> jax.Array:
     can't read in place: strided views, memory that is not aligned to 64 bytes, and memory elsewhere.
 
     Raises:
-        TypeError: the dtype has 64 bits and JAX does not have them enabled.
+        TypeError: no tensor, or the dtype has 64 bits and JAX does not have them enabled.
 
     Example:
         >>> import torch
@@ -39,7 +40,12 @@ def as_jax(tensor: "Tensor") -> jax.Array:
     """
     import torch
 
-    check_width(tensor.element_size(), tensor.dtype)
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(
+            f"`tensor` must be one of PyTorch; got {type(tensor).__name__}: arrays of JAX and NumPy are "
+            "read as they are"
+        )
+    check_width(tensor.dtype, "convert the values, `.float()` or `.int()`")
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.device.type != "cpu":
         array: jax.Array = jax.dlpack.from_dlpack(tensor.contiguous())
@@ -52,12 +58,25 @@ def as_jax(tensor: "Tensor") -> jax.Array:
 def as_torch(array: jax.Array) -> "Tensor":
     """A JAX array as a PyTorch tensor, which shares its memory where it can: do not write to it.
 
+    Raises:
+        TypeError: `array` is traced, or no array of numbers.
+
     Example:
         >>> as_torch(jnp.arange(3) > 0)
         tensor([False,  True,  True])
     """
     import torch.utils.dlpack
 
+    if not is_concrete(array):
+        raise TypeError(
+            "a traced array has no values for a tensor of PyTorch: call `as_torch` outside of `jit`, "
+            "`grad` and `vmap`, on what the compiled function returns, or in `jax.pure_callback`"
+        )
+    array = as_array("array", array)
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"`array` must hold numbers; got {array.dtype}: carry over `jax.random.key_data(array)`"
+        )
     tensor: Tensor = torch.utils.dlpack.from_dlpack(array)
     return tensor
 

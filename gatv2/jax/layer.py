@@ -28,7 +28,7 @@ from gatv2.jax.functional import (
 )
 from gatv2.jax.interop import Params
 from gatv2.jax.projected import NodeFeatures, Projected
-from gatv2.jax.random import Seed, seed_from_key
+from gatv2.jax.random import Seed, check_key, seed_from_key
 
 
 class Options(TypedDict, total=False):
@@ -136,6 +136,7 @@ def init(rng: jax.Array, config: Config) -> Params:
         {'attn': (2, 4), 'linear_l.weight': (8, 16), 'linear_r.weight': (8, 16)}
     """
     _check_config(config)
+    check_key(rng)
     draw = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)
     keys = jax.random.split(rng, len(config.shapes))
     return {

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from gatv2.jax.adjacency import Sizes, as_adjacency, common_batch_shape, is_mask
 from gatv2.jax.arrays import ArrayLike
-from gatv2.jax.checks import check_static
+from gatv2.jax.checks import as_array, check_params, check_static
 from gatv2.jax.config import StackOptions
 from gatv2.jax.interop import Params
 from gatv2.jax.layer import Config, apply, init
+from gatv2.jax.random import check_key
 from gatv2.options import check_dropout, check_sizes
 
 _OF_STACK = ("in_features", "out_features", "n_heads", "is_concat", "dropout")
@@ -112,6 +113,7 @@ class GATv2:
 
     def init(self, rng: jax.Array) -> Params:
         """Draw the parameters of all layers, named `layers.0.attn` and so on."""
+        check_key(rng)
         keys = jax.random.split(rng, self.n_layers)
         return {
             f"layers.{i}.{name}": array
@@ -179,7 +181,8 @@ class GATv2:
             layers' coefficients.
 
         Raises:
-            ValueError: dropout has no `rng`, or what a layer raises.
+            TypeError: `rng` is no key, or an argument of the wrong type or dtype.
+            ValueError: dropout has no `rng`, parameters are of other layers, or what a layer raises.
         """
         drops = not deterministic and (self.dropout > 0 or self.feature_dropout > 0)
         if drops and rng is None:
@@ -187,9 +190,12 @@ class GATv2:
                 "dropout needs randomness: pass a JAX key as `rng`; for evaluation "
                 "pass `deterministic=True`"
             )
+        if drops:
+            check_key(rng)
+        self._check_params(params)
         layers, coefficients = self.layers, list[jax.Array]()
         graph = _prepare(layers[0], h, adj_mat)
-        x = h
+        x = as_array("h", h)
         for i, config in enumerate(layers):
             own = f"layers.{i}."
             of_layer = {
@@ -198,11 +204,11 @@ class GATv2:
                 if name.startswith(own)
             }
             if i:
-                x = self.activation(jnp.asarray(x))
+                x = self.activation(x)
             of_attention = None
             if drops and rng is not None:
                 rng, of_attention, of_features = jax.random.split(rng, 3)
-                x = _drop(of_features, jnp.asarray(x), self.feature_dropout)
+                x = _drop(of_features, x, self.feature_dropout)
             result = apply(
                 config,
                 of_layer,
@@ -219,8 +225,18 @@ class GATv2:
                 coefficients.append(alpha)
             else:
                 x = result
-        out = jnp.asarray(x)
-        return (out, coefficients) if return_attention else out
+        return (x, coefficients) if return_attention else x
+
+    def _check_params(self, params: Params) -> None:
+        """Raise unless each parameter is of one of the layers, which check their own."""
+        check_params(params, "apply(params, h, adj_mat)")
+        of_layers = tuple(f"layers.{i}." for i in range(self.n_layers))
+        if unknown := sorted(name for name in params if not name.startswith(of_layers)):
+            raise ValueError(
+                f"`params` must be those of n_layers={self.n_layers} layers, {of_layers[0]}attn and so "
+                f"on; it has besides {unknown}: draw them with `init(rng)`, or take the options from "
+                "where the parameters come"
+            )
 
 
 def _prepare(config: Config, h: ArrayLike, adj_mat: object) -> object:

@@ -1,10 +1,10 @@
 """Projected: a layer's inputs and parameters, checked, in one dtype, and projected to heads."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gatv2.jax.adjacency import (
     Sizes,
@@ -14,9 +14,9 @@ from gatv2.jax.adjacency import (
     on_jax,
     read_adjacency,
 )
-from gatv2.jax.arrays import ArrayLike, DType
+from gatv2.jax.arrays import ArrayLike, DType, check_width
 from gatv2.jax.blocks import lead
-from gatv2.jax.checks import as_array
+from gatv2.jax.checks import as_array, check_params
 from gatv2.jax.config import LayerOptions
 from gatv2.jax.edge_features import as_score_bias
 from gatv2.jax.graph import Graph
@@ -115,11 +115,7 @@ class Projected(NamedTuple):
 
 def _checked_params(config: LayerOptions, params: Params) -> Params:
     """Parameters as arrays of JAX, of one dtype, with the names and shapes of the options."""
-    if not isinstance(params, Mapping):
-        raise TypeError(
-            f"`params` must be a dict of arrays by their names; got {type(params).__name__}: "
-            "call `apply(config, params, h, adj_mat)` with what `init(rng, config)` draws"
-        )
+    check_params(params, "apply(config, params, h, adj_mat)")
     expected = config.shapes
     missing, unknown = expected.keys() - params.keys(), params.keys() - expected.keys()
     if missing or unknown:
@@ -128,6 +124,9 @@ def _checked_params(config: LayerOptions, params: Params) -> Params:
             f"has besides {sorted(unknown)}: draw them with `init(rng, config)`, or take the options "
             "from where the parameters come, `Config.from_torch(layer)`"
         )
+    for array in params.values():
+        if config.dtype is None and isinstance(array, np.ndarray):
+            check_width(array.dtype, "convert the parameters, `.astype('float32')`")
     arrays = {name: jnp.asarray(array) for name, array in params.items()}
     for name, array in arrays.items():
         if array.shape != expected[name]:

@@ -130,13 +130,31 @@ def as_seed(seed: Seed) -> jax.Array:
     return jnp.stack((seed.astype(jnp.uint32), high.astype(jnp.uint32)))
 
 
+def check_key(rng: object) -> None:
+    """Raise a TypeError unless `rng` is a key of JAX, of the new kind or the old."""
+    if not isinstance(rng, jax.Array | np.ndarray):
+        got = type(rng).__name__
+    elif jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) or (rng.dtype == np.uint32 and rng.ndim):
+        return
+    else:
+        got = f"{rng.dtype} with shape {rng.shape}"
+    raise TypeError(
+        f"`rng` must be a JAX key, such as `jax.random.key(0)`; got {got}: make a key of a number, or "
+        "pass it to a layer as `seed=`, for dropout"
+    )
+
+
 def seed_from_key(rng: jax.Array) -> jax.Array:
     """Draw the seed of a dropout mask from a JAX key: uint32 words (low, high), 64 bits together.
+
+    Raises:
+        TypeError: `rng` is no key.
 
     Example:
         >>> seed_from_key(jax.random.key(0)).shape
         (2,)
     """
+    check_key(rng)
     return jax.random.bits(rng, (2,), jnp.uint32)
 
 

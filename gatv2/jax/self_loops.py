@@ -4,12 +4,14 @@ Where a graph is traced, self-loops that there were become padding, since the nu
 known.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.adjacency import on_jax
-from gatv2.jax.arrays import ArrayLike
+from gatv2.jax.adjacency import is_one_value, on_jax
+from gatv2.jax.arrays import ArrayLike, computed_where
 from gatv2.jax.blocks import lead
 from gatv2.jax.config import FillValue
 from gatv2.jax.graph import Graph, SelfLoops
@@ -67,9 +69,10 @@ def add_self_loops(
             return loops.graph, None
         _check_rows(edge_features, -2, adjacency.n_edges, is_bias)
         return loops.graph, _of_edges(loops, edge_features, fill_value, is_bias)
-    adjacency, loop = on_jax(adjacency), jnp.eye(n_queries, dtype=bool)[..., None]
+    with_loops, loop = _with_loops(adjacency), jnp.eye(n_queries, dtype=bool)[..., None]
     if edge_features is None:
-        return adjacency | lead(loop, adjacency.ndim), None
+        return with_loops, None
+    adjacency = on_jax(adjacency)
     _check_rows(edge_features, -3, n_queries, is_bias)
     _check_rows(edge_features, -2, n_keys, is_bias)
     if isinstance(fill_value, str):
@@ -81,10 +84,16 @@ def add_self_loops(
         filled = filled[..., None, :]
     else:
         filled = _as_features(fill_value, edge_features, is_bias)
-    loop_of_features = lead(loop, edge_features.ndim)
-    return adjacency | lead(loop, adjacency.ndim), jnp.where(
-        loop_of_features, filled, edge_features
-    )
+    return with_loops, jnp.where(lead(loop, edge_features.ndim), filled, edge_features)
+
+
+def _with_loops(mask: ArrayLike) -> ArrayLike:
+    """A mask with one self-loop at each node, known where the mask is."""
+    if is_one_value(mask) and mask.flat[0]:
+        return mask
+    with computed_where(mask):
+        loop = jnp.eye(mask.shape[-3], dtype=bool)[..., None]
+        return jnp.asarray(mask) | lead(loop, mask.ndim)
 
 
 def _of_edges(
@@ -135,13 +144,41 @@ def _reduce_by_query(
             total = total / jnp.maximum(_count_by_query(values, index, shape, is_used), 1)
         return total.astype(dtype)
     if how == "mul":
-        product = jnp.ones(shape, values.dtype).at[..., index, :].multiply(values, mode="drop")
-        return product.astype(dtype)
+        return _multiply_by_query(shape, index, values).astype(dtype)
     start = jnp.full(shape, _NEUTRAL[how], values.dtype)
     at = start.at[..., index, :]
     extreme = at.min(values, mode="drop") if how == "min" else at.max(values, mode="drop")
     extreme = jnp.where(_count_by_query(values, index, shape, is_used) > 0, extreme, 0)
     return extreme.astype(dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _multiply_by_query(shape: tuple[int, ...], index: jax.Array, values: jax.Array) -> jax.Array:
+    """Products of rows, of which JAX has no gradient."""
+    return jnp.ones(shape, values.dtype).at[..., index, :].multiply(values, mode="drop")
+
+
+@_multiply_by_query.defjvp
+def _tangent_of_products(
+    shape: tuple[int, ...],
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Each value's tangent times the product of the others, which is not 0 for the only zero."""
+    index, values = primals
+
+    def sum_by_query(rows: jax.Array) -> jax.Array:
+        return jnp.zeros(shape, values.dtype).at[..., index, :].add(rows, mode="drop")
+
+    def of_query(reduced: jax.Array) -> jax.Array:
+        return jnp.take(reduced, index, axis=-2, mode="clip")
+
+    is_zero = values == 0
+    factors = jnp.where(is_zero, 1, values)
+    others = of_query(_multiply_by_query(shape, index, factors)) / factors
+    n_zeros = of_query(sum_by_query(is_zero.astype(values.dtype)))
+    others = jnp.where(n_zeros == is_zero, others, 0)
+    return _multiply_by_query(shape, index, values), sum_by_query(others * tangents[1])
 
 
 def _count_by_query(

@@ -155,6 +155,23 @@ def test_a_stack_takes_one_set_of_features_for_a_batch_of_graphs() -> None:
     np.testing.assert_allclose(out, expected, atol=1e-12)
 
 
+def test_a_stack_reads_its_own_parameters_and_features_alone() -> None:
+    """In training as in evaluation; a layer that it does not have is not left out."""
+    options = {"param_dtype": "float64"}
+    model, deeper = (gat.GATv2(8, 8, 8, n_layers=n, n_heads=1, options=options) for n in (2, 3))
+    params, h, graph = model.init(jax.random.key(0)), gat.as_jax(normal(N, 8)), EDGE_INDEX.numpy()
+    call: dict[str, Any]
+    for call in ({"rng": jax.random.key(0)}, {"deterministic": True}):
+        with pytest.raises(ValueError, match=r"n_layers=2 layers.* besides \['layers.2.attn'"):
+            model.apply(deeper.init(jax.random.key(0)), h, graph, **call)
+        with pytest.raises(ValueError, match=r"besides \['encoder.attn'\]"):
+            model.apply(params | {"encoder.attn": h}, h, graph, **call)
+        with pytest.raises(TypeError, match=r"`params` must be a dict .*apply\(params, h"):
+            model.apply(h, params, graph, **call)
+        with pytest.raises(TypeError, match=r"`h` must be an array .*; got list"):
+            model.apply(params, h.tolist(), graph, **call)
+
+
 def test_a_stack_is_static_whatever_its_options() -> None:
     """Options are as a layer reads them: the same said otherwise is the same stack, which hashes."""
     one, other = (
@@ -217,6 +234,27 @@ def test_self_loops_under_jit() -> None:
         assert alpha.shape == (graph.n_edges + padding + N, 2)
         is_loop = (EDGE_INDEX[0] == EDGE_INDEX[1]).numpy()
         assert not alpha[: graph.n_edges][is_loop].any()
+
+
+@pytest.mark.parametrize("fill_value", ["mean", "sum", "min", "max", "mul"])
+def test_what_self_loops_reduce_has_the_gradients_of_pytorch(fill_value: Any) -> None:
+    """Also where values are equal or zero, which a product must not divide by."""
+    layer = gatv2.GraphAttentionV2Layer(
+        5, 6, 2, edge_dim=D, add_self_loops=True, fill_value=fill_value, dtype=torch.float64
+    ).eval()
+    h, x = normal(N, 5), normal(EDGE_INDEX.shape[1], D).round().requires_grad_()
+    (expected,) = torch.autograd.grad(layer(h, EDGE_INDEX, edge_features=x).sum(), x)
+    config, params = gat.Config.from_torch(layer), gat.from_torch(layer)
+
+    def total(x: Any, edge_index: Any) -> Any:
+        return config.apply(
+            params, gat.as_jax(h), edge_index, edge_features=x, deterministic=True
+        ).sum()
+
+    gradient = jax.grad(total)
+    for function in (gradient, jit(gradient)):
+        actual = function(gat.as_jax(x), gat.as_jax(EDGE_INDEX))
+        assert_agrees(gat.as_torch(actual), expected)
 
 
 def test_batches_of_graphs_share_a_compilation() -> None:

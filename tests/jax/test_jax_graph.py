@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -435,3 +436,22 @@ def test_a_compiled_layer_may_close_over_its_graph(
         np.testing.assert_allclose(
             transform(lambda h, form=form: total(h, form))(h), expected, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("add_self_loops", [False, True])
+@pytest.mark.parametrize("flow", ["target_to_source", "source_to_target"])
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_a_compiled_layer_may_close_over_its_mask(
+    kind: Callable[..., Any], flow: Any, add_self_loops: bool
+) -> None:
+    """For the sparse backend, which has to know its edges, in every form of a mask."""
+    options: dict[str, Any] = {"flow": flow, "add_self_loops": add_self_loops}
+    config = gat.Config(2, 4, n_heads=2, dropout=0.0, backend="sparse", **options)
+    params, h = config.init(jax.random.key(0)), jnp.arange(12.0).reshape(2, 3, 2)
+    mask = np.array([[True, False, False], [True, True, False], [False, True, False]])
+    forms = (mask, mask[..., None], mask[..., None] * 2, mask[None, ..., None], None)
+    bias = jnp.ones((3, 3, 1))
+    for form in forms:
+        adj_mat = None if form is None else kind(form)
+        attend = partial(config.apply, params, adj_mat=adj_mat, score_bias=bias)
+        np.testing.assert_allclose(jax.jit(attend)(h), attend(h), rtol=1e-5)

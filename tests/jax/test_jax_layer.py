@@ -161,9 +161,34 @@ def test_memory_is_shared_where_it_can_be() -> None:
     assert gat.as_torch(array).data_ptr() == tensor.data_ptr()
 
 
+def test_what_does_not_cross_says_what_to_do() -> None:
+    array = jnp.ones(3)
+    for transform in (jax.jit, jax.grad, jax.vmap):
+        with pytest.raises(TypeError, match=r"`as_torch` outside of `jit`.*pure_callback"):
+            transform(lambda array: gat.as_torch(array).sum())(jnp.ones(3))
+    with pytest.raises(TypeError, match=r"`array` must be an array .*; got list"):
+        gat.as_torch([1.0])
+    with pytest.raises(TypeError, match=r"must hold numbers; got key<fry>.*key_data"):
+        gat.as_torch(jax.random.key(0))
+    for other in (array, np.ones(3)):
+        with pytest.raises(TypeError, match=r"`tensor` must be one of PyTorch; got"):
+            gat.as_jax(other)
+
+
 def test_64_bits_are_not_cut_silently() -> None:
-    with jax.enable_x64(False), pytest.raises(TypeError, match=r"jax_enable_x64.*\.float\(\)"):
-        gat.from_torch(make_layer(torch.float64))
+    layer, h = make_layer(torch.float64), jnp.ones((N_NODES, 7), "float32")
+    config, params = gat.Config(7, 6, 3, dropout=0.0), gat.from_torch(layer)
+    of_numpy = {name: np.asarray(array) for name, array in params.items()}
+    with jax.enable_x64(False):
+        with pytest.raises(TypeError, match=r"jax_enable_x64.*\.float\(\)"):
+            gat.from_torch(layer)
+        with pytest.raises(TypeError, match=r"jax_enable_x64.*\.astype\('float32'\)"):
+            gat.apply(config, of_numpy, h, EDGE_INDEX.numpy())
+        for name in ("dtype", "param_dtype"):
+            with pytest.raises(TypeError, match=f"jax_enable_x64.*option `{name}`"):
+                config.replace(**{name: "float64"})
+        brought = config.replace(dtype="float32").apply(of_numpy, h, EDGE_INDEX.numpy())
+        assert brought.dtype == jnp.float32
 
 
 @options

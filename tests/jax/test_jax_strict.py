@@ -1,5 +1,6 @@
 """Strict settings of JAX, export for any size, and arguments that are not what they should be."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -113,6 +114,28 @@ def test_arguments_that_are_none() -> None:
         gat.Graph.from_edge_index(edges, -1)
     with pytest.raises(TypeError, match=r"an edge index must be an array .*; got list"):
         gat.Graph.from_edge_index([[0], [1]], 2)
+
+
+@pytest.mark.parametrize("number", [3, np.int64(3), jnp.uint32(3), 3.0, np.ones(2)], ids=repr)
+def test_a_number_is_no_key(number: Any) -> None:
+    config, model, h, mask = (
+        gat.Config(4, 4, 2),
+        gat.GATv2(4, 8, 2),
+        jnp.ones((3, 4)),
+        np.eye(3) > 0,
+    )
+    rng = jnp.zeros(2, "uint32")  # a key of the old kind
+    params, of_model = config.init(rng), model.init(rng)
+    calls: tuple[Callable[[], Any], ...] = (
+        lambda: config.apply(params, h, mask, rng=number),
+        lambda: model.apply(of_model, h, mask, rng=number),
+        lambda: config.init(number),
+        lambda: model.init(number),
+        lambda: gat.seed_from_key(number),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"`rng` must be a JAX key, .*random.key.*`seed=`"):
+            call()
 
 
 def test_sizes_and_seeds_of_numpy() -> None:

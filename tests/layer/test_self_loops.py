@@ -217,6 +217,23 @@ def test_features_of_any_precision_under_autocast(lowered: torch.dtype, given: t
     torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("fill_value", ["min", "max"])
+def test_equal_extremes_share_a_gradient(fill_value: Any) -> None:
+    """Among themselves alone: zero is a value like any other, over edges as over a mask."""
+    graph, mask = Graph.from_edge_index(torch.tensor([[0, 0], [1, 2]]), 3), torch.zeros(3, 3, 1) > 0
+    mask[0, 1:] = True
+    for extreme in (0.0, 1.0):
+        x = torch.full((2, 1), extreme, dtype=torch.float64, requires_grad=True)
+        pairs = torch.zeros(3, 3, 1, dtype=torch.float64).index_put(
+            (torch.tensor([0, 0]), torch.tensor([1, 2])), x
+        )
+        for adjacency, features in ((graph, x), (mask, pairs)):
+            filled = add_self_loops(adjacency, features, fill_value)[1]
+            assert filled is not None
+            loop = filled[2, 0] if adjacency is graph else filled[0, 0, 0]
+            assert torch.autograd.grad(loop, x)[0].tolist() == [[0.5], [0.5]]
+
+
 def test_wrong_fill_values_and_features() -> None:
     with pytest.raises(ValueError, match="`fill_value` must be a number, a tensor or one of"):
         GraphAttentionV2Layer(3, 8, 2, edge_dim=3, fill_value="median")  # type: ignore[arg-type]
