@@ -1,5 +1,6 @@
 """Kernels count no references: it would take longer than a short row, and threads would wait."""
 
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -12,8 +13,10 @@ from gatv2.numba import gradients
 from gatv2.numba.compile import _not_cached
 from gatv2.sparse import numba_kernel
 
+_as_kernels_are = partial(_not_cached, nogil=True)
 
-def counts_references(function: Any, signature: Any, decorator: Any = _not_cached) -> bool:
+
+def counts_references(function: Any, signature: Any, decorator: Any = _as_kernels_are) -> bool:
     """Whether the compiled function counts any."""
     fresh = FunctionType(function.__code__, function.__globals__)
     compiled: Any = decorator(fresh)

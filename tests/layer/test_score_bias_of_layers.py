@@ -103,7 +103,7 @@ def test_or_what_is_asked_for(form: str, loop_bias: Any) -> None:
         filled[i, head] = (
             REDUCED[loop_bias](others[others > -torch.inf].tolist())
             if isinstance(loop_bias, str)
-            else torch.as_tensor(loop_bias).expand(2)[head]
+            else torch.as_tensor(loop_bias, dtype=torch.float64).expand(2)[head]
         )
     node = torch.arange(5)
     edge_index = torch.cat((torch.stack((query, key))[:, is_other], node.expand(2, 5)), dim=1)
