@@ -56,6 +56,7 @@ def sum_shares(
 
 @lru_cache
 def _vectors(dtype: np.dtype[np.floating]) -> Vectors:
+    """A cache line alone, so that one compiled loop serves all tiles."""
     return Vectors(line=(dtype.type, LINE_BYTES // dtype.itemsize))
 
 

@@ -103,7 +103,7 @@ class _Projected(FunctionBase):  # type: ignore[misc]
                 arguments = arguments._replace(wants_rows=True)
             cotangents = Cotangents(d_out.reshape(query.shape), None, None, lse)
             is_seen = must_be_seen((d_out,), (query, key, attn, x, w_edge))
-            is_last = not (is_seen or keeps_graph())
+            is_last = not keeps_graph()
             # nothing is called from here to the count of passes, so that no other thread comes between
             if ctx.is_overwritten:
                 raise RuntimeError(_OVERWRITTEN)

@@ -7,23 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.arrays import is_concrete, on_device
+from gatv2.jax.arrays import computed_where, is_concrete, on_device
 from gatv2.jax.graph.edge_index import sort_edge_index
 from gatv2.jax.graph.edges import Traced, of_sorted, with_nodes_of
 
 
 def with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
     """What :class:`gatv2.jax.graph.SelfLoops` holds."""
-    if not is_concrete(graph.query_ptr):
-        return _with_self_loops(graph, jnp)
-    with jax.ensure_compile_time_eval():  # also where a program around the graph is traced
-        return _with_self_loops(graph, np)
+    with computed_where(graph.query_ptr):
+        return _with_self_loops(graph)
 
 
-def _with_self_loops(
-    graph: Traced, xp: ModuleType
-) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
-    """The same by `xp`: NumPy where the edges are known, JAX where they are traced."""
+def _with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
     check_has_self_loops(*graph.block_shape)
     if graph.is_bipartite:
         raise ValueError(
@@ -31,6 +26,7 @@ def _with_self_loops(
             f"keys, {graph.n_queries}: with add_self_loops=False pass the edges that you want"
         )
     n_nodes = graph.n_queries
+    xp: ModuleType = np if is_concrete(graph.query_ptr) else jnp
     query, key = xp.asarray(graph.edge_index)
     is_edge = xp.asarray(graph.in_callers_order(graph.is_edge, axis=0))
     is_other = is_edge & (query != key)
