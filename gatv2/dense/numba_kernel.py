@@ -121,7 +121,7 @@ class Plan:
                 block,
                 (key_index, edge_id),
                 transpose(block, key_index, sizes.n_keys),
-                None if head_mask is None else tiles.pad_heads(head_mask),
+                None if head_mask is None else tiles.pad_heads(head_mask, arguments.n_threads),
                 d_alpha,
             )
             begin = end
@@ -191,7 +191,7 @@ def _of_edges(
     of_edges = launch.tiles.nothing
     if d_alpha is not None and has_cotangent:
         pairs = d_alpha.reshape(sizes.n_copies, -1, d_alpha.shape[-1])
-        of_edges = launch.tiles.pad_heads(pairs.take(cells, axis=1))
+        of_edges = launch.tiles.pad_heads(pairs.take(cells, axis=1), launch.arguments.n_threads)
     return of_edges, cells if has_rows else None
 
 

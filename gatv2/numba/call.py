@@ -148,14 +148,14 @@ class Launch:
     def __init__(
         self, arguments: ArrayArguments, sizes: Sizes, *, edge_id: Array | None = None
     ) -> None:
-        self.arguments, self.sizes = arguments, sizes
+        self.arguments, self.sizes, n_threads = arguments, sizes, arguments.n_threads
         self.tiles = tiles = sizes.tiles
-        self.attn = tiles.pad(arguments.attn)
+        self.attn = tiles.pad(arguments.attn, n_threads)
         self.problem: Plain = (
             _KEEPS_ALL if arguments.seed is None else self._dropout(arguments.seed),
             sizes.layout,
-            tiles.pad(arguments.query),
-            tiles.pad(arguments.key),
+            tiles.pad(arguments.query, n_threads),
+            tiles.pad(arguments.key, n_threads),
             self.attn,
             *sizes.counts,
             arguments.negative_slope,
@@ -178,7 +178,7 @@ class Launch:
         x = self._once(x)
         return EdgeFeatures(
             x.astype(self.tiles.dtype, copy=False).ravel(),
-            self.tiles.pad(projection.transpose(2, 0, 1)),
+            self.tiles.pad(projection.transpose(2, 0, 1), n_threads=1),
             x.shape[-1],
             max(prod(x.shape[:-1]), 1),
         )
@@ -187,7 +187,9 @@ class Launch:
         bias, tiles = self._once(bias), self.tiles
         is_for_all = bias.shape[-1] == 1
         values = (
-            bias.astype(tiles.dtype, copy=False).ravel() if is_for_all else tiles.pad_heads(bias)
+            bias.astype(tiles.dtype, copy=False).ravel()
+            if is_for_all
+            else tiles.pad_heads(bias, self.arguments.n_threads)
         )
         # unlike min, fmin passes over NaN
         removes = bool(np.fmin.reduce(values, initial=0) == -np.inf)
@@ -232,5 +234,9 @@ class Launch:
         tiles, alpha = self.tiles, of_edges if self.arguments.wants_rows else None
         if not tiles.is_padded:
             return out, lse, alpha
-        wanted = None if alpha is None else tiles.crop_heads(alpha)
-        return tiles.crop(out), tiles.crop_heads(lse), wanted
+        n_threads, memory = self.arguments.n_threads, self.arguments.memory
+        return (
+            tiles.crop(out, n_threads, memory[0]),
+            tiles.crop_heads(lse, n_threads, memory[1]),
+            None if alpha is None else tiles.crop_heads(alpha, n_threads, memory[2]),
+        )

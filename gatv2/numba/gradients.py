@@ -43,11 +43,12 @@ class Gradients:
 
     def __init__(self, launch: Launch, cotangents: ArrayCotangents, n_chunks: int) -> None:
         self.launch, tiles, call = launch, launch.tiles, launch.arguments
+        n_threads = call.n_threads
         self.sizes = sizes = launch.sizes
-        self.d_out = tiles.pad(cotangents.d_out)
+        self.d_out = tiles.pad(cotangents.d_out, n_threads)
         # a head that is padding has no weights: a bias of all heads is added to its scores, too
-        self.lse = tiles.pad_heads(cotangents.lse, np.inf)
-        self.d_lse = tiles.pad_heads(cotangents.d_lse)
+        self.lse = tiles.pad_heads(cotangents.lse, n_threads, np.inf)
+        self.d_lse = tiles.pad_heads(cotangents.d_lse, n_threads)
         d_query, _, _, d_features, _, d_bias = call.memory
         self.d_query = empty((*call.query.shape[:-2], *tiles.padded), tiles.dtype, d_query)
         self.d_key: Array | None = None  # until it is known whether keys are read again
@@ -171,7 +172,12 @@ class Gradients:
             d_key.fill(0)
         of_nodes = self.d_query, d_key, d_attn
         if tiles.is_padded:
-            of_nodes = tiles.crop(self.d_query), tiles.crop(d_key), tiles.crop(d_attn)
+            call = self.launch.arguments
+            of_nodes = (
+                tiles.crop(self.d_query, call.n_threads, call.memory[0]),
+                tiles.crop(d_key, call.n_threads, call.memory[1]),
+                tiles.crop(d_attn, 1, call.memory[2]),
+            )
         bias, d_bias = self.launch.arguments.score_bias, None
         if bias is not None and self.launch.arguments.wants_bias_rows:
             d_bias = self._d_bias(bias)
@@ -180,7 +186,7 @@ class Gradients:
     def _d_bias(self, bias: Array) -> Array:
         launch, d_bias = self.launch, self.d_bias
         if bias.shape[-1] > 1:
-            d_bias = launch.tiles.crop_heads(d_bias)
+            d_bias = launch.tiles.crop_heads(d_bias, launch.arguments.n_threads)
         elif launch.bias_order is not None:
             n_threads = launch.arguments.n_threads
             d_bias = moved(d_bias.ravel(), launch.bias_order, n_threads, goes_back=True)

@@ -216,6 +216,40 @@ def store(_typing: Typing, array: Floats, index: Index, value: Vector) -> Nothin
 
 
 @intrinsic
+def load_first(
+    _typing: Typing, cls: VectorClass, array: Floats, index: Index, n: Index, rest: Vector
+) -> Vector:
+    """As `load`, but only the first `n` lanes are read, if there are so many; `rest` has the others."""
+    vector = _vector(cls)
+
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
+        pointer = _pointer(context, builder, sig, args, 1, 0)
+        pointer = builder.bitcast(pointer, vector.llvm.as_pointer())
+        mask, align = _first_lanes(builder, vector, args[3]), _word(_alignment(array))
+        types_of = [pointer.type, align.type, mask.type, vector.llvm]
+        function = _masked(builder, "load", vector, ir.FunctionType(vector.llvm, types_of))
+        return builder.call(function, [pointer, align, mask, args[4]])
+
+    return vector(cls, array, types.intp, types.intp, vector), lower
+
+
+@intrinsic
+def store_first(_typing: Typing, array: Floats, index: Index, value: Vector, n: Index) -> Nothing:
+    """As `store`, but only the first `n` lanes are written, if there are so many."""
+
+    def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
+        pointer = _pointer(context, builder, sig, args, 0, 0)
+        pointer = builder.bitcast(pointer, value.llvm.as_pointer())
+        mask, align = _first_lanes(builder, value, args[3]), _word(_alignment(array))
+        types_of = [value.llvm, pointer.type, align.type, mask.type]
+        function = _masked(builder, "store", value, ir.FunctionType(ir.VoidType(), types_of))
+        builder.call(function, [args[2], pointer, align, mask])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value, types.intp), lower
+
+
+@intrinsic
 def turn(
     _typing: Typing,
     cls: VectorClass,
@@ -458,6 +492,26 @@ def _is_narrower(vector: VectorType, array: types.Array) -> bool:
 
 def _alignment(array: types.Array) -> int:
     return int(array.dtype.bitwidth) // 8
+
+
+def _word(value: int) -> Value:
+    return ir.Constant(ir.IntType(32), value)
+
+
+def _first_lanes(builder: Builder, vector: VectorType, n: Value) -> Value:
+    """The mask of the first `n` lanes."""
+    numbers = ir.VectorType(ir.IntType(32), vector.lanes)
+    first = builder.insert_element(
+        ir.Constant(numbers, ir.Undefined), builder.trunc(n, numbers.element), _word(0)
+    )
+    ends = _shuffle(builder, first, [0] * vector.lanes)
+    return builder.icmp_signed("<", ir.Constant(numbers, list(range(vector.lanes))), ends)
+
+
+def _masked(builder: Builder, what: str, vector: VectorType, kind: ir.FunctionType) -> Value:
+    letter = "f" if vector.is_float else "i"
+    name = f"llvm.masked.{what}.v{vector.lanes}{letter}{vector.dtype.bitwidth}.p0"
+    return cgutils.get_or_insert_function(builder.module, kind, name)
 
 
 def _sum_groups(builder: Builder, total: Value, n_groups: int, n_lanes: int) -> Value:

@@ -7,7 +7,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numba.core.registry import cpu_target
 
-from gatv2.numba.memory import LINE_BYTES, Array, empty
+from gatv2.numba.memory import LINE_BYTES, Array
+from gatv2.numba.padding import reshaped
 from gatv2.numba.philox import LANES
 from gatv2.numba.vectors import Vectors
 
@@ -84,39 +85,39 @@ class Tiles:
         """No numbers."""
         return np.empty(0, self.dtype)
 
-    def pad(self, features: Array) -> Array:
+    def pad(self, features: Array, n_threads: int) -> Array:
         """`[..., heads, features]` padded to whole tiles, flat."""
-        if not self.is_padded:
-            return (
-                features if features.dtype == self.dtype else features.astype(self.dtype)
-            ).ravel()
-        padded = empty((*features.shape[:-2], *self.padded), self.dtype)
-        padded[..., self.n_heads :, :] = 0
-        padded[..., : self.n_heads, self.n_hidden :] = 0
-        padded[..., : self.n_heads, : self.n_hidden] = features
-        return padded.ravel()
+        if features.dtype != self.dtype:
+            features = features.astype(self.dtype)
+        if self.is_padded:
+            features = reshaped(np.ascontiguousarray(features), *self.padded, n_threads=n_threads)
+        return features.ravel()
 
-    def pad_heads(self, values: Array | None, filling: float = 0) -> Array:
+    def pad_heads(self, values: Array | None, n_threads: int, filling: float = 0) -> Array:
         """`[..., heads]`, or nothing, padded to whole groups, flat; bool stays bool."""
         if values is None:
             return self.nothing
         dtype = values.dtype if values.dtype == np.bool_ else self.dtype
-        if not self.is_padded or values.size == 0:
-            return (values if values.dtype == dtype else values.astype(dtype)).ravel()
-        padded = empty((*values.shape[:-1], self.padded[0]), dtype)
-        padded[..., self.n_heads :] = filling
-        padded[..., : self.n_heads] = values
-        return padded.ravel()
+        if values.dtype != dtype:
+            values = values.astype(dtype)
+        if self.padded[0] != self.n_heads and values.size > 0:
+            rows = np.ascontiguousarray(values)[..., None, :]
+            values = reshaped(rows, 1, self.padded[0], filling=filling, n_threads=n_threads)
+        return values.ravel()
 
-    def crop(self, features: Array) -> Array:
-        """The caller's part of padded `[..., heads, features]`."""
+    def crop(self, features: Array, n_threads: int, memory: Array | None = None) -> Array:
+        """The caller's part of padded `[..., heads, features]`; in `memory`, if it fits."""
         if not self.is_padded:
             return features
-        return features[..., : self.n_heads, : self.n_hidden].copy()
+        shape = self.n_heads, self.n_hidden
+        return reshaped(features, *shape, memory=memory, n_threads=n_threads)
 
-    def crop_heads(self, values: Array) -> Array:
-        """The caller's part of padded `[..., heads]`."""
-        return values[..., : self.n_heads].copy() if self.is_padded else values
+    def crop_heads(self, values: Array, n_threads: int, memory: Array | None = None) -> Array:
+        """The caller's part of padded `[..., heads]`; in `memory`, if it fits."""
+        if self.padded[0] == self.n_heads:
+            return values
+        rows, shape = values[..., None, :], (1, self.n_heads)
+        return reshaped(rows, *shape, memory=memory, n_threads=n_threads)[..., 0, :]
 
 
 def _sum_bytes() -> int:

@@ -25,6 +25,7 @@ _ELEMENTS: dict[types.Type, ir.Type] = {
     types.float32: ir.FloatType(),
     types.float64: ir.DoubleType(),
     types.int32: ir.IntType(32),
+    types.uint8: ir.IntType(8),
     types.uint32: ir.IntType(32),
     types.uint64: ir.IntType(64),
     types.boolean: ir.IntType(1),
@@ -75,7 +76,8 @@ class Vectors:
     """Names vector types to a kernel: passed as an argument, it compiles the kernel for them.
 
     Args:
-        members: of each type its name, NumPy's float32, float64, int32, uint32 or uint64, and its lanes.
+        members: of each type its name, NumPy's float32, float64, int32, uint8, uint32 or uint64, and
+            its lanes.
     """
 
     def __init__(self, **members: tuple[type[np.generic], int]) -> None:

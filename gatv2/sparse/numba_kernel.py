@@ -72,7 +72,7 @@ class Plan:
             _node_ids(graph),
             graph.query_ptr,
             (graph.key_index, graph.edge_id),
-            launch.plain_bias or self._head_mask(graph),
+            launch.plain_bias or self._head_mask(graph, arguments.n_threads),
             tuple([x.ravel() for x in results]),
             n_copies=self._sizes.n_copies,
             scratch=self._buffers,
@@ -90,8 +90,8 @@ class Plan:
             graph.query_ptr,
             (graph.key_index, graph.edge_id),
             self._key_order(graph),
-            self._head_mask(graph),
-            launch.tiles.pad_heads(cotangents.d_alpha),
+            self._head_mask(graph, arguments.n_threads),
+            launch.tiles.pad_heads(cotangents.d_alpha, arguments.n_threads),
             _node_ids(graph),
         )
         return gradients.results()
@@ -101,9 +101,9 @@ class Plan:
             return transpose(graph.query_ptr, graph.key_index, self._sizes.n_keys)
         return graph.key_ptr, graph.edges_by_key, graph.queries_by_key
 
-    def _head_mask(self, graph: Adjacency) -> Array | None:
+    def _head_mask(self, graph: Adjacency, n_threads: int) -> Array | None:
         mask = graph.head_mask
-        return None if mask is None else self._sizes.tiles.pad_heads(mask)
+        return None if mask is None else self._sizes.tiles.pad_heads(mask, n_threads)
 
 
 def _node_ids(graph: Adjacency) -> Plain | None:
