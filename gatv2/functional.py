@@ -23,6 +23,7 @@ from gatv2.graph.check import check_again
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.graph.part import AttendOptions
+from gatv2.graph.self_loops import FillValue, add_self_loops
 from gatv2.graph.served import (
     Kind,
     Marks,
@@ -35,7 +36,7 @@ from gatv2.graph.served import (
     served,
 )
 from gatv2.operator.projected import attend_to_projections
-from gatv2.options import Backend, Flow, check_dropout, check_slope
+from gatv2.options import Backend, Flow, check_dropout, check_flow_of_graph, check_slope
 from gatv2.projection import Projections
 from gatv2.random import as_seed
 from gatv2.sparse import operator as sparse_operator
@@ -297,6 +298,27 @@ def attend_projected(
     if not isinstance(attention, sparse_operator.BoundAttention):
         return None
     return attend_to_projections(attention.bound, projections, attn, _seed(attn, options))
+
+
+def with_self_loops(
+    projections: Projections, graph: object, flow: Flow, fill_value: FillValue
+) -> tuple[Projections, Graph] | None:
+    """What :func:`attend_projected` gets for a list of edges with a self-loop at each node.
+
+    The graph is to be read by the default flow. None for what is no list of the edges between so many
+    nodes: of a sampled block, in which some are queries and keys, or of what is refused elsewhere.
+    """
+    n_nodes = projections.h_query.shape[0]
+    if projections.n_keys != n_nodes:
+        return None
+    prepared = as_graph(graph, (n_nodes, n_nodes), flow)
+    if type(prepared) is not Graph or (prepared.n_queries, prepared.n_keys) != (n_nodes, n_nodes):
+        return None
+    check_flow_of_graph(prepared.flow, flow)
+    with_loops, x = add_self_loops(prepared, projections.edge_features, fill_value)
+    if type(with_loops) is not Graph:
+        return None
+    return projections._replace(edge_features=x), with_loops
 
 
 def _choose_for_projections(

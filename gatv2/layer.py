@@ -1,24 +1,23 @@
 """GraphAttentionV2Layer: a layer of the formula, over any form of a graph or a process's part of one."""
 
-import torch
 from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, NodeFeatures, Projected
-from gatv2.functional import attend, attend_projected, gatv2_scores
+from gatv2.functional import attend, attend_projected, gatv2_scores, with_self_loops
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
 from gatv2.options import check_flow_of_graph
 from gatv2.projection import PLAIN, as_projections, edge_projection
 from gatv2.random import as_seed
-from gatv2.torch_internals import has_hooks, is_watched
+from gatv2.torch_internals import is_seen
 
 __all__ = ["GraphAttention", "GraphAttentionV2Layer"]
 
 
 _GENERAL_WAY = {
     *("_forward", "as_pair", "_check_features", "check_edge_features", "_project", "_heads"),
-    *("attend", "join", "further_terms", "attn", "linear_l", "linear_r"),
+    *("attend", "join", "further_terms", "is_block", "attn", "linear_l", "linear_r"),
 }
 """Attributes that are a class's or registered: a layer that has one of its own is asked for it."""
 _LISTS_OF_EDGES = Graph, Tensor
@@ -130,18 +129,15 @@ class GraphAttentionV2Layer(GraphAttention):
         if type(h) is tuple and len(h) == 2:
             h_query, h_key = self._by_role(h)
         if (
-            is_watched()
+            is_seen()
             or type(self) is not GraphAttentionV2Layer  # a class of the user's may do other things
             or not own.keys().isdisjoint(_GENERAL_WAY)
             or type(adj_mat) not in _LISTS_OF_EDGES
-            or self.add_self_loops
             or self.backend == "dense"
             or self.kernel not in ("auto", "numba")
             or (edge_features is None) != (linear_e is None)
             or attn is None
             or type(attn) not in PLAIN
-            or has_hooks()
-            or torch.is_autocast_enabled("cpu")
             or attn.shape != (self.n_heads, self.n_hidden)
         ):
             return None
@@ -154,14 +150,19 @@ class GraphAttentionV2Layer(GraphAttention):
             return None
         if seed is not None:
             as_seed(seed, attn.device)
-        options = self._options(None, None, seed, return_attention=False)
-        out = attend_projected(projections, attn, adj_mat, self.flow, options)
+        options, flow = self._options(None, None, seed, return_attention=False), self.flow
+        if self.add_self_loops:
+            with_loops = with_self_loops(projections, adj_mat, flow, self.fill_value)
+            if with_loops is None:
+                return None
+            (projections, adj_mat), flow = with_loops, "target_to_source"
+        out = attend_projected(projections, attn, adj_mat, flow, options)
         if out is None:
             return None
-        if not self.is_concat:
+        if not self.is_concat and self.n_heads > 1:
             out = out.unflatten(-1, attn.shape).mean(-2)
         for term in self.further_terms(projections.h_query, out.dtype):
-            out = out + term
+            out += term  # nobody else has seen it
         return out
 
     def _options(

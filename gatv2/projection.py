@@ -1,12 +1,12 @@
 """Linear projections: made, also of inputs whose size only the first one tells, and looked into."""
 
+from collections.abc import Callable
 from typing import NamedTuple, TypedDict, TypeGuard, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-_LINEAR_FORWARD = nn.Linear.forward
 PLAIN = {Tensor, nn.Parameter}
 """Types of tensors that are no subclasses of the user's."""
 
@@ -86,6 +86,16 @@ def is_plain(projection: nn.Module, plain: type[nn.Module]) -> bool:
     )
 
 
+class LinearKind(NamedTuple):
+    """A class of modules that project by `h @ weight.T + bias`, as its library made it."""
+
+    module: type[nn.Module]
+    forward: Callable[..., Tensor]
+
+
+NN_LINEAR = LinearKind(nn.Linear, nn.Linear.forward)
+
+
 class Projections(NamedTuple):
     """What queries, keys and edges are projections of, and by what: `h @ weight.T + bias`."""
 
@@ -117,6 +127,7 @@ def as_projections(
     edge_features: object,
     linears: tuple[nn.Module | None, nn.Module | None, nn.Module | None],
     attn: Tensor,
+    kind: LinearKind = NN_LINEAR,
 ) -> Projections | None:
     """What a layer's modules project on the CPU, for vectors `attn`; None if they do anything else.
 
@@ -126,28 +137,29 @@ def as_projections(
         edge_features: features of edges, or None.
         linears: what projects each of these, None for what is not projected.
         attn: `[n_heads, n_hidden]`.
+        kind: of the modules.
     """
     of_query, of_key, of_edges = linears
     n_heads, n_hidden = attn.shape
     dtype, width = attn.dtype, n_heads * n_hidden
     if (
-        nn.Linear.forward is not _LINEAR_FORWARD
+        kind.module.forward is not kind.forward  # somebody has put another one in its place
         or not attn.is_cpu
         or not _is_matrix(h_query, dtype)
     ):
         return None
-    query = _as_product(of_query, h_query, width, dtype)
+    query = _as_product(of_query, h_query, width, dtype, kind)
     key: _Product | tuple[None, None, None] | None = (None, None, None)
     if h_key is h_query:  # which has been looked at
         if of_key is not of_query:
-            key = _as_product(of_key, h_query, width, dtype)
+            key = _as_product(of_key, h_query, width, dtype, kind)
     else:
-        key = _as_product(of_key, h_key, width, dtype) if _is_matrix(h_key, dtype) else None
+        key = _as_product(of_key, h_key, width, dtype, kind) if _is_matrix(h_key, dtype) else None
     edge: _Product | tuple[None, None, None] | None = (None, None, None)
     if of_edges is not None and edge_features is not None:
         edge = None
         if _is_matrix(edge_features, dtype):
-            edge = _as_product(of_edges, edge_features, width, dtype)
+            edge = _as_product(of_edges, edge_features, width, dtype, kind)
     if query is None or key is None or edge is None or edge[2] is not None:
         return None
     # past a named tuple's own constructor, which is a function in Python
@@ -166,10 +178,10 @@ def _is_matrix(h: object, dtype: torch.dtype) -> TypeGuard[Tensor]:
 
 
 def _as_product(
-    linear: nn.Module | None, h: Tensor, width: int, dtype: torch.dtype
+    linear: nn.Module | None, h: Tensor, width: int, dtype: torch.dtype, kind: LinearKind
 ) -> _Product | None:
     """What a plain module of PyTorch's makes of rows, if that fits and gives `width` numbers each."""
-    if type(linear) is not nn.Linear or not is_plain(linear, nn.Linear):
+    if linear is None or type(linear) is not kind.module or not is_plain(linear, kind.module):
         return None
     # past `nn.Module.__getattr__`, which takes longer than all else here
     own, parameters = linear.__dict__, linear._parameters

@@ -3,6 +3,7 @@
 from gatv2.pyg import GATv2Conv  # was: from torch_geometric.nn import GATv2Conv
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,15 +14,19 @@ from torch_geometric.nn.dense import Linear
 from torch_geometric.typing import SparseTensor, torch_sparse
 
 from gatv2.convert.pyg import check_flow, our_fill_value, overridden
-from gatv2.functional import attend
+from gatv2.functional import attend, attend_projected, with_self_loops
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
 from gatv2.graph.edge_index import check_edge_index
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.kept import prepared_once
+from gatv2.graph.part import AttendOptions
 from gatv2.graph.self_loops import add_self_loops
-from gatv2.projection import edge_projection
+from gatv2.projection import PLAIN, LinearKind, as_projections, edge_projection
 from gatv2.sparse_features import as_features, project, project_sides
+from gatv2.torch_internals import is_seen
+
+_PYG_LINEAR = LinearKind(Linear, Linear.forward)
 
 Result = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 """Features, or the pair of them and `(edge_index, coefficients)`."""
@@ -71,6 +76,10 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         ):
             theirs: Result = super().forward(x, edge_index, edge_attr, return_attention_weights)
             return theirs
+        if is_list and not return_attention_weights:
+            at_once = self._attend_at_once(x, edge_index, edge_attr)
+            if at_once is not None:
+                return at_once
         x_key, x_query = _features_of_sides(x)
         heads = (self.heads, self.out_channels)
         sides = project_sides(
@@ -86,25 +95,66 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             key,
             self.att[0].to(query.dtype),
             graph,
-            edges=self._edge_inputs(edge_attr, query.dtype),
-            score_bias=None,
-            negative_slope=self.negative_slope,
-            dropout=self.dropout if self.training else 0.0,
-            seed=None,
             flow="target_to_source",
-            backend="auto",
-            kernel="auto",
-            return_attention=bool(return_attention_weights),
+            **self._options(
+                self._edge_inputs(edge_attr, query.dtype), bool(return_attention_weights)
+            ),
         )
         out = out.flatten(-2) if self.concat else out.mean(-2)
-        if self.res is not None:
-            out = out + project(self.res, x_query, Linear)
-        if self.bias is not None:
-            out = out + self.bias
+        for term in self._further_terms(x_query):
+            out = out + term
         if alpha is None:
             return out
         rows = graph.edge_index
         return out, (rows.flip(0) if self.flow == "source_to_target" else rows, alpha)
+
+    def _attend_at_once(self, x: Any, edge_index: object, edge_attr: Any) -> Tensor | None:
+        """The result, made faster by one function of autograd's for all of it; None elsewhere."""
+        modules, att = self._modules, self._parameters.get("att")
+        of_edges = modules.get("lin_edge")
+        if is_seen() or type(att) not in PLAIN or (edge_attr is not None and of_edges is None):
+            return None
+        x_key, x_query = x if type(x) in (tuple, list) and len(x) == 2 else (x, x)
+        if isinstance(edge_attr, Tensor) and edge_attr.ndim == 1:
+            edge_attr = edge_attr.unsqueeze(1)
+        linears = modules.get("lin_r"), modules.get("lin_l"), of_edges
+        attn = att.view(self.heads, self.out_channels)
+        projections = as_projections(x_query, x_key, edge_attr, linears, attn, _PYG_LINEAR)
+        if projections is None:
+            return None
+        graph, flow = edge_index, self.flow
+        if self.add_self_loops:
+            with_loops = with_self_loops(projections, graph, flow, our_fill_value(self))
+            if with_loops is None:
+                return None
+            (projections, graph), flow = with_loops, "target_to_source"
+        out = attend_projected(projections, attn, graph, flow, self._options(None, False))
+        if out is None:
+            return None
+        if not self.concat and self.heads > 1:
+            out = out.unflatten(-1, attn.shape).mean(-2)
+        for term in self._further_terms(projections.h_query):
+            out += term  # nobody else has seen it
+        return out
+
+    def _options(self, edges: EdgeInputs | None, returns_attention: bool) -> AttendOptions:
+        return {
+            "edges": edges,
+            "score_bias": None,
+            "negative_slope": self.negative_slope,
+            "dropout": self.dropout if self.training else 0.0,
+            "seed": None,
+            "backend": "auto",
+            "kernel": "auto",
+            "return_attention": returns_attention,
+        }
+
+    def _further_terms(self, x_query: Tensor) -> Iterator[Tensor]:
+        """What is added to joined heads, one term after the other, as each may be large."""
+        if self.res is not None:
+            yield project(self.res, x_query, Linear)
+        if self.bias is not None:
+            yield self.bias
 
     def _read_list(
         self, edge_index: Tensor | Graph, edge_attr: Tensor | None, query: Tensor, key: Tensor

@@ -295,6 +295,11 @@ def is_watched() -> bool:
         return True
 
 
+def is_seen() -> bool:
+    """Whether anything may want to see, or to change, each operation or module of a call on the CPU."""
+    return is_watched() or has_hooks() or torch.is_autocast_enabled("cpu")
+
+
 def is_mapped_by_autograd(cotangents: Sequence[Tensor | None]) -> bool:
     """Whether a backward pass is mapped over many cotangents, by `is_grads_batched`.
 

@@ -76,6 +76,8 @@ def gradients(
         {"bias": "projections", "is_concat": False},
         {"share_weights": True, "residual": True},
         {"share_weights": True, "bias": True, "flow": "source_to_target"},
+        {"add_self_loops": True, "share_weights": True, "residual": True, "is_concat": False},
+        {"add_self_loops": True, "dropout": 0.4, "flow": "source_to_target"},
     ],
 )
 def test_same_bits(dtype: torch.dtype, prepares: bool, options: dict[str, Any]) -> None:
@@ -95,8 +97,12 @@ def test_same_bits(dtype: torch.dtype, prepares: bool, options: dict[str, Any]) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("wants_gradient", [False, True])
 @pytest.mark.parametrize("prepares", [False, True])
-def test_edge_features(dtype: torch.dtype, wants_gradient: bool, prepares: bool) -> None:
-    layer, h = make(edge_dim=3, dropout=0.4, dtype=dtype), features(dtype)
+@pytest.mark.parametrize("fill_value", [None, 0.5, "mean", "max"])
+def test_edge_features(
+    dtype: torch.dtype, wants_gradient: bool, prepares: bool, fill_value: Any
+) -> None:
+    loops = {} if fill_value is None else {"add_self_loops": True, "fill_value": fill_value}
+    layer, h = make(edge_dim=3, dropout=0.4, dtype=dtype, **loops), features(dtype)
     edge_features = torch.randn(30, 3, dtype=dtype, requires_grad=wants_gradient)
     graph = Graph.from_edge_index(edges(), N_NODES) if prepares else edges()
     with separately(layer):
@@ -107,7 +113,7 @@ def test_edge_features(dtype: torch.dtype, wants_gradient: bool, prepares: bool)
         assert is_at_once(actual[0])
         for a, e in zip(actual, expected, strict=True):
             assert torch.equal(a, e)
-    with pytest.raises(ValueError, match="n_edges=30"):
+    with pytest.raises(ValueError, match="30"):
         layer(h, graph, edge_features=edge_features[1:])
 
 
@@ -225,7 +231,10 @@ def test_modes_see_each_operation_once() -> None:
         lambda layer, h: layer(h, edges(), return_attention=True)[0],
         lambda layer, h: layer(h.expand(2, *h.shape), edges()),
         lambda layer, h: layer(h, torch.ones(N_NODES, N_NODES, 1, dtype=torch.bool)),
-        lambda layer, h: make(add_self_loops=True)(h, edges()),
+        lambda layer, h: make(add_self_loops=True)(h, torch.ones(N_NODES, N_NODES, 1)),
+        lambda layer, h: make(add_self_loops=True, flow="source_to_target")(
+            (h, h[:5]), edges() % torch.tensor([[N_NODES], [5]])
+        ),
         lambda layer, h: make(kernel="torch")(h, edges()),
         lambda layer, h: make(backend="dense")(h, edges().unique(dim=1)),
     ],
@@ -273,8 +282,15 @@ def test_a_write_between_the_passes_is_seen() -> None:
         out.backward(torch.randn_like(out))
 
 
-def test_errors_are_those_of_separate_calls() -> None:
-    layer, h = make(), features()
+@pytest.mark.parametrize("has_loops", [False, True])
+def test_errors_are_those_of_separate_calls(has_loops: bool) -> None:
+    layer, h = make(add_self_loops=has_loops), features()
+    graph = Graph.from_edge_index(edges(), N_NODES + 1)
+    with pytest.raises(ValueError, match=str(N_NODES + 1)):
+        layer(h, graph)
+    backwards = make(add_self_loops=has_loops, flow="source_to_target")
+    with pytest.raises(ValueError, match="backwards"):
+        backwards(h, Graph.from_edge_index(edges(), N_NODES))
     with pytest.raises(IndexError, match="query"):
         layer(h, torch.tensor([[0, N_NODES], [0, 0]]))
     layer.linear_l = nn.Linear(N_FEATURES, N_OUT + 2, bias=False)
