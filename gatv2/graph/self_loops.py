@@ -12,6 +12,7 @@ from torch import Tensor
 from gatv2.graph.adjacency import Adjacency
 from gatv2.graph.graph import Graph, SelfLoops, check_has_self_loops, loops_at_first
 from gatv2.graph.part import Loops, Part
+from gatv2.graph.sort import fill_features
 from gatv2.options import Reduction, check_reduction
 from gatv2.precision import summed_in, without_autocast
 from gatv2.torch_internals import refuse_mapped
@@ -110,19 +111,29 @@ def _loops_of_block(graph: Graph) -> SelfLoops:
 def _with_filled(
     loops: SelfLoops | Loops[Part], values: Tensor, fill_value: FillValue, is_bias: bool
 ) -> Tensor:
-    kept = values.index_select(-2, loops.kept)
     n_nodes = loops.graph.n_edges - loops.kept.shape[0]  # len() would be a constant in an export
-    shape = *kept.shape[:-2], n_nodes, kept.shape[-1]
+    filling: Tensor | Reduction
     if isinstance(fill_value, str):
+        filling = "sum" if fill_value == "add" else fill_value
+    else:
+        filling = _as_features(fill_value, values, is_bias).expand(values.shape[-1])
+    if isinstance(loops.graph, Graph) and not is_bias:
+        pointers = loops.graph.query_ptr, loops.graph.edge_id
+        of_all = fill_features(values, loops.kept, *pointers, n_nodes, filling)
+        if of_all is not None:
+            return of_all
+    kept = values.index_select(-2, loops.kept)
+    shape = *kept.shape[:-2], n_nodes, kept.shape[-1]
+    if isinstance(filling, str):
         n_rows, graph = n_nodes, loops.graph
         if isinstance(graph, Graph) and graph.n_queries > graph.n_keys:
             n_rows = graph.n_queries  # of a block, of which not every query has a loop
         rows = *shape[:-2], n_rows, shape[-1]
         is_used = kept != -torch.inf if is_bias else None
-        filled = _reduce_by_query(kept, loops.query, rows, fill_value, is_used)
+        filled = _reduce_by_query(kept, loops.query, rows, filling, is_used)
         filled = filled.narrow(-2, 0, n_nodes)
     else:
-        filled = _as_features(fill_value, kept, is_bias).expand(shape)
+        filled = filling.expand(shape)
     # autocast's `cat` refuses one kind of half precision in the other's
     with without_autocast(kept.device):
         return torch.cat((kept, filled), dim=-2)
@@ -148,7 +159,7 @@ def _reduce_by_query(
     dtype, values = values.dtype, values.to(summed_in(values))
     if is_used is not None:
         values = values.where(is_used, _NEUTRAL.get(how, 0.0))
-    if how in ("sum", "add", "mean"):
+    if how in ("sum", "mean"):
         total = values.new_zeros(shape).index_add(-2, query, values)
         if how == "mean":
             total = total / _count_by_query(values, query, shape, is_used).clamp(min=1)

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from gatv2.graph.edge_index import check_ranges, queries_and_keys
+from gatv2.numba.memory import Array
 from gatv2.numba.support import import_failure
-from gatv2.options import Flow
+from gatv2.options import Flow, Reduction
 from gatv2.torch_internals import (
     fits_int32,
     is_exported_to_onnx,
     is_inspectable,
+    is_watched,
     without_transforms,
 )
 
@@ -93,6 +95,40 @@ def merge_loops(
             query_ptr.numpy(), key_index.numpy(), edge_id.numpy(), n_keys, n_loops
         )
         return tuple(map(torch.from_numpy, merged))
+
+
+def fill_features(
+    features: Tensor,
+    kept: Tensor,
+    query_ptr: Tensor,
+    edge_id: Tensor,
+    n_loops: int,
+    filling: Tensor | Reduction,
+) -> Tensor | None:
+    """What `gatv2.numba.self_loops.fill_features` makes of edge features; None where it can't."""
+    tensors = [x for x in (features, filling) if isinstance(x, Tensor)]
+    if (
+        features.ndim != 2
+        or not features.is_cpu
+        or features.layout is not torch.strided
+        or features.dtype not in (torch.float32, torch.float64)
+        or any(type(x) is not Tensor or x.requires_grad for x in tensors)
+        or is_watched()
+        or not serves(edge_id)
+    ):
+        return None
+    given: Array | Literal["mean", "sum"]
+    if isinstance(filling, Tensor):
+        given = filling.numpy()
+    elif filling == "mean" or filling == "sum":
+        given = filling
+    else:
+        return None
+    from gatv2.numba import self_loops
+
+    arrays = features.numpy(force=True), kept.numpy(), query_ptr.numpy(), edge_id.numpy()
+    filled = self_loops.fill_features(*arrays, n_loops, given, torch.get_num_threads())
+    return None if filled is None else torch.from_numpy(filled)
 
 
 def serves(index: Tensor) -> bool:

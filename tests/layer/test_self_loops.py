@@ -307,3 +307,50 @@ def test_a_fill_value_is_rounded_to_the_dtype_of_the_features_alone(
         filled = add_self_loops(Graph.from_mask(mask), features[mask.any(-1)], 0.7)[1]
     assert filled is not None
     assert torch.equal(filled[filled != 0], torch.full((2,), 0.7, dtype=dtype))
+
+
+@given(
+    data=st.data(),
+    how=st.sampled_from(["mean", "sum", "add", 0.5]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    n_features=st.integers(0, 20),
+)
+def test_compiled_features_are_those_of_operations(
+    data: st.DataObject, how: Any, dtype: torch.dtype, n_features: int
+) -> None:
+    n_nodes = data.draw(st.sampled_from((0, *SIZES))), data.draw(st.sampled_from((0, *SIZES)))
+    graph = Graph.from_edge_index(data.draw(edge_indices(*n_nodes)), n_nodes)
+    features = torch.randn(graph.n_edges, n_features, dtype=dtype)
+    _, compiled = add_self_loops(graph, features, how, is_block=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gatv2.graph.self_loops, "fill_features", lambda *_: None)
+        _, expected = add_self_loops(graph, features, how, is_block=True)
+    assert compiled is not None
+    assert expected is not None
+    torch.testing.assert_close(compiled, expected)
+    n_kept = graph.n_edges - int((graph.query_index == graph.key_index).sum())
+    assert torch.equal(compiled[:n_kept], expected[:n_kept])
+
+
+def test_compiled_features_have_the_same_bits_on_any_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    edge_index = torch.randint(5000, (2, 60_000), generator=generator)
+    graph, features = Graph.from_edge_index(edge_index, 5000), torch.randn(60_000, 16)
+    results = []
+    n_threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            results.append(add_self_loops(graph, features, "mean"))
+    finally:
+        torch.set_num_threads(n_threads)
+    one, two, five = (filled for _, filled in results if filled is not None)
+    assert torch.equal(one, two)
+    assert torch.equal(one, five)
+
+
+def test_loops_of_a_graph_that_was_written_to_read_no_foreign_memory() -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1, 2], [1, 2, 0]]), 3)
+    graph.self_loops.kept[1] = 1 << 40
+    with pytest.raises(IndexError):
+        add_self_loops(graph, torch.ones(3, 2), "mean")
