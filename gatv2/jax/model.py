@@ -96,6 +96,8 @@ class GATv2:
         first = self.layers[0]  # layers refuse what does not fit, and make a tuple of a list
         as_read = sorted((name, getattr(first, name)) for name in options)
         object.__setattr__(self, "options", tuple(as_read))
+        for name in ("dropout", "feature_dropout"):  # an array would not hash
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def layers(self) -> tuple[Config, ...]:
