@@ -22,6 +22,7 @@ from gatv2.graph.kept import prepared_once
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.projection import edge_projection
 from gatv2.sparse_features import as_features, project, project_sides
+from gatv2.torch_internals import is_jit_traced
 
 Result = Tensor | tuple[Tensor, tuple[Tensor, Tensor]]
 """Features, or the pair of them and `(edge_index, coefficients)`."""
@@ -33,7 +34,8 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
     Arguments, parameters, state dict and results are those of the base class, so that it stands wherever
     that one does: in `HeteroConv`, `to_hetero`, models and checkpoints. An `edge_index` that is used
     again is prepared once. What works on the messages themselves, explainers, message hooks, another
-    `aggr` and subclasses with a `message` of their own, gets them from the base class.
+    `aggr` and subclasses with a `message` of their own, gets them from the base class, and so does
+    `torch.jit.trace`, which can't follow our kernels.
 
     Two things differ. The attention that is returned is that before dropout; in training other edges are
     dropped for a seed.
@@ -66,7 +68,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         is_list = isinstance(edge_index, Graph) or (
             isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
         )
-        if self._needs_messages() or not (
+        if is_jit_traced() or self._needs_messages() or not (
             is_list or self._reads_matrix(edge_index, edge_attr, return_attention_weights)
         ):
             theirs: Result = super().forward(x, edge_index, edge_attr, return_attention_weights)
