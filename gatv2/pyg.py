@@ -68,8 +68,10 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         is_list = isinstance(edge_index, Graph) or (
             isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
         )
-        if is_jit_traced() or self._needs_messages() or not (
-            is_list or self._reads_matrix(edge_index, edge_attr, return_attention_weights)
+        if (
+            is_jit_traced()
+            or self._needs_messages()
+            or not (is_list or self._reads_matrix(edge_index, edge_attr, return_attention_weights))
         ):
             theirs: Result = super().forward(x, edge_index, edge_attr, return_attention_weights)
             return theirs
@@ -112,8 +114,6 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         self, edge_index: Tensor | Graph, edge_attr: Tensor | None, query: Tensor, key: Tensor
     ) -> tuple[Graph, Tensor | None]:
         """The graph of an `edge_index`, or of a `Graph`, with self-loops, and features that fit."""
-        if edge_attr is not None and edge_attr.ndim == 1:
-            edge_attr = edge_attr.unsqueeze(1)
         n_queries, n_keys = query.shape[0], key.shape[0]
         sizes = Sizes(n_queries, n_keys, self.heads, torch.Size(()), query.device)
         graph: Any
@@ -122,6 +122,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         else:
             check_edge_index(edge_index)
             graph = prepare_edge_index(edge_index, (n_queries, n_keys), self.flow)
+        edge_attr = self._checked_attr(edge_attr, graph.n_edges)
         if self.add_self_loops:
             is_block = n_queries != n_keys and not isinstance(edge_index, Graph)
             graph, edge_attr = add_self_loops(
@@ -146,9 +147,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
                 adj_t, _ = torch_geometric.utils.add_self_loops(adj_t, None, self.fill_value)
             rows, values = torch_geometric.utils.to_edge_index(adj_t)
             values = None if values.ndim == 1 else values
-        edge_attr = values if edge_attr is None else edge_attr
-        if edge_attr is not None and edge_attr.ndim == 1:
-            edge_attr = edge_attr.unsqueeze(1)
+        edge_attr = self._checked_attr(values if edge_attr is None else edge_attr, rows.shape[1])
         graph = prepared_once(
             given,
             (rows,),
@@ -157,12 +156,25 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         )
         return graph, edge_attr
 
-    def _edge_inputs(self, edge_attr: Tensor | None, dtype: torch.dtype) -> EdgeInputs | None:
-        """Edge features and their projection, which the kernel applies."""
+    def _checked_attr(self, edge_attr: Tensor | None, n_edges: int) -> Tensor | None:
+        """Edge features, `[n_edges, edge_dim]`."""
         if edge_attr is None:
             return None
         if self.lin_edge is None:
             raise ValueError("`edge_attr` came to a layer without `edge_dim`")
+        rows = edge_attr.unsqueeze(1) if edge_attr.ndim == 1 else edge_attr
+        width = getattr(self.lin_edge, "in_channels", -1)  # not known of a wrapped or a lazy one
+        if rows.ndim != 2 or rows.shape != (n_edges, rows.shape[1] if width < 0 else width):
+            raise ValueError(
+                f"`edge_attr` must have shape (n_edges={n_edges}, edge_dim"
+                f"{'' if width < 0 else f'={width}'}); got {tuple(edge_attr.shape)}"
+            )
+        return rows
+
+    def _edge_inputs(self, edge_attr: Tensor | None, dtype: torch.dtype) -> EdgeInputs | None:
+        """Edge features and their projection, which the kernel applies."""
+        if edge_attr is None:
+            return None
         features, projection = edge_projection(self.lin_edge, edge_attr, self.heads, Linear)
         return EdgeInputs(features.to(dtype), projection.to(dtype))
 
