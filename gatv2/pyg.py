@@ -107,8 +107,14 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             out = out + self.bias
         if alpha is None:
             return out
+        return out, (self._edges_of(graph, edge_index), alpha)
+
+    def _edges_of(self, graph: Graph, edge_index: Tensor | Graph) -> Tensor:
+        """The edges that coefficients are of: the list that was given, if no self-loops joined it."""
+        if isinstance(edge_index, Tensor) and not self.add_self_loops:
+            return edge_index
         rows = graph.edge_index
-        return out, (rows.flip(0) if self.flow == "source_to_target" else rows, alpha)
+        return rows.flip(0) if self.flow == "source_to_target" else rows
 
     def _read_list(
         self, edge_index: Tensor | Graph, edge_attr: Tensor | None, query: Tensor, key: Tensor
