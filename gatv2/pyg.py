@@ -24,7 +24,7 @@ from gatv2.graph.part import AttendOptions
 from gatv2.graph.self_loops import add_self_loops
 from gatv2.projection import PLAIN, LinearKind, as_projections, edge_projection
 from gatv2.sparse_features import as_features, project, project_sides
-from gatv2.torch_internals import is_seen
+from gatv2.torch_internals import is_jit_traced, is_seen
 
 _PYG_LINEAR = LinearKind(Linear, Linear.forward)
 
@@ -38,7 +38,8 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
     Arguments, parameters, state dict and results are those of the base class, so that it stands wherever
     that one does: in `HeteroConv`, `to_hetero`, models and checkpoints. An `edge_index` that is used
     again is prepared once. What works on the messages themselves, explainers, message hooks, another
-    `aggr` and subclasses with a `message` of their own, gets them from the base class.
+    `aggr` and subclasses with a `message` of their own, gets them from the base class, and so does
+    `torch.jit.trace`, which can't follow our kernels.
 
     Two things differ. The attention that is returned is that before dropout; in training other edges are
     dropped for a seed.
@@ -71,8 +72,10 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         is_list = isinstance(edge_index, Graph) or (
             isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
         )
-        if self._needs_messages() or not (
-            is_list or self._reads_matrix(edge_index, edge_attr, return_attention_weights)
+        if (
+            is_jit_traced()
+            or self._needs_messages()
+            or not (is_list or self._reads_matrix(edge_index, edge_attr, return_attention_weights))
         ):
             theirs: Result = super().forward(x, edge_index, edge_attr, return_attention_weights)
             return theirs
@@ -105,8 +108,14 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             out = out + term
         if alpha is None:
             return out
+        return out, (self._edges_of(graph, edge_index), alpha)
+
+    def _edges_of(self, graph: Graph, edge_index: Tensor | Graph) -> Tensor:
+        """The edges that coefficients are of: the list that was given, if no self-loops joined it."""
+        if isinstance(edge_index, Tensor) and not self.add_self_loops:
+            return edge_index
         rows = graph.edge_index
-        return out, (rows.flip(0) if self.flow == "source_to_target" else rows, alpha)
+        return rows.flip(0) if self.flow == "source_to_target" else rows
 
     def _attend_at_once(self, x: Any, edge_index: object, edge_attr: Any) -> Tensor | None:
         """The result, made faster by one function of autograd's for all of it; None elsewhere."""
@@ -160,8 +169,6 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         self, edge_index: Tensor | Graph, edge_attr: Tensor | None, query: Tensor, key: Tensor
     ) -> tuple[Graph, Tensor | None]:
         """The graph of an `edge_index`, or of a `Graph`, with self-loops, and features that fit."""
-        if edge_attr is not None and edge_attr.ndim == 1:
-            edge_attr = edge_attr.unsqueeze(1)
         n_queries, n_keys = query.shape[0], key.shape[0]
         sizes = Sizes(n_queries, n_keys, self.heads, torch.Size(()), query.device)
         graph: Any
@@ -170,6 +177,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         else:
             check_edge_index(edge_index)
             graph = prepare_edge_index(edge_index, (n_queries, n_keys), self.flow)
+        edge_attr = self._checked_attr(edge_attr, graph.n_edges)
         if self.add_self_loops:
             is_block = n_queries != n_keys and not isinstance(edge_index, Graph)
             graph, edge_attr = add_self_loops(
@@ -194,9 +202,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
                 adj_t, _ = torch_geometric.utils.add_self_loops(adj_t, None, self.fill_value)
             rows, values = torch_geometric.utils.to_edge_index(adj_t)
             values = None if values.ndim == 1 else values
-        edge_attr = values if edge_attr is None else edge_attr
-        if edge_attr is not None and edge_attr.ndim == 1:
-            edge_attr = edge_attr.unsqueeze(1)
+        edge_attr = self._checked_attr(values if edge_attr is None else edge_attr, rows.shape[1])
         graph = prepared_once(
             given,
             (rows,),
@@ -205,12 +211,25 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         )
         return graph, edge_attr
 
-    def _edge_inputs(self, edge_attr: Tensor | None, dtype: torch.dtype) -> EdgeInputs | None:
-        """Edge features and their projection, which the kernel applies."""
+    def _checked_attr(self, edge_attr: Tensor | None, n_edges: int) -> Tensor | None:
+        """Edge features, `[n_edges, edge_dim]`."""
         if edge_attr is None:
             return None
         if self.lin_edge is None:
             raise ValueError("`edge_attr` came to a layer without `edge_dim`")
+        rows = edge_attr.unsqueeze(1) if edge_attr.ndim == 1 else edge_attr
+        width = getattr(self.lin_edge, "in_channels", -1)  # not known of a wrapped or a lazy one
+        if rows.ndim != 2 or rows.shape != (n_edges, rows.shape[1] if width < 0 else width):
+            raise ValueError(
+                f"`edge_attr` must have shape (n_edges={n_edges}, edge_dim"
+                f"{'' if width < 0 else f'={width}'}); got {tuple(edge_attr.shape)}"
+            )
+        return rows
+
+    def _edge_inputs(self, edge_attr: Tensor | None, dtype: torch.dtype) -> EdgeInputs | None:
+        """Edge features and their projection, which the kernel applies."""
+        if edge_attr is None:
+            return None
         features, projection = edge_projection(self.lin_edge, edge_attr, self.heads, Linear)
         return EdgeInputs(features.to(dtype), projection.to(dtype))
 

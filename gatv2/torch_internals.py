@@ -78,12 +78,17 @@ def refuse_mapped(tensor: Tensor, remedy: str) -> None:
         )
 
 
+def is_jit_traced() -> bool:
+    """Whether torch.jit.trace follows a call; not for an export to ONNX, which traces too."""
+    if torch.compiler.is_compiling():
+        return False
+    # to ask for an export first takes longer than all checks
+    return is_traced() and not torch.onnx.is_in_onnx_export()
+
+
 def refuse_tracing() -> None:
     """Raise a RuntimeError under torch.jit.trace, which would keep one graph without a word."""
-    if torch.compiler.is_compiling():
-        return
-    # an export to ONNX traces too; to ask for it first takes longer than all checks
-    if is_traced() and not torch.onnx.is_in_onnx_export():
+    if is_jit_traced():
         raise RuntimeError(
             "torch.jit.trace keeps the numbers of the graph that it was traced with: export the model "
             "with torch.export, which reads the graph at each call"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from gatv2.convert.state import Shapes, check_ours, known_state, layer_of
-from gatv2.graph.self_loops import FillValue
+from gatv2.graph.self_loops import FillValue, check_fill_value
 from gatv2.layer import GraphAttentionV2Layer
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def our_fill_value(conv: "GATv2Conv") -> FillValue:
     fill_value: FillValue | None = conv.fill_value
     if fill_value is None:
         return 1.0
+    check_fill_value(fill_value)
     if isinstance(fill_value, Tensor) and fill_value.ndim == 2:
         return fill_value.squeeze(0)
     return fill_value

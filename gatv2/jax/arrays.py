@@ -30,12 +30,13 @@ def is_concrete(array: object) -> bool:
     return not isinstance(array, jax.core.Tracer)
 
 
-def computed_where(array: object) -> AbstractContextManager[None]:
-    """A context for what follows from one array, which is known there where the array is.
+def computed_where(*arrays: object) -> AbstractContextManager[None]:
+    """A context for what follows from arrays, which is known there where all of them are.
 
     Otherwise every operation of JAX is traced where a program is, also of what it closes over.
     """
-    return jax.ensure_compile_time_eval() if is_concrete(array) else nullcontext()
+    is_known = all(map(is_concrete, arrays))
+    return jax.ensure_compile_time_eval() if is_known else nullcontext()
 
 
 def on_device(values: ArrayLike) -> jax.Array:

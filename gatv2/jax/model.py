@@ -96,6 +96,8 @@ class GATv2:
         first = self.layers[0]  # layers refuse what does not fit, and make a tuple of a list
         as_read = sorted((name, getattr(first, name)) for name in options)
         object.__setattr__(self, "options", tuple(as_read))
+        for name in ("dropout", "feature_dropout"):  # an array would not hash
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def layers(self) -> tuple[Config, ...]:
@@ -196,6 +198,8 @@ class GATv2:
         layers, coefficients = self.layers, list[jax.Array]()
         graph = _prepare(layers[0], h, adj_mat)
         x = as_array("h", h)
+        if layers[0].dtype is not None:
+            x = x.astype(layers[0].dtype)
         for i, config in enumerate(layers):
             own = f"layers.{i}."
             of_layer = {
@@ -250,7 +254,7 @@ def _prepare(config: Config, h: ArrayLike, adj_mat: object) -> object:
 
 
 def _drop(rng: jax.Array, h: jax.Array, rate: float) -> jax.Array:
-    if rate == 0:
-        return h
+    if rate == 0 or not jnp.issubdtype(h.dtype, jnp.floating):
+        return h  # a layer refuses other numbers, of which this would make floating-point ones
     keep = jax.random.bernoulli(rng, 1 - rate, h.shape)
     return jnp.where(keep, h / (1 - rate), 0)

@@ -144,6 +144,36 @@ def test_stack() -> None:
         jax.jit(lambda rate: gat.GATv2(5, 8, 3, feature_dropout=rate).n_heads)(0.5)
 
 
+@pytest.mark.parametrize("mode", [{"deterministic": True}, {"rng": 0}])
+def test_a_stack_refuses_features_that_are_no_floating_point_numbers(mode: Any) -> None:
+    """In training as in evaluation, unless its layers convert them, before some are dropped."""
+    mode = {name: jax.random.key(0) if name == "rng" else value for name, value in mode.items()}
+    model = gat.GATv2(3, 8, 3, n_heads=2, options={"param_dtype": "float64"})
+    params, h = model.init(jax.random.key(0)), np.arange(N * 3).reshape(N, 3)
+    graph = EDGE_INDEX.numpy()
+    for numbers in (h, h > 2):
+        with pytest.raises(TypeError, match=r"`h` must have the parameters' dtype float64; got"):
+            model.apply(params, numbers, graph, **mode)
+    converting = gat.GATv2(3, 8, 3, n_heads=2, options={"dtype": "float64"})
+    out = converting.apply(params, h, graph, **mode)
+    assert np.array_equal(out, model.apply(params, h.astype("float64"), graph, **mode))
+
+
+def test_rates_of_a_stack_are_numbers_of_python() -> None:
+    """Which hash, and make no other dtype of features."""
+    stack = partial(gat.GATv2, 3, 8, 3, n_heads=2, options={"param_dtype": "bfloat16"})
+    params, h = stack().init(jax.random.key(0)), jnp.ones((N, 3), "bfloat16")
+
+    @partial(jax.jit, static_argnums=0)
+    def apply(model: Any) -> Any:
+        return model.apply(params, h, EDGE_INDEX.numpy(), rng=jax.random.key(1))
+
+    for rate in (np.float32(0.5), jnp.float32(0.5)):
+        model = stack(dropout=rate, feature_dropout=rate)
+        assert model == stack(dropout=0.5, feature_dropout=0.5)
+        assert apply(model).dtype == h.dtype
+
+
 def test_a_stack_takes_one_set_of_features_for_a_batch_of_graphs() -> None:
     """As its layers do: that of a `Graph` is the answer of the masks that it was made of."""
     model = gat.GATv2(5, 8, 3, n_heads=2, options={"param_dtype": "float64"})

@@ -419,6 +419,25 @@ def test_what_is_known_is_known_where_a_program_is_traced(
     assert_equal(jax.jit(lambda: change(graph))(), change(graph))
 
 
+@pytest.mark.parametrize("name", ["query_ptr", "query_index", "key_index", "edge_id", "query_mask"])
+def test_what_is_traced_of_a_graph_makes_all_of_it_traced(name: str) -> None:
+    """Such as a mask of nodes that is an argument, of edges that a function closes over."""
+    graph = gat.Graph.from_edge_index(np.array([[0, 2, 2, 0], [1, 2, 0, 1]]), 3).padded(6, 5)
+    config = gat.Config(2, 4, n_heads=2, dropout=0.0, edge_dim=1, add_self_loops=True)
+    params, h, x = config.init(jax.random.key(0)), jnp.ones((5, 2)), jnp.arange(6.0)[:, None]
+
+    def traced(change: Callable[[Any], Any]) -> Any:
+        return jax.jit(lambda own: change(replace(graph, **{name: own})))(getattr(graph, name))
+
+    def apply(graph: Any) -> Any:
+        return config.apply(params, h, graph, edge_features=x)
+
+    np.testing.assert_allclose(traced(apply), apply(graph), rtol=1e-5)
+    for change in (lambda graph: graph.coalesce(), lambda graph: graph.to_mask()):
+        with pytest.raises(TypeError, match=r"outside of `jit`|where the graph is traced"):
+            traced(change)
+
+
 @pytest.mark.parametrize("options", [{"add_self_loops": True}, {"backend": "dense"}])
 @pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: jax.jit(jax.grad(f))])
 def test_a_compiled_layer_may_close_over_its_graph(

@@ -316,6 +316,47 @@ def test_names_of_their_arguments(call: Any, text: str) -> None:
     assert str(raised.value).startswith("GraphAttentionV2Layer has no argument")
 
 
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+@pytest.mark.parametrize("add_self_loops", [False, True])
+def test_coefficients_come_with_the_edges_of_theirs(add_self_loops: bool, flow: str) -> None:
+    """In the dtype and the class of the list that was given, where that is all of them."""
+    x, conv = (
+        torch.randn(N_NODES, 3).double(),
+        drop_in(3, 4, add_self_loops=add_self_loops, flow=flow),
+    )
+    theirs = pyg.GATv2Conv(3, 4, heads=2, add_self_loops=add_self_loops, flow=flow).double()
+    for edges in (EDGE_INDEX.int(), EdgeIndex(EDGE_INDEX, sparse_size=(N_NODES, N_NODES))):
+        _, (ours, _) = conv(x, edges, return_attention_weights=True)
+        _, (expected, _) = theirs(x, edges, return_attention_weights=True)
+        assert torch.equal(ours, expected)
+        assert ours.dtype == expected.dtype
+        if not add_self_loops:
+            assert ours is edges
+
+
+def test_errors_have_their_names() -> None:
+    """Of edge features, by the name of the argument that was given, before anything is computed."""
+    x, attr = torch.randn(N_NODES, 3).double(), torch.randn(120, 2).double()
+    adj_t = torch.sparse_coo_tensor(EDGE_INDEX.flip(0), attr[:, 0], (N_NODES, N_NODES)).coalesce()
+    for add_self_loops in (False, True):
+        conv = drop_in(3, 4, edge_dim=2, add_self_loops=add_self_loops)
+        for wrong in (attr[1:], attr[:, :1], attr[:, 0], attr.unsqueeze(1)):
+            with pytest.raises(
+                ValueError, match=r"`edge_attr` must have .*=120, edge_dim=2\); got"
+            ):
+                conv(x, EDGE_INDEX, wrong)
+    with pytest.raises(
+        ValueError, match=r"`edge_attr` must have shape \(n_edges=\d+, edge_dim=2\)"
+    ):
+        drop_in(3, 4, edge_dim=2, add_self_loops=False)(x, adj_t, attr[:7])
+    lazy = drop_in(3, 4, edge_dim=-1)
+    with pytest.raises(ValueError, match=r"\(n_edges=120, edge_dim\); got \(119, 2\)"):
+        lazy(x, EDGE_INDEX, attr[1:])
+    assert lazy(x, EDGE_INDEX, attr).shape == (N_NODES, 8)
+    with pytest.raises(ValueError, match=r"`fill_value` must be .*got 'median'"):
+        drop_in(3, 4, edge_dim=2, fill_value="median")(x, EDGE_INDEX, attr)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"of sources must have shape \(n_nodes, n_features\)"):
         drop_in(3, 4)(torch.randn(2, 5, 3).double(), EDGE_INDEX)

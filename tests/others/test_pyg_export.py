@@ -49,6 +49,19 @@ SHAPES: Any = {
 }
 
 
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning"
+)
+@pytest.mark.parametrize("add_self_loops", [False, True])
+def test_a_trace_is_that_of_their_layer(add_self_loops: bool) -> None:
+    """Which reads the graph at each call, of every size; our kernels would be left out of it."""
+    module = drop_in(add_self_loops=add_self_loops)
+    trace = torch.jit.trace(module, inputs(7, 20), check_trace=False)
+    for sizes in SIZES:
+        case = inputs(*sizes)
+        torch.testing.assert_close(trace(*case), module(*case))
+
+
 @pytest.mark.parametrize("add_self_loops", [False, True])
 @pytest.mark.parametrize("make", [drop_in, converted])
 def test_a_program_for_every_size(make: Callable[..., Called], add_self_loops: bool) -> None:

@@ -147,9 +147,14 @@ def as_numpy(graph: SortedEdges[jax.Array]) -> SortedEdges[NumPyArray]:
     return host
 
 
+def is_known(graph: SortedEdges[jax.Array]) -> bool:
+    """Whether no array of a graph is traced; one may be of which the others are known."""
+    return all(map(is_concrete, jax.tree.leaves(graph)))
+
+
 def require_concrete(graph: SortedEdges[jax.Array], verb: str) -> None:
     """Raise a TypeError if the edges of a graph are traced."""
-    if not is_concrete(graph.query_ptr):
+    if not is_known(graph):
         raise TypeError(f"to {verb} a graph its edges must be known: do it outside of `jit`")
 
 

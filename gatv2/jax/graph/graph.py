@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -25,6 +25,7 @@ from gatv2.jax.graph.edge_index import (
 from gatv2.jax.graph.edges import (
     SortedEdges,
     as_numpy,
+    is_known,
     of_sorted,
     repeated_edges,
     require_concrete,
@@ -436,7 +437,7 @@ class Graph(SortedEdges[jax.Array]):
             ValueError: the graph has parallel edges, or numbers of its own for nodes, which a mask
                 cannot hold.
         """
-        if not is_concrete(self.query_ptr):
+        if not is_known(replace(self, head_mask=None)):
             raise TypeError(
                 "backend='dense' needs a mask where the graph is traced: parallel edges, which a mask "
                 "can't hold, are not seen there. Pass the mask, or use backend='sparse'"

@@ -7,18 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gatv2.jax.arrays import computed_where, is_concrete, on_device
+from gatv2.jax.arrays import computed_where, on_device
 from gatv2.jax.graph.edge_index import sort_edge_index
-from gatv2.jax.graph.edges import Traced, of_sorted, with_nodes_of
+from gatv2.jax.graph.edges import Traced, is_known, of_sorted, with_nodes_of
 
 
 def with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
     """What :class:`gatv2.jax.graph.SelfLoops` holds."""
-    with computed_where(graph.query_ptr):
-        return _with_self_loops(graph)
+    edges_and_nodes = replace(graph, head_mask=None)  # which takes no edge from the list
+    with computed_where(*jax.tree.leaves(edges_and_nodes)):
+        return _with_self_loops(graph, np if is_known(edges_and_nodes) else jnp)
 
 
-def _with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
+def _with_self_loops(
+    graph: Traced, xp: ModuleType
+) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
     check_has_self_loops(*graph.block_shape)
     if graph.is_bipartite:
         raise ValueError(
@@ -26,7 +29,6 @@ def _with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.A
             f"keys, {graph.n_queries}: with add_self_loops=False pass the edges that you want"
         )
     n_nodes = graph.n_queries
-    xp: ModuleType = np if is_concrete(graph.query_ptr) else jnp
     query, key = xp.asarray(graph.edge_index)
     is_edge = xp.asarray(graph.in_callers_order(graph.is_edge, axis=0))
     is_other = is_edge & (query != key)
