@@ -117,16 +117,18 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         rows = graph.edge_index
         return rows.flip(0) if self.flow == "source_to_target" else rows
 
-    def _attend_at_once(self, x: Any, edge_index: object, edge_attr: Any) -> Tensor | None:
+    def _attend_at_once(
+        self, x: Any, edge_index: Tensor | Graph, edge_attr: Tensor | None
+    ) -> Tensor | None:
         """The result, made faster by one function of autograd's for all of it; None elsewhere."""
         modules, att = self._modules, self._parameters.get("att")
-        of_edges = modules.get("lin_edge")
-        if is_seen() or type(att) not in PLAIN or (edge_attr is not None and of_edges is None):
+        if is_seen() or type(att) not in PLAIN:
             return None
         x_key, x_query = x if type(x) in (tuple, list) and len(x) == 2 else (x, x)
-        if isinstance(edge_attr, Tensor) and edge_attr.ndim == 1:
-            edge_attr = edge_attr.unsqueeze(1)
-        linears = modules.get("lin_r"), modules.get("lin_l"), of_edges
+        if edge_attr is not None:
+            rows = edge_index.key_index if isinstance(edge_index, Graph) else edge_index[0]
+            edge_attr = self._checked_attr(edge_attr, rows.shape[0])
+        linears = modules.get("lin_r"), modules.get("lin_l"), modules.get("lin_edge")
         attn = att.view(self.heads, self.out_channels)
         projections = as_projections(x_query, x_key, edge_attr, linears, attn, _PYG_LINEAR)
         if projections is None:

@@ -12,6 +12,8 @@ from gatv2.numba.threads import count_chunks
 from gatv2.numba.tiles import tiles_of
 from gatv2.philox import WORDS_PER_COUNTER
 
+_ROW_COST = 16
+"""What a row or an edge takes beside its features, in elements of these."""
 _KEEPS_ALL: Plain = 0, 1.0, 0, 0
 """The elements of `gatv2.numba.arguments.Dropout` without dropout."""
 
@@ -100,7 +102,8 @@ class Sizes:
 
     def count_chunks(self, n_edges: int) -> int:
         """Chunks of a loop over the edges of a feature set and its queries, or its keys."""
-        return count_chunks((n_edges + max(self.n_queries, self.n_keys)) * self.tiles.length)
+        n_rows = n_edges + max(self.n_queries, self.n_keys)
+        return count_chunks(n_rows * (self.tiles.length + _ROW_COST))
 
     def _fold_batch(self) -> None:
         self.n_blocks, self.n_batches = self.n_batches, 1

@@ -36,8 +36,8 @@ Chunks: TypeAlias = Plain
 The first number is how many chunks are taken; `gatv2.numba.team` has the others.
 """
 
-_CHUNK_WORK = 1 << 17  # elements: some 30 us, more than it takes to wake a team
-_WORTH_A_HELPER = 8  # chunks: more than it takes to wake a thread of Python
+_CHUNK_WORK = 1 << 16  # elements: some 15 us, more than it takes to wake a team
+_WORTH_A_HELPER = 16  # chunks: more than it takes to wake a thread of Python
 _MAX_CHUNKS = 256
 
 
