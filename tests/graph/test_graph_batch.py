@@ -141,7 +141,7 @@ def test_what_is_no_graph_is_told(way: str, graph: Any) -> None:
         lambda: Partition.split(graph, 2),
         lambda: reorder(graph),
     ):
-        with pytest.raises(TypeError, match="a gatv2.Graph was expected; got"):
+        with pytest.raises(TypeError, match=r"a gatv2\.Graph was expected; got"):
             call()
 
 
