@@ -196,11 +196,11 @@ def _check_entries(h: Tensor, name: str) -> None:
     parts = stored_in(h)
     if not all(map(is_inspectable, parts)):
         return
+    is_coo = h.layout == torch.sparse_coo
+    make: Any = torch.sparse_coo_tensor if is_coo else torch.sparse_compressed_tensor
+    layout = {} if is_coo else {"layout": h.layout}
     try:
-        if h.layout == torch.sparse_coo:
-            torch.sparse_coo_tensor(*parts, h.shape, check_invariants=True)
-        else:
-            torch.sparse_compressed_tensor(*parts, h.shape, layout=h.layout, check_invariants=True)
+        make(*parts, h.shape, check_invariants=True, **layout)
     except RuntimeError as error:
         raise ValueError(f"a sparse `{name}` must have its entries inside: {error}") from error
 

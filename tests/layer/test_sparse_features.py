@@ -370,7 +370,7 @@ def test_refused(h: Any, error: type[Exception], message: str) -> None:
 
 OUTSIDE: dict[str, Callable[[], Tensor]] = {
     "coo": lambda: torch.sparse_coo_tensor(
-        [[0, 7], [0, 1]], [1.0, 2.0], (2, 4), check_invariants=False
+        torch.tensor([[0, 7], [0, 1]]), torch.ones(2), (2, 4), check_invariants=False
     ),
     "csc": lambda: torch.sparse_csc_tensor([0, 1, 1, 1, 1], [99], [1.0], (2, 4)),
     "bsr": lambda: torch.sparse_bsr_tensor([0, 1], [99], torch.ones(1, 2, 2), (2, 4)),
