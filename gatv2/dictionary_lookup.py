@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from gatv2.layer import GraphAttention, GraphAttentionV2Layer
+from gatv2.options import as_int, check_sizes
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class DictionaryLookup:
             seed: the same seed gives the same instances.
 
         Raises:
-            ValueError: `k` is less than 2, or `n_held_out` is not from 1 to `k`.
+            TypeError: a number is not an int.
+            ValueError: `k` is less than 2, `n_held_out` is not from 1 to `k`, or `n_instances` is not
+                positive.
 
         Example:
             >>> data = DictionaryLookup.generate(k=4)
@@ -78,11 +81,12 @@ class DictionaryLookup:
             >>> (data.train == data.held_out).any()
             tensor(False)
         """
-        if k < 2:
+        check_sizes(n_instances=n_instances)
+        if as_int(k, "k") < 2:
             raise ValueError(f"`k` must be at least 2, for there to be a choice; got {k}")
         generator = torch.Generator().manual_seed(seed)
         n_held_out = max(k // 4, 1) if n_held_out is None else n_held_out
-        if not 1 <= n_held_out <= k:
+        if not 1 <= as_int(n_held_out, "n_held_out") <= k:
             raise ValueError(f"`n_held_out` must lie in [1, k={k}]; got {n_held_out}")
         held_out = torch.full((k,), -1)
         attributes = torch.randperm(k, generator=generator)[:n_held_out]

@@ -53,7 +53,8 @@ def apply_in_blocks(
 
     Raises:
         RuntimeError: the layer is in training mode.
-        ValueError: `block_size` is not positive, or the graph is a batch of masks.
+        ValueError: `block_size` is not positive, the graph is a batch of masks, or the activation does
+            not leave each row its own.
 
     Example:
         Two layers, each over the whole graph before the next begins:
@@ -101,12 +102,23 @@ def apply_in_blocks(
         )
         # in one expression, so that the heads are given up as soon as they are joined
         out = layer.join(layer.attend(inputs, return_attention=False, seed=None)[0], own)
-        out = out if activation is None else activation(out)
+        out = out if activation is None else _activated(out, activation)
         if result is None:
             result = out.new_empty(*out.shape[:-2], graph.n_queries, out.shape[-1])
         result[..., rows, :] = out
     assert result is not None
     return result
+
+
+def _activated(out: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """What an activation makes of rows, for each of them a row: fewer would be spread over a block."""
+    activated = activation(out)
+    if activated.ndim != out.ndim or activated.shape[:-1] != out.shape[:-1]:
+        raise ValueError(
+            "`activation` must make a row of each row; it made "
+            f"{tuple(activated.shape)} of {tuple(out.shape)}"
+        )
+    return activated
 
 
 def _prepare(

@@ -155,6 +155,10 @@ def _check_is_number(value: object, name: str, expected: str) -> None:
     # by what is none, as torch.compile has numbers of its own
     if value is None or isinstance(value, (str, bytes, complex, list, tuple, dict)):
         raise TypeError(f"`{name}` must be {expected}; got {value!r}")
+    if hasattr(value, "requires_grad"):  # a tensor, and no gradient of it would be computed
+        raise TypeError(
+            f"`{name}` must be {expected}; got a {type(value).__name__}: take its value with `.item()`"
+        )
 
 
 def check_sizes(**sizes: SupportsIndex) -> None:

@@ -9,6 +9,7 @@ from gatv2.functional import KernelOptions, gatv2_attention
 from gatv2.graph import Graph
 from gatv2.graph.graph import graph_for_gradients
 from gatv2.numba.support import import_failure
+from gatv2.options import check_sizes
 
 BACKENDS = ("sparse", "dense")
 _MOST_HEADS, _MOST_HIDDEN = 16, 128
@@ -54,12 +55,18 @@ def compile_kernels(
 
     Raises:
         RuntimeError: Numba can't be imported.
+        TypeError: a size is not an int.
+        ValueError: a size is not positive, or there is no such backend.
 
     Example:
         >>> for done in compile_kernels([(8, 8)], backends=["sparse"]):
         ...     print(done)
         ((8, 8), 'sparse')
     """
+    for n_heads, n_hidden in shapes:
+        check_sizes(n_heads=n_heads, n_hidden=n_hidden)
+    if isinstance(backends, str) or not set(backends) <= set(BACKENDS):
+        raise ValueError(f"`backends` must be a list of some of {BACKENDS}; got {backends!r}")
     if failure := import_failure():
         raise RuntimeError(f"there are no kernels to compile: {failure}")
     mask = torch.eye(2, dtype=torch.bool).unsqueeze(-1)

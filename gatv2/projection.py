@@ -199,10 +199,15 @@ def _as_product(
     return (h, weight, bias) if fits else None  # type: ignore[return-value]
 
 
+_GIVEN = "fill_value", "loop_bias"
+"""Names of what a layer is given; it may be a parameter, and learned."""
+
+
 def reset_parameters(module: nn.Module) -> None:
-    """Draw all parameters that have a size: Glorot uniform; biases are zero."""
-    for parameter in module.parameters():
-        if not isinstance(parameter, UninitializedTensorMixin):
+    """Draw all parameters that have a size and were not given: Glorot uniform; biases are zero."""
+    for name, parameter in module.named_parameters():
+        is_given = name.rpartition(".")[2] in _GIVEN
+        if not (is_given or isinstance(parameter, UninitializedTensorMixin)):
             _reset(parameter)
 
 

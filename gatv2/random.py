@@ -120,6 +120,8 @@ def keep_mask(
                 [False,  True],
                 [False, False]])
     """
+    # a node's number may be of 64 bits: kernels count with the lower half
+    query, key = query & _LOW_32_BITS, key & _LOW_32_BITS
     n_groups = -(-n_heads // WORDS_PER_COUNTER)
     group = batch.unsqueeze(-1) * n_groups + torch.arange(n_groups, device=query.device)
     counter = (query.unsqueeze(-1), key.unsqueeze(-1), multiplicity.unsqueeze(-1), group)

@@ -33,7 +33,7 @@ from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.layer import GraphAttention
 from gatv2.numba.memory import Array as NumPyArray
-from gatv2.options import Flow, check_flow
+from gatv2.options import Flow, as_int, check_flow
 
 ArrayLike = NumPyArray | torch.Tensor
 Ints = npt.NDArray[np.int64]
@@ -193,6 +193,7 @@ def measure_scores(
         seed: of the sample.
 
     Raises:
+        TypeError: `max_queries` is not an integer, or scores are not real numbers.
         ValueError: shapes do not fit together, a score is NaN or +inf, or parallel edges have
             different scores.
 
@@ -211,7 +212,7 @@ def measure_scores(
         `measure_scores(alpha, edges, flow="source_to_target")`.
     """
     check_flow(flow)
-    if max_queries < 2:
+    if as_int(max_queries, "max_queries") < 2:
         raise ValueError(f"`max_queries` must be at least 2, a pair to compare; got {max_queries}")
     if rtol is not None and not 0 <= rtol < math.inf:
         raise ValueError(f"`rtol` must be a finite number, 0 or more; got {rtol}")
@@ -367,11 +368,18 @@ def _to_numpy(array: ArrayLike) -> NumPyArray:
 def _to_float64(scores: ArrayLike) -> tuple[Floats, float]:
     """The scores in float64, which keeps their order, and the precision of their own dtype."""
     if isinstance(scores, torch.Tensor):
+        _require_real(not scores.is_complex(), scores.dtype)
         precision = torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0
         return scores.detach().cpu().to(torch.float64).numpy(), precision
     scores = np.asarray(scores)
+    _require_real(scores.dtype.kind in "biuf", scores.dtype)
     precision = float(np.finfo(scores.dtype).eps) if scores.dtype.kind == "f" else 0.0
     return scores.astype(np.float64), precision
+
+
+def _require_real(is_real: bool, dtype: object) -> None:
+    if not is_real:
+        raise TypeError(f"`scores` must be real numbers, which have an order; got {dtype}")
 
 
 def _from_dense(scores: Floats, mask: ArrayLike | None) -> tuple[Ints, Ints, Floats]:

@@ -16,6 +16,7 @@ from torch.nn.functional import embedding_bag
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gatv2.graph.kept import prepared_once
+from gatv2.graph.matrix import stored_in
 from gatv2.graph.sort import sort_by_key
 from gatv2.numba.support import import_failure
 from gatv2.optional import is_from
@@ -23,6 +24,7 @@ from gatv2.precision import lowered
 from gatv2.projection import is_plain
 from gatv2.torch_internals import (
     coo_entries,
+    is_inspectable,
     is_mapped_by_autograd,
     made_to_last,
     needs_dispatcher,
@@ -175,16 +177,32 @@ def _of_torch(h: Tensor, name: str) -> Tensor:
         return h
     if h.layout != torch.sparse_coo:
         with _quietly():
+            _check_entries(h, name)
             csr: Tensor = h.to_sparse_coo().to_sparse_csr()
         return csr
 
     def convert() -> Tensor:
         with _quietly():
+            _check_entries(h, name)
             matrix: Tensor = h.to_sparse_csr()
         _ours[matrix] = _Order.of(matrix.crow_indices(), matrix.col_indices(), matrix.shape[1])
         return matrix
 
     return prepared_once(h, coo_entries(h), torch.sparse_csr, convert)
+
+
+def _check_entries(h: Tensor, name: str) -> None:
+    """Raise a ValueError for a matrix with entries outside: PyTorch would write there to convert it."""
+    parts = stored_in(h)
+    if not all(map(is_inspectable, parts)):
+        return
+    is_coo = h.layout == torch.sparse_coo
+    make: Any = torch.sparse_coo_tensor if is_coo else torch.sparse_compressed_tensor
+    layout = {} if is_coo else {"layout": h.layout}
+    try:
+        make(*parts, h.shape, check_invariants=True, **layout)
+    except RuntimeError as error:
+        raise ValueError(f"a sparse `{name}` must have its entries inside: {error}") from error
 
 
 def _check_ndim(ndim: int, shape: tuple[int, ...], name: str) -> None:

@@ -63,9 +63,17 @@ def check_again(graph: SortedEdges) -> None:
 def check_once(graph: SortedEdges) -> None:
     """Check a graph that was made by hand, unless it has been checked; those that we make are not.
 
-    Where values can't be looked at, under torch.compile and the transforms, there is no check.
+    Where values can't be looked at, under torch.compile and the transforms, there is no check. What is
+    no graph at all, as an edge index, is a TypeError.
     """
-    if torch.compiler.is_compiling() or is_trusted(graph):
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(graph, SortedEdges):
+        raise TypeError(
+            f"a gatv2.Graph was expected; got {type(graph).__name__}: make one with "
+            "`Graph.from_edge_index(edge_index, n_nodes)`"
+        )
+    if is_trusted(graph):
         return
     _check_layout(graph)
     if is_inspectable(graph.key_index):

@@ -143,6 +143,7 @@ class Graph(SortedEdges):
         bipartite graphs is bipartite, though it may have as many queries as keys.
 
         Raises:
+            TypeError: one of them is no graph.
             ValueError: there are no graphs, their masks are for different numbers of heads, or they were
                 made with different flows.
 

@@ -142,9 +142,9 @@ def _has_more(graph: SortedEdges) -> bool:
 
 
 def _joined_by_copies(graphs: Sequence[SortedEdges]) -> _Joined:
-    flow = common_flow(graph.flow for graph in graphs)
     for graph in graphs:
         check_once(graph)
+    flow = common_flow(graph.flow for graph in graphs)
     counts = [(graph.n_queries, graph.n_keys, graph.n_edges) for graph in graphs]
     totals = [sum(column) for column in zip(*counts, strict=True)]
     parts = [graph.query_index for graph in graphs]

@@ -121,7 +121,8 @@ def _reader_of(matrix: object) -> _Reader:
     )
 
 
-def _torch_stored(matrix: Tensor) -> Sequence[Tensor]:
+def stored_in(matrix: Tensor) -> Sequence[Tensor]:
+    """The tensors that a `torch.sparse` matrix stores, in the order in which one is made of them."""
     matrix = matrix.detach()
     if matrix.layout == torch.sparse_coo:
         return coo_entries(matrix)
@@ -136,7 +137,7 @@ def _torch_entries(matrix: Tensor) -> _Entries:
         (row, column), value = coo_entries(matrix)
         return _Entries(row, column, value)
     by_row = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
-    ptr, minor, value = _torch_stored(matrix)
+    ptr, minor, value = stored_in(matrix)
     major = torch.arange(ptr.shape[0] - 1, device=ptr.device).repeat_interleave(ptr.diff())
     row, column = (major, minor) if by_row else (minor, major)
     if value.ndim == 3:  # blocks, each in the order of its own rows
@@ -213,7 +214,7 @@ def _torch_sparse_wants_gradient(matrix: "SparseTensor") -> bool:
 _TORCH = _Reader(
     shape=lambda matrix: matrix.shape,
     wants_gradient=lambda matrix: matrix.requires_grad,
-    stored=_torch_stored,
+    stored=stored_in,
     entries=_torch_entries,
     summed=_torch_summed,
 )

@@ -30,6 +30,9 @@ def largest_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 
     NaN if one of them is, so compare it as `not error <= allowed`.
 
+    Raises:
+        ValueError: a result has not the shape of what is exact.
+
     Example:
         >>> largest_error([torch.tensor([1.0, 2.1])], [torch.tensor([1.0, 2.0]).double()])
         0.04999995231628418
@@ -37,12 +40,15 @@ def largest_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     errors = [
         _relative_error(result.detach().double(), expected)
         for result, expected in zip(results, exact, strict=True)
-        if result.numel()
     ]
     return float(torch.stack(errors).max()) if errors else 0.0
 
 
 def _relative_error(result: Tensor, exact: Tensor) -> Tensor:
+    if result.shape != exact.shape:  # else they may broadcast
+        raise ValueError(f"shape {tuple(result.shape)}, not {tuple(exact.shape)}")
+    if not result.numel():
+        return exact.new_zeros(())
     error = (result - exact).abs().max()
     return error if error == 0 else error / exact.abs().max()  # 0 / 0 is no error
 
@@ -119,12 +125,19 @@ def _require(condition: bool, message: str) -> None:
 def edges_to_dense(values: Tensor, edge_index: Tensor, shape: tuple[int, int]) -> Tensor:
     """Sum values of edges `[*batch, n_edges, n_heads]` into `[*batch, n_queries, n_keys, n_heads]`.
 
+    Raises:
+        IndexError: an edge has a query or a key that there is not.
+
     Example:
         >>> edges_to_dense(torch.tensor([[5.0]]), torch.tensor([[0], [1]]), (1, 2)).tolist()
         [[[0.0], [5.0]]]
     """
     n_queries, n_keys = shape
     query, key = edge_index.long()  # in eight bits a cell's number would not fit
+    for name, index, n in (("query", query, n_queries), ("key", key, n_keys)):
+        outside = index[(index < 0) | (index >= n)]
+        if len(outside):  # its cell could be another edge's
+            raise IndexError(f"each {name} must lie in [0, {n}); got {int(outside[0])}")
     cell = query * n_keys + key
     flat = values.new_zeros(*values.shape[:-2], n_queries * n_keys, values.shape[-1])
     summed: Tensor = flat.index_add(-2, cell, values)

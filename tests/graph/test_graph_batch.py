@@ -17,6 +17,8 @@ from torch_geometric.data import Batch, Data
 
 from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.dispatch import Kernel
+from gatv2.distributed import Partition
+from gatv2.locality import reorder
 from gatv2.testing import SIZES, assert_agrees, edge_indices, masks
 
 
@@ -120,6 +122,7 @@ def test_errors() -> None:
 
 
 INDICES = ("query_ptr", "key_index", "query_index", "edge_id")
+NO_GRAPHS = [torch.tensor([[0], [1]]), torch.ones(2, 2, 1) > 0, [[0], [1]], "edges", None]
 
 
 @pytest.fixture(params=["in place", "copied"])
@@ -128,6 +131,18 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "copied":
         monkeypatch.setattr("gatv2.graph.join._kernels", lambda: None)
     return str(request.param)
+
+
+@pytest.mark.parametrize("graph", NO_GRAPHS, ids=lambda graph: type(graph).__name__)
+def test_what_is_no_graph_is_told(way: str, graph: Any) -> None:
+    whole = Graph.from_edge_index(torch.tensor([[0], [1]]), 2)
+    for call in (
+        lambda: Graph.batch([whole, graph]),
+        lambda: Partition.split(graph, 2),
+        lambda: reorder(graph),
+    ):
+        with pytest.raises(TypeError, match=r"a gatv2\.Graph was expected; got"):
+            call()
 
 
 def two_graphs() -> list[Graph]:

@@ -144,3 +144,11 @@ def test_without_scipy_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
     with pytest.raises(ImportError, match=r"pip install 'gatv2-layers\[scipy\]'"):
         locality.reorder(Graph.from_edge_index(torch.tensor([[0], [1]]), 2))
+
+
+@pytest.mark.parametrize("n_rows", [0, 2, 4])
+def test_rows_of_other_nodes_are_refused(n_rows: int) -> None:
+    reordered = locality.reorder(Graph.from_edge_index(torch.tensor([[0], [1]]), 3))
+    for there_or_back in (reordered.apply, reordered.undo):
+        with pytest.raises(ValueError, match=r"of the graph's 3 nodes; got \("):
+            there_or_back(torch.ones(n_rows, 5))

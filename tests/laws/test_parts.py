@@ -114,6 +114,23 @@ def test_numbers_of_nodes_make_dropout_that_of_a_whole_graph(
     torch.testing.assert_close(both[: len(queries)], expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["torch", "numba"])
+@pytest.mark.parametrize("numbers", [[-5, 7], [2**32 + 1, 1], [-(2**63), 2**63 - 1]])
+def test_numbers_of_nodes_may_be_of_any_size(name: str, numbers: list[int]) -> None:
+    """Their lower halves count, for every kernel."""
+    edge_index, ids = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]]), torch.tensor(numbers)
+    query, key, attn = torch.randn(2, 8, 3), torch.randn(2, 8, 3), torch.randn(8, 3)
+    long, short = (
+        replace(Graph.from_edge_index(edge_index, 2), query_id=numbered, key_id=numbered)
+        for numbered in (ids, ids % 2**32)
+    )
+    actual, expected = (
+        gatv2_attention(query, key, attn, graph, dropout=0.5, seed=1, kernel=name)
+        for graph in (long, short)
+    )
+    assert torch.equal(actual, expected)
+
+
 def test_numbers_go_with_the_graph() -> None:
     edge_index, ids = torch.tensor([[0, 1, 1], [1, 0, 0]]), torch.tensor([5, 3])
     graph = replace(Graph.from_edge_index(edge_index, 2), query_id=ids, key_id=ids)

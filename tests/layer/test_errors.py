@@ -123,6 +123,18 @@ CONSTRUCTORS: dict[str, Case] = {
         TypeError,
         "`leaky_relu_negative_slope` must be a finite number; got None",
     ),
+    "learned dropout": (
+        lambda: layer(dropout=torch.nn.Parameter(torch.tensor(0.5))),
+        TypeError,
+        "`dropout` must be a number in [0, 1), 0 for none; got a Parameter: take its value with "
+        "`.item()`",
+    ),
+    "slope in a tensor": (
+        lambda: layer(leaky_relu_negative_slope=torch.tensor(0.5)),
+        TypeError,
+        "`leaky_relu_negative_slope` must be a finite number; got a Tensor: take its value with "
+        "`.item()`",
+    ),
     "layers and a half": (
         lambda: GATv2(3, 8, 2, n_layers=wrong(2.5)),
         TypeError,
@@ -531,6 +543,11 @@ FUNCTIONS: dict[str, Case] = {
         lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, dropout=1.5),
         ValueError,
         "`dropout` must lie in [0, 1); got 1.5",
+    ),
+    "dropout in a tensor": (
+        lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, dropout=wrong(torch.tensor(0.5))),
+        TypeError,
+        "`dropout` must be a number in [0, 1), 0 for none; got a Tensor: take its value with `.item()`",
     ),
     "slope": (
         lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, negative_slope=float("nan")),

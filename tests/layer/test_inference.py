@@ -228,3 +228,14 @@ def test_errors() -> None:
         with_edges.inference(h, edge_index, edge_features=torch.randn(3, 2))
     with pytest.raises(TypeError, match=r"`edge_features` must be a torch\.Tensor"):
         with_edges.inference(h, edge_index)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [lambda out: out.sum(-1), lambda out: out.mean(-2, keepdim=True), lambda out: out[None]],
+    ids=["a number a row", "one row", "a batch"],
+)
+def test_an_activation_leaves_rows(activation: Callable[[Tensor], Tensor]) -> None:
+    layer, edge_index = GraphAttentionV2Layer(3, 4, 2).eval(), torch.tensor([[0, 1], [1, 0]])
+    with pytest.raises(ValueError, match="`activation` must make a row of each row; it made"):
+        apply_in_blocks(layer, torch.randn(4, 3), edge_index, activation=activation, block_size=2)

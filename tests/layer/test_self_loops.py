@@ -8,7 +8,7 @@ import torch
 import torch_geometric.utils
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import gatv2.graph
 import gatv2.graph.sort
@@ -232,6 +232,25 @@ def test_equal_extremes_share_a_gradient(fill_value: Any) -> None:
             assert filled is not None
             loop = filled[2, 0] if adjacency is graph else filled[0, 0, 0]
             assert torch.autograd.grad(loop, x)[0].tolist() == [[0.5], [0.5]]
+
+
+def test_what_fills_self_loops_may_be_learned() -> None:
+    """A parameter keeps its value when those of the layer are drawn, and has a gradient."""
+    fill_value, loop_bias = nn.Parameter(torch.tensor([2.0, 3.0])), nn.Parameter(torch.ones(4))
+    layer = GraphAttentionV2Layer(
+        3, 8, 4, edge_dim=2, add_self_loops=True, fill_value=fill_value, loop_bias=loop_bias
+    )
+    layer.reset_parameters()
+    assert fill_value.tolist() == [2, 3]
+    assert loop_bias.tolist() == [1, 1, 1, 1]
+    out = layer(
+        torch.randn(3, 3),
+        torch.tensor([[0, 1], [1, 2]]),
+        edge_features=torch.randn(2, 2),
+        score_bias=torch.zeros(2, 4),
+    )
+    for gradient in torch.autograd.grad(out.square().sum(), (fill_value, loop_bias)):
+        assert gradient.any()
 
 
 def test_wrong_fill_values_and_features() -> None:

@@ -368,6 +368,25 @@ def test_refused(h: Any, error: type[Exception], message: str) -> None:
             module(h, EDGES)
 
 
+OUTSIDE: dict[str, Callable[[], Tensor]] = {
+    "coo": lambda: torch.sparse_coo_tensor(
+        torch.tensor([[0, 7], [0, 1]]), torch.ones(2), (2, 4), check_invariants=False
+    ),
+    "csc": lambda: torch.sparse_csc_tensor([0, 1, 1, 1, 1], [99], [1.0], (2, 4)),
+    "bsr": lambda: torch.sparse_bsr_tensor([0, 1], [99], torch.ones(1, 2, 2), (2, 4)),
+    "bsc": lambda: torch.sparse_bsc_tensor([0, 1, 1], [99], torch.ones(1, 2, 2), (2, 4)),
+}
+
+
+@pytest.mark.parametrize("form", OUTSIDE)
+def test_entries_outside_are_refused(form: str) -> None:
+    """And not written to, as PyTorch does that converts the matrix and makes such ones unchecked."""
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):
+        matrix = OUTSIDE[form]()
+    with pytest.raises(ValueError, match="a sparse `h` must have its entries inside: "):
+        as_features(matrix)
+
+
 def test_a_matrix_is_converted_and_sorted_once_unless_it_has_changed() -> None:
     h = torch.tensor([[0.0, 2.0], [1.0, 0.0]]).to_sparse()
     first = as_features(h)

@@ -16,7 +16,7 @@ from gatv2 import __main__ as report
 from gatv2 import dispatch
 from gatv2.dispatch import KERNELS, Kernel
 from gatv2.numba.tiles import tiles_of
-from gatv2.precompile import shapes_to_compile
+from gatv2.precompile import compile_kernels, shapes_to_compile
 
 PLAIN = next(kernel for kernel in KERNELS if (kernel.name, kernel.backend) == ("torch", "dense"))
 
@@ -99,6 +99,18 @@ def test_a_shape_that_is_none_is_refused(shape: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match="2"):
         report.main(["compile", shape])
     assert "must be heads x features, such as 8x8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backends", ["sparse", ["sparse", "fast"]])
+def test_a_backend_that_there_is_not_is_refused(backends: Any) -> None:
+    with pytest.raises(ValueError, match="`backends` must be a list of some of"):
+        next(compile_kernels(backends=backends))
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (1, -1)])
+def test_sizes_of_no_kernel_are_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="must be positive; got"):
+        next(compile_kernels([shape]))
 
 
 def test_each_kind_of_shape_is_compiled() -> None:

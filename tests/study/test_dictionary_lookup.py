@@ -1,6 +1,7 @@
 """The dictionary-lookup problem: what is held out stays out, GATv2 solves it, and GAT does not."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,13 @@ def test_a_seed_gives_the_same_instances() -> None:
     assert torch.equal(one.train, same.train)
     assert torch.equal(one.test, same.test)
     assert not torch.equal(one.held_out, other.held_out)
+
+
+@pytest.mark.parametrize("name", ["k", "n_held_out", "n_instances"])
+@pytest.mark.parametrize("number", [2.5, "3"])
+def test_numbers_are_whole(name: str, number: Any) -> None:
+    with pytest.raises(TypeError, match=f"`{name}` must be an int; got"):
+        DictionaryLookup.generate(**{"k": 5, name: number})
 
 
 def test_there_must_be_a_choice() -> None:

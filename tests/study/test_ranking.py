@@ -277,6 +277,20 @@ def test_bad_input(arguments: dict[str, Any], message: str) -> None:
         measure_scores(**arguments)
 
 
+@pytest.mark.parametrize("max_queries", [2.5, 3.0, math.inf, "3", None])
+def test_a_sample_has_a_whole_number_of_queries(max_queries: Any) -> None:
+    with pytest.raises(TypeError, match="`max_queries` must be an int; got"):
+        measure_scores(np.ones((9, 3)), max_queries=max_queries)
+
+
+@pytest.mark.parametrize(
+    "scores", [np.ones((2, 2), complex), torch.ones(2, 2, dtype=torch.complex64), [["a", "b"]]]
+)
+def test_what_has_no_order_is_not_ranked(scores: Any) -> None:
+    with pytest.raises(TypeError, match="`scores` must be real numbers"):
+        measure_scores(scores)
+
+
 def test_a_batch_has_no_one_ranking() -> None:
     layer = GraphAttentionV2Layer(4, 4, 1)
     with pytest.raises(ValueError, match="one element of a batch at a time"):

@@ -69,6 +69,18 @@ def test_the_largest_error_of_what_is_zero() -> None:
     assert math.isnan(largest_error([zero, NAN], [zero.double(), zero.double()]))
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 2), (0,), ()])
+def test_the_largest_error_of_another_shape_is_none(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"not \(2,\)"):
+        largest_error([torch.ones(shape)], [EXACT])
+
+
+@pytest.mark.parametrize("edge", [(0, 2), (0, -1), (3, 0), (-1, 1)])
+def test_an_edge_to_what_is_not_there_has_no_cell(edge: tuple[int, int]) -> None:
+    with pytest.raises(IndexError, match=r"must lie in \[0, [23]\); got"):
+        edges_to_dense(torch.ones(2, 1), torch.tensor([(1, 1), edge]).T, (3, 2))
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
 def test_edges_of_any_dtype_have_their_cells(dtype: torch.dtype) -> None:
     edge_index = torch.tensor([[0, 19, 19], [1, 0, 18]], dtype=dtype)
