@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,11 +129,16 @@ def peak_memory(case_name: str, contender: str) -> float | None:
     """Peak memory of a training step beyond inputs and parameters, in MB, in its own process."""
     if not Path("/proc/self/clear_refs").exists():
         return None
-    code = f"from benchmarks.measure import report_peak; report_peak({case_name!r}, {contender!r})"
+    return float(in_a_process("benchmarks.measure", "report_peak", case_name, contender))
+
+
+def in_a_process(module: str, function: str, *arguments: object) -> Any:
+    """What a function of a module prints as JSON, called in a process of its own."""
+    code = f"from {module} import {function}; {function}{arguments!r}"
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
-    return float(json.loads(run.stdout))
+    return json.loads(run.stdout)
 
 
 def report_peak(case_name: str, contender: str) -> None:
