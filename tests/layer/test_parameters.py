@@ -109,6 +109,28 @@ def test_sizes_that_the_first_input_tells(layer_class: Any) -> None:
     assert shared.linear_l is shared.linear_r
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["edges", "edge features", "mask", "sparse features"])
+def test_memory_of_parameters_may_go_and_come_back(form: str, dtype: torch.dtype) -> None:
+    """As FSDP has it, which holds a layer's parameters only while they are used."""
+    edge_dim = 5 if form == "edge features" else None
+    layer = GraphAttentionV2Layer(3, 8, 2, edge_dim=edge_dim, bias=True, residual=True, dtype=dtype)
+    h = torch.randn(4, 3, dtype=dtype)
+    x = None if edge_dim is None else torch.randn(4, edge_dim, dtype=dtype)
+    graph = EDGE_INDEX
+    if form == "mask":
+        graph = torch.eye(4, dtype=torch.bool).unsqueeze(-1)
+    out = layer(h.to_sparse() if form == "sparse features" else h, graph, edge_features=x)
+    for parameter in layer.parameters():
+        storage = parameter.untyped_storage()
+        n_bytes, held = storage.nbytes(), storage.clone()
+        storage.resize_(0)
+        storage.resize_(n_bytes)
+        storage.copy_(held)
+    out.sum().backward()
+    assert all(p.untyped_storage().resizable() for p in layer.parameters())
+
+
 @pytest.mark.parametrize("backend", ["dense", "sparse"])
 def test_parametrized_weights(layer_class: Any, backend: Any) -> None:
     """A layer reads its weights where `torch.nn.utils.parametrize` puts them."""
