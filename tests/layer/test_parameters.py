@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer
+from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.testing import assert_agrees, masks
 
 LAYERS = [GraphAttentionV2Layer, GraphAttentionLayer]
@@ -79,6 +79,21 @@ def test_meta_device(layer_class: Any) -> None:
     assert all(p.is_meta for p in layer.parameters())
     layer.to_empty(device="cpu").reset_parameters()
     assert layer(torch.randn(4, 3), EDGE_INDEX).isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["edge index", "graph", "mask"])
+def test_meta_tensors_tell_shapes(layer_class: Any, form: str) -> None:
+    graph: Any = EDGE_INDEX.to("meta")
+    if form == "graph":
+        graph = Graph.from_edge_index(EDGE_INDEX, 4).to("meta")
+    elif form == "mask":
+        graph = torch.ones(4, 4, 1, dtype=torch.bool, device="meta")
+    layer = layer_class(3, 8, 2, bias=True, residual=True, device="meta")
+    out = layer(torch.randn(4, 3, device="meta"), graph)
+    out.sum().backward()
+    assert out.is_meta
+    assert out.shape == (4, 8)
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in layer.parameters())
 
 
 def test_sizes_that_the_first_input_tells(layer_class: Any) -> None:
