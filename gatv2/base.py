@@ -36,7 +36,7 @@ from gatv2.options import (
     hidden_of,
     tells_our_names,
 )
-from gatv2.precision import is_convertible, lowered
+from gatv2.precision import is_autocast, is_convertible, lowered
 from gatv2.projection import (
     Where,
     has_bias,
@@ -359,7 +359,7 @@ class GraphAttention(nn.Module, ABC):
             return  # a quantized or wrapped projection checks its input itself
         if h.device != weight.device:
             raise ValueError(f"`{name}` is on {h.device} and the layer is on {weight.device}")
-        is_converted = torch.is_autocast_enabled(h.device.type) and h.layout is not torch.strided
+        is_converted = is_autocast(h.device) and h.layout is not torch.strided
         if h.dtype != weight.dtype and lowered(h) != lowered(weight) and not is_converted:
             raise TypeError(
                 f"`{name}` must have the layer's dtype {weight.dtype}; got {h.dtype}{_by_autocast(h)}: "
@@ -388,8 +388,8 @@ class GraphAttention(nn.Module, ABC):
             )
         if weight is None:
             return
-        is_autocast = torch.is_autocast_enabled(edge_features.device.type)
-        is_converted = is_autocast and is_plain(self.linear_e, nn.Linear)  # as the kernel has it
+        is_lowered = is_autocast(edge_features.device)
+        is_converted = is_lowered and is_plain(self.linear_e, nn.Linear)  # as the kernel has it
         if lowered(edge_features) != lowered(weight) and not is_converted:
             raise TypeError(
                 f"`edge_features` must have the layer's dtype {weight.dtype}; "
@@ -398,7 +398,7 @@ class GraphAttention(nn.Module, ABC):
 
     def check_score_bias(self, score_bias: Tensor | None, h: Tensor) -> None:
         """Raise unless a bias of the scores fits the layer's heads, and features of nodes."""
-        if isinstance(score_bias, Tensor) and torch.is_autocast_enabled(h.device.type):
+        if isinstance(score_bias, Tensor) and is_autocast(h.device):
             score_bias = score_bias.to(h.dtype)  # as it will be converted to what heads are
         check_score_bias(score_bias, h, self.n_heads, "h")
 
@@ -591,7 +591,7 @@ def _check_dtype(dtype: torch.dtype | None) -> None:
 
 
 def _by_autocast(given: Tensor) -> str:
-    if not torch.is_autocast_enabled(given.device.type) or is_convertible(given):
+    if not is_autocast(given.device) or is_convertible(given):
         return ""
     return ", which autocast does not convert"
 

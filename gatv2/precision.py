@@ -23,12 +23,16 @@ def summed_in(tensor: Tensor) -> torch.dtype:
     return computed_in(tensor.dtype) if tensor.device.type == "mps" else torch.float64
 
 
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for a device; PyTorch refuses to tell of meta, where there is none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def lowered(tensor: Tensor) -> torch.dtype:
     """The dtype in which a product takes a tensor, which autocast may convert."""
-    device = tensor.device.type
-    if not torch.is_autocast_enabled(device) or not is_convertible(tensor):
+    if not is_autocast(tensor.device) or not is_convertible(tensor):
         return tensor.dtype
-    return torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def is_convertible(tensor: Tensor) -> bool:
@@ -38,6 +42,6 @@ def is_convertible(tensor: Tensor) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A block in which autocast lowers nothing to half precision."""
-    if not torch.is_autocast_enabled(device.type):
+    if not is_autocast(device):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

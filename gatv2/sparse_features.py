@@ -344,7 +344,8 @@ class _Compiled(torch.autograd.Function):
             order.crow.numpy(),
             order.column.numpy(),
             value.numpy(),
-            [weight.numpy(force=True) for weight in weights],
+            # copies: `numpy` has memory never change its size again, and FSDP frees that of parameters
+            [weight.clone().numpy(force=True) for weight in weights],
             torch.get_num_threads(),
         )
         return tuple(map(torch.from_numpy, outs))

@@ -369,3 +369,13 @@ def single_level_autograd() -> SingleLevelAutograd | None:
         )
     except (ImportError, AttributeError):
         return None
+
+
+def with_key(function: "type[AutogradBase]") -> "type[AutogradBase]":
+    """The base of a function, with what `torch.autograd.Function` adds to it for compiled autograd.
+
+    Private because that asks each function for its key; without it, it refuses ours.
+    """
+    name = "_compiled_autograd_key"
+    key = getattr(torch.autograd.Function, name, None)
+    return function if key is None else type("_Function", (function,), {name: staticmethod(key)})

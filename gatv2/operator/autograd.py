@@ -18,6 +18,7 @@ from gatv2.torch_internals import (
     forward_mode_level,
     is_transformed,
     single_level_autograd,
+    with_key,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _autograd_kernel(
         with internals.below_autograd(), torch.enable_grad(), internals.set_forward_mode(True):
             return operator(*arguments)
 
-    differentiable = _function(operator, formula, forward, internals.function)
+    differentiable = _function(operator, formula, forward, with_key(internals.function))
 
     def differentiate(*arguments: Argument) -> tuple[Tensor, ...]:
         tracks = torch.is_grad_enabled() and any(

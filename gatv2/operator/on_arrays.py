@@ -1,7 +1,8 @@
 """The border between tensors and arrays: what a CPU kernel computes on arrays, for an operator.
 
-Tensors become arrays once a call, without a copy, but for half precision, which NumPy does not all have:
-it becomes float32 here, which is what the kernels compute it in.
+Tensors become arrays once a call, without a copy, but for parameters, which are small, and for half
+precision, which NumPy does not all have: it becomes float32 here, which is what the kernels compute it
+in.
 """
 
 from collections.abc import Sequence
@@ -79,7 +80,10 @@ class OnArrays:
         return self._plan
 
     def _as_arrays(self, arguments: Arguments) -> ArrayArguments:
-        query, key, attn, x, projection, bias = _as_arrays(features_of(arguments))
+        query, key, attn, x, projection, bias = features_of(arguments)
+        # parameters: `numpy` has memory never change its size again, and FSDP frees theirs meanwhile
+        attn, projection = (p if p is None else p.clone() for p in (attn, projection))
+        query, key, attn, x, projection, bias = _as_arrays((query, key, attn, x, projection, bias))
         graph = [x if x is None else x.contiguous().numpy() for x in arguments.adjacency]
         return ArrayArguments(
             query,

@@ -25,6 +25,7 @@ from gatv2.torch_internals import (
     is_mapped_by_autograd,
     needs_dispatcher,
     single_level_autograd,
+    with_key,
 )
 
 Outputs = tuple[Any, ...]
@@ -152,7 +153,7 @@ class Bound:
 
 # that of one level of transforms has none to look for at each call
 _internals = single_level_autograd()
-FunctionBase: Any = torch.autograd.Function if _internals is None else _internals.function
+FunctionBase: Any = torch.autograd.Function if _internals is None else with_key(_internals.function)
 
 
 def must_be_seen(cotangents: Sequence[Tensor | None], tensors: Sequence[Tensor | None]) -> bool:

@@ -1,7 +1,7 @@
 """A layer whose projections are plain is one function of autograd's, and the same as one of many."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -521,3 +521,26 @@ def test_a_bias_of_another_shape_is_left_to_its_module() -> None:
     out = layer(h, edges())
     assert not is_at_once(out)
     out.backward(torch.randn_like(out))
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's own, about gradients of what is no leaf
+@pytest.mark.parametrize("is_biased", [False, True])
+def test_compiled_autograd_reads_the_functions(is_biased: bool) -> None:
+    """Also where they stay apart, as with a bias of the scores."""
+    torch.compiler.reset()
+    layer, h = make(dtype=torch.float64), features(torch.float64)
+    score_bias = torch.randn(30, N_HEADS, dtype=torch.float64) if is_biased else None
+    cotangent = torch.randn(N_NODES, N_OUT, dtype=torch.float64)
+
+    def gradients(context: AbstractContextManager[object]) -> list[Tensor | None]:
+        inputs = [h, *layer.parameters()]
+        for x in inputs:
+            x.grad = None
+        loss = (layer(h, edges(), score_bias=score_bias) * cotangent).sum()
+        with context:
+            loss.backward()
+        return [x.grad for x in inputs]
+
+    expected = gradients(nullcontext())
+    compiled = torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager"))
+    torch.testing.assert_close(gradients(compiled), expected, rtol=0, atol=1e-10)

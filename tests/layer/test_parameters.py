@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer
+from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.testing import assert_agrees, masks
 
 LAYERS = [GraphAttentionV2Layer, GraphAttentionLayer]
@@ -81,6 +81,21 @@ def test_meta_device(layer_class: Any) -> None:
     assert layer(torch.randn(4, 3), EDGE_INDEX).isfinite().all()
 
 
+@pytest.mark.parametrize("form", ["edge index", "graph", "mask"])
+def test_meta_tensors_tell_shapes(layer_class: Any, form: str) -> None:
+    graph: Any = EDGE_INDEX.to("meta")
+    if form == "graph":
+        graph = Graph.from_edge_index(EDGE_INDEX, 4).to("meta")
+    elif form == "mask":
+        graph = torch.ones(4, 4, 1, dtype=torch.bool, device="meta")
+    layer = layer_class(3, 8, 2, bias=True, residual=True, device="meta")
+    out = layer(torch.randn(4, 3, device="meta"), graph)
+    out.sum().backward()
+    assert out.is_meta
+    assert out.shape == (4, 8)
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in layer.parameters())
+
+
 def test_sizes_that_the_first_input_tells(layer_class: Any) -> None:
     """As `torch.nn.LazyLinear`: for one set of nodes, a pair, and what is loaded."""
     torch.manual_seed(1)
@@ -107,6 +122,28 @@ def test_sizes_that_the_first_input_tells(layer_class: Any) -> None:
     shared = layer_class(-1, 8, 2, share_weights=True)
     shared(h, EDGE_INDEX)
     assert shared.linear_l is shared.linear_r
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["edges", "edge features", "mask", "sparse features"])
+def test_memory_of_parameters_may_go_and_come_back(form: str, dtype: torch.dtype) -> None:
+    """As FSDP has it, which holds a layer's parameters only while they are used."""
+    edge_dim = 5 if form == "edge features" else None
+    layer = GraphAttentionV2Layer(3, 8, 2, edge_dim=edge_dim, bias=True, residual=True, dtype=dtype)
+    h = torch.randn(4, 3, dtype=dtype)
+    x = None if edge_dim is None else torch.randn(4, edge_dim, dtype=dtype)
+    graph = EDGE_INDEX
+    if form == "mask":
+        graph = torch.eye(4, dtype=torch.bool).unsqueeze(-1)
+    out = layer(h.to_sparse() if form == "sparse features" else h, graph, edge_features=x)
+    for parameter in layer.parameters():
+        storage = parameter.untyped_storage()
+        n_bytes, held = storage.nbytes(), storage.clone()
+        storage.resize_(0)
+        storage.resize_(n_bytes)
+        storage.copy_(held)
+    out.sum().backward()
+    assert all(p.untyped_storage().resizable() for p in layer.parameters())
 
 
 @pytest.mark.parametrize("backend", ["dense", "sparse"])
