@@ -203,6 +203,14 @@ _GIVEN = "fill_value", "loop_bias"
 """Names of what a layer is given; it may be a parameter, and learned."""
 
 
+def are_parameters_freed() -> bool:
+    """Whether FSDP may free the memory of parameters between its passes, for which there is a group.
+
+    `Tensor.numpy` has memory never change its size again: copies are read then.
+    """
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def reset_parameters(module: nn.Module) -> None:
     """Draw all parameters that have a size and were not given: Glorot uniform; biases are zero."""
     for name, parameter in module.named_parameters():

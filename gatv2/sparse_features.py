@@ -21,7 +21,7 @@ from gatv2.graph.sort import sort_by_key
 from gatv2.numba.support import import_failure
 from gatv2.optional import is_from
 from gatv2.precision import lowered
-from gatv2.projection import is_plain
+from gatv2.projection import are_parameters_freed, is_plain
 from gatv2.torch_internals import (
     coo_entries,
     is_inspectable,
@@ -340,12 +340,13 @@ class _Compiled(torch.autograd.Function):
         order.check(value)
         ctx.order = order
         ctx.save_for_backward(value)
+        if are_parameters_freed():
+            weights = tuple(weight.clone() for weight in weights)
         outs = sparse_product.products(
             order.crow.numpy(),
             order.column.numpy(),
             value.numpy(),
-            # copies: `numpy` has memory never change its size again, and FSDP frees that of parameters
-            [weight.clone().numpy(force=True) for weight in weights],
+            [weight.numpy(force=True) for weight in weights],
             torch.get_num_threads(),
         )
         return tuple(map(torch.from_numpy, outs))

@@ -1,8 +1,7 @@
 """The border between tensors and arrays: what a CPU kernel computes on arrays, for an operator.
 
-Tensors become arrays once a call, without a copy, but for parameters, which are small, and for half
-precision, which NumPy does not all have: it becomes float32 here, which is what the kernels compute it
-in.
+Tensors become arrays once a call, without a copy, but for half precision, which NumPy does not all have:
+it becomes float32 here, which is what the kernels compute it in.
 """
 
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from gatv2.numba.call import ArrayArguments, ArrayCotangents
 from gatv2.numba.memory import Array
 from gatv2.operator.arguments import Arguments, Cotangents, features_of
+from gatv2.projection import are_parameters_freed
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -80,10 +80,11 @@ class OnArrays:
         return self._plan
 
     def _as_arrays(self, arguments: Arguments) -> ArrayArguments:
-        query, key, attn, x, projection, bias = features_of(arguments)
-        # parameters: `numpy` has memory never change its size again, and FSDP frees theirs meanwhile
-        attn, projection = (p if p is None else p.clone() for p in (attn, projection))
-        query, key, attn, x, projection, bias = _as_arrays((query, key, attn, x, projection, bias))
+        if are_parameters_freed():
+            w_edge = arguments.edge_projection
+            copied = None if w_edge is None else w_edge.clone()
+            arguments = arguments._replace(attn=arguments.attn.clone(), edge_projection=copied)
+        query, key, attn, x, projection, bias = _as_arrays(features_of(arguments))
         graph = [x if x is None else x.contiguous().numpy() for x in arguments.adjacency]
         return ArrayArguments(
             query,

@@ -4,6 +4,8 @@ import copy
 import functools
 import io
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -124,6 +126,16 @@ def test_sizes_that_the_first_input_tells(layer_class: Any) -> None:
     assert shared.linear_l is shared.linear_r
 
 
+@pytest.fixture
+def group_of_one(tmp_path: Path) -> Iterator[None]:
+    """A process group, without which there is no FSDP."""
+    url = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=url, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", ["edges", "edge features", "mask", "sparse features"])
 def test_memory_of_parameters_may_go_and_come_back(form: str, dtype: torch.dtype) -> None:
