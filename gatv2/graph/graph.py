@@ -11,11 +11,12 @@ from torch import Tensor
 from gatv2.graph.check import check_graph, check_once
 from gatv2.graph.edge_index import read_edge_index
 from gatv2.graph.edges import (
+    KeyOrder,
     SortedEdges,
     changed,
     forget,
     is_trusted,
-    sorted_both_ways,
+    of_sorted,
     trusted,
 )
 from gatv2.graph.file import load_graph, save_graph
@@ -318,7 +319,8 @@ def graph_for_gradients(edge_index: Tensor, n_queries: int, n_keys: int, flow: F
     orders = sort_both_ways(edge_index, n_queries, n_keys, flow)
     if orders is None:
         return Graph.from_edge_index(edge_index, (n_queries, n_keys), flow=flow)
-    return sorted_both_ways(Graph, *orders, n_keys, flow)
+    edges, by_key = orders
+    return of_sorted(Graph, edges, n_keys=n_keys, flow=flow, _by_key=KeyOrder(*by_key))
 
 
 class SelfLoops(NamedTuple):

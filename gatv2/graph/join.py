@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gatv2.graph.check import check_once
-from gatv2.graph.edges import Edges, SortedEdges, is_trusted, trusted
+from gatv2.graph.edges import Edges, SortedEdges, changed, is_trusted, of_sorted, trusted
 from gatv2.graph.sort import pointers, serves
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.numba.support import import_failure
@@ -61,18 +61,17 @@ def join(make: type[Edges], graphs: Sequence[Edges]) -> Edges:
     """
     joined = None if torch.compiler.is_compiling() else _joined_in_place(graphs)
     edges, n_keys, flow, is_bipartite, has_more = joined or _joined_by_copies(graphs)
+    if joined is not None and not has_more:
+        return of_sorted(make, edges, n_keys=n_keys, flow=flow, is_bipartite=is_bipartite)
+    batch = trusted(make(*edges, n_keys=n_keys, flow=flow, is_bipartite=is_bipartite))
     if not has_more:
-        return trusted(make(*edges, n_keys=n_keys, flow=flow, is_bipartite=is_bipartite))
-    batch = make(
-        *edges,
-        n_keys=n_keys,
+        return batch
+    return changed(
+        batch,
         head_mask=_join_head_masks(graphs),
         query_id=_join_ids([(graph.query_id, graph.n_queries) for graph in graphs]),
         key_id=_join_ids([(graph.key_id, graph.n_keys) for graph in graphs]),
-        flow=flow,
-        is_bipartite=is_bipartite,
     )
-    return trusted(batch)
 
 
 def _joined_in_place(graphs: Sequence[SortedEdges]) -> _Joined | None:
