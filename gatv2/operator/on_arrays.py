@@ -16,6 +16,7 @@ from gatv2.operator.arguments import Arguments, Cotangents, features_of
 from gatv2.projection import are_parameters_freed
 
 _HALF = (torch.float16, torch.bfloat16)
+_NO_MEMORY = ArrayArguments._field_defaults["memory"]
 
 
 class ArrayPlan(Protocol):
@@ -55,11 +56,11 @@ class OnArrays:
 
     def forward(self, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
         """(out, log-sum-exp, alpha) of the operator's arguments."""
-        dtype, arrays = arguments.query.dtype, self._as_arrays(arguments)
+        arrays = self._as_arrays(arguments)
         plan = self._plan or self._planned(arrays)
         out, lse, alpha = plan.forward(arrays)
-        in_dtype = None if alpha is None else _as_tensor(alpha, dtype)
-        return _as_tensor(out, dtype), torch.from_numpy(lse), in_dtype
+        out, alpha = _as_tensors((out, alpha), arguments.query.dtype)
+        return out, torch.from_numpy(lse), alpha
 
     def backward(
         self, cotangents: Cotangents, arguments: Arguments, *, overwrites: bool = False
@@ -68,49 +69,54 @@ class OnArrays:
 
         With `overwrites`, those of query and key are given the memory of these, where they fit.
         """
-        dtype, arrays = arguments.query.dtype, self._as_arrays(arguments)
-        if overwrites:
-            arrays = arrays._replace(memory=(arrays.query, arrays.key, None, None, None, None))
+        dtype, arrays = arguments.query.dtype, self._as_arrays(arguments, overwrites=overwrites)
         plan = self._plan or self._planned(arrays)
-        gradients = plan.backward(ArrayCotangents(*_as_arrays(cotangents)), arrays)
-        return tuple([x if x is None else _as_tensor(x, dtype) for x in gradients])
+        gradients = plan.backward(ArrayCotangents(*_as_arrays(cotangents, dtype)), arrays)
+        return tuple(_as_tensors(gradients, dtype))
 
     def _planned(self, arrays: ArrayArguments) -> ArrayPlan:
         self._plan = self._kernels.Plan(arrays)
         return self._plan
 
-    def _as_arrays(self, arguments: Arguments) -> ArrayArguments:
+    def _as_arrays(self, arguments: Arguments, *, overwrites: bool = False) -> ArrayArguments:
         if are_parameters_freed():
             w_edge = arguments.edge_projection
             copied = None if w_edge is None else w_edge.clone()
             arguments = arguments._replace(attn=arguments.attn.clone(), edge_projection=copied)
-        query, key, attn, x, projection, bias = _as_arrays(features_of(arguments))
+        features = _as_arrays(features_of(arguments), arguments.query.dtype)
+        query, key, attn, x, projection, bias = features
         graph = [x if x is None else x.contiguous().numpy() for x in arguments.adjacency]
-        return ArrayArguments(
-            query,
-            key,
-            attn,
-            x,
-            projection,
-            self._kernels.Adjacency(*graph),
-            None if arguments.seed is None else int(arguments.seed),
-            arguments.n_blocks,
-            arguments.n_mapped,
-            arguments.negative_slope,
-            arguments.dropout,
-            arguments.wants_rows,
-            torch.get_num_threads(),
-            bias,
-            arguments.wants_bias_rows,
+        memory = (query, key, None, None, None, None) if overwrites else _NO_MEMORY
+        # past a named tuple's own constructor, which is a function in Python
+        return tuple.__new__(
+            ArrayArguments,
+            (
+                query,
+                key,
+                attn,
+                x,
+                projection,
+                self._kernels.Adjacency(*graph),
+                None if arguments.seed is None else int(arguments.seed),
+                arguments.n_blocks,
+                arguments.n_mapped,
+                arguments.negative_slope,
+                arguments.dropout,
+                arguments.wants_rows,
+                torch.get_num_threads(),
+                bias,
+                arguments.wants_bias_rows,
+                memory,
+            ),
         )
 
 
-def _as_arrays(tensors: Sequence[Tensor | None]) -> list[Any]:
-    return [
-        # of one that requires a gradient, too
-        x if x is None else (_wide(x) if x.dtype in _HALF else x).numpy(force=True)
-        for x in tensors
-    ]
+def _as_arrays(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
+    """Of a call of this dtype."""
+    if dtype in _HALF:
+        tensors = [x if x is None or x.dtype not in _HALF else _wide(x) for x in tensors]
+    # of one that requires a gradient, too
+    return [x if x is None else x.numpy(force=True) for x in tensors]
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -119,6 +125,6 @@ def _wide(tensor: Tensor) -> Tensor:
     return once.float().expand(tensor.shape)
 
 
-def _as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+def _as_tensors(arrays: Sequence[Array | None], dtype: torch.dtype) -> list[Any]:
+    tensors = [x if x is None else torch.from_numpy(x) for x in arrays]
+    return [x if x is None else x.to(dtype) for x in tensors] if dtype in _HALF else tensors

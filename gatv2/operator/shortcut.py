@@ -117,17 +117,9 @@ class _Call(NamedTuple):
         seed: Tensor | None = None,
     ) -> Arguments:
         """The arguments of the call."""
-        return Arguments(
-            query,
-            key,
-            attn,
-            edge_features,
-            edge_projection,
-            score_bias,
-            adjacency,
-            seed,
-            *self.numbers,
-        )
+        features = query, key, attn, edge_features, edge_projection, score_bias
+        # past a named tuple's own constructor, which is a function in Python
+        return tuple.__new__(Arguments, (*features, adjacency, seed, *self.numbers))
 
 
 class Bound:
