@@ -587,6 +587,28 @@ FUNCTIONS: dict[str, Case] = {
         "`negative_slope` must be a finite number in the dtype that is computed in, which holds none "
         "above 3.4e+38; got -1e+300",
     ),
+    "sparse edge index": (
+        lambda: Graph.from_edge_index(EDGE_INDEX.to_sparse(), 5),
+        TypeError,
+        "an edge index must be a dense tensor; got one of layout torch.sparse_coo: convert it with "
+        "`edge_index.to_dense()`, or pass a sparse matrix, as the graph, to a layer itself",
+    ),
+    "sparse mask of a graph": (
+        lambda: Graph.from_mask(torch.ones(5, 5, 1, dtype=torch.bool).to_sparse()),
+        TypeError,
+        "`mask` must be a dense tensor; got one of layout torch.sparse_coo: convert it with "
+        "`mask.to_dense()`",
+    ),
+    "graph in a layout of its own": (
+        lambda: layer()(H, torch.eye(5).to_mkldnn()),
+        TypeError,
+        "got one of layout torch._mkldnn: convert it with `adj_mat.to_dense()`",
+    ),
+    "features in a layout of their own": (
+        lambda: layer()(H.to_mkldnn(), EDGE_INDEX),
+        TypeError,
+        "got one of layout torch._mkldnn: convert it with `h.to_dense()`",
+    ),
     "graph of floats": (
         lambda: Graph.from_edge_index(EDGE_INDEX.float(), 5),
         TypeError,
