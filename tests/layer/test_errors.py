@@ -609,6 +609,11 @@ FUNCTIONS: dict[str, Case] = {
         TypeError,
         "got one of layout torch._mkldnn: convert it with `h.to_dense()`",
     ),
+    "blocks of no layer of ours": (
+        lambda: apply_in_blocks(wrong(torch.nn.Linear(3, 3).eval()), H, EDGE_INDEX),
+        TypeError,
+        "`layer` must be a GraphAttentionV2Layer or a GraphAttentionLayer; got Linear: ",
+    ),
     "graph of floats": (
         lambda: Graph.from_edge_index(EDGE_INDEX.float(), 5),
         TypeError,
