@@ -26,13 +26,13 @@ from gatv2.options import (
     Backend,
     Bias,
     Flow,
+    as_dropout,
+    as_slope,
     check_backend,
     check_bias,
-    check_dropout,
     check_flow,
     check_flow_of_graph,
     check_sizes,
-    check_slope,
     hidden_of,
     tells_our_names,
 )
@@ -110,8 +110,8 @@ class GraphAttention(nn.Module, ABC):
             edge_dim = int(edge_dim)
         self.n_hidden = hidden_of(out_features, n_heads, is_concat)
         check_bias(bias)
-        check_dropout(dropout)
-        check_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
+        dropout = as_dropout(dropout)
+        slope = as_slope(leaky_relu_negative_slope, "leaky_relu_negative_slope")
         check_flow(flow)
         check_fill_value(fill_value)
         check_fill_value(loop_bias, "loop_bias")
@@ -122,7 +122,7 @@ class GraphAttention(nn.Module, ABC):
         self.n_heads = n_heads
         self.is_concat = is_concat
         self.dropout = dropout
-        self.leaky_relu_negative_slope = leaky_relu_negative_slope
+        self.leaky_relu_negative_slope = slope
         self.share_weights = share_weights
         self.edge_dim = edge_dim
         self.add_self_loops = add_self_loops

@@ -36,7 +36,8 @@ from gatv2.graph.served import (
     served,
 )
 from gatv2.operator.projected import attend_to_projections
-from gatv2.options import Backend, Flow, check_dropout, check_flow_of_graph, check_slope
+from gatv2.options import Backend, Flow, as_dropout, as_slope, check_flow_of_graph
+from gatv2.precision import largest_in
 from gatv2.projection import Projections
 from gatv2.random import as_seed
 from gatv2.sparse import operator as sparse_operator
@@ -267,6 +268,7 @@ def attend(
             told = _told(options, _seed(query, options))
             out, lse, alpha = known(query, key, attn, graph, **told)
             return Attended(out, alpha, lse)
+    options = _read_options(query, key, attn, options)
     attention, prepared = _select(query, key, attn, graph, flow, options, marks)
     told = _told(options, _seed(query, options))
     told["edges"], told["score_bias"] = prepared.edges, prepared.score_bias
@@ -338,6 +340,7 @@ def _choose_for_projections(
         # of which only the form is looked at
         n_nodes = projections.h_query.shape[0], projections.n_keys
         query, key = (attn.new_empty(n, *attn.shape) for n in n_nodes)
+        options = _read_options(query, key, attn, options)
         attention, _ = _select(query, key, attn, graph, flow, options, marks)
     return attention
 
@@ -366,6 +369,18 @@ def _told(options: AttendOptions, seed: Tensor | None) -> sparse_operator.Option
     }
 
 
+def _read_options(
+    query: Tensor, key: Tensor, attn: Tensor, options: AttendOptions
+) -> AttendOptions:
+    """Options whose numbers are floats; checked, and features too."""
+    check_projections(query, key, attn=attn)
+    return {
+        **options,
+        "negative_slope": as_slope(options["negative_slope"], largest=largest_in(query.dtype)),
+        "dropout": as_dropout(options["dropout"]),
+    }
+
+
 def _select(
     query: Tensor,
     key: Tensor,
@@ -375,10 +390,7 @@ def _select(
     options: AttendOptions,
     marks: Marks | None,
 ) -> tuple[Attention, "Prepared"]:
-    """What serves a call of which nothing is known yet, and what it gets; all checked."""
-    check_projections(query, key, attn=attn)
-    check_slope(options["negative_slope"])
-    check_dropout(options["dropout"])
+    """What serves a call of which nothing is known yet, and what it gets; the rest of it checked."""
     edges, score_bias, backend = options["edges"], options["score_bias"], options["backend"]
     prepared = Prepared.of(query, key, graph, edges, score_bias, flow=flow, backend=backend)
     edge_features, edge_projection = prepared.edges or (None, None)
@@ -453,7 +465,7 @@ def gatv2_scores(
         tensor([ 3.0000, -0.2000,  0.0000])
     """
     check_projections(query, key, attn=attn)
-    check_slope(negative_slope)
+    negative_slope = as_slope(negative_slope, largest=largest_in(query.dtype))
     edges = EdgeInputs.join(edge_features, edge_projection)
     prepared = Prepared.of(query, key, graph, edges, score_bias, flow=flow, backend=backend)
     prepared = prepared.without_removed()
@@ -535,8 +547,7 @@ def gat_attention(
 
     Source: Velickovic et al., "Graph Attention Networks", ICLR 2018, equations 1 to 6.
     """
-    check_slope(negative_slope)
-    check_dropout(dropout)
+    dropout = as_dropout(dropout)
     prepared, scores = _gat_scores(
         query,
         key,
@@ -582,7 +593,6 @@ def gat_scores(
         >>> gat_scores(query, key, one, one, torch.tensor([[0, 1, 0], [0, 0, 1]])).squeeze()
         tensor([ 3.0000, -0.2000,  0.0000])
     """
-    check_slope(negative_slope)
     prepared, scores = _gat_scores(
         query,
         key,
@@ -688,6 +698,7 @@ def _gat_scores(
     backend: Backend,
 ) -> tuple[Prepared, Tensor]:
     check_projections(query, key, attn_query=attn_query, attn_key=attn_key)
+    negative_slope = as_slope(negative_slope, largest=largest_in(query.dtype))
     prepared = Prepared.of(query, key, graph, None, score_bias, flow=flow, backend=backend)
     prepared = prepared.without_removed()
     if isinstance(prepared.adjacency, Graph):

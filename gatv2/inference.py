@@ -52,6 +52,7 @@ def apply_in_blocks(
         `[*batch, n_queries, out_features]`.
 
     Raises:
+        TypeError: `layer` is none of ours.
         RuntimeError: the layer is in training mode.
         ValueError: `block_size` is not positive, the graph is a batch of masks, or the activation does
             not leave each row its own.
@@ -70,6 +71,12 @@ def apply_in_blocks(
 
     Source: the layer-wise inference of PyTorch Geometric's `BasicGNN.inference`, without its loader.
     """
+    if not isinstance(layer, GraphAttention):
+        raise TypeError(
+            "`layer` must be a GraphAttentionV2Layer or a GraphAttentionLayer; got "
+            f"{type(layer).__name__}: convert a layer of another library with `gatv2.convert`, call "
+            "`inference` of a model, and apply what needs no graph to all rows"
+        )
     if layer.training:
         raise RuntimeError("inference has no dropout: call `.eval()` on the model first")
     check_sizes(block_size=block_size)

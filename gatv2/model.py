@@ -14,7 +14,7 @@ from gatv2.graph.part import Part
 from gatv2.graph.self_loops import FillValue
 from gatv2.inference import BLOCK_SIZE, apply_in_blocks
 from gatv2.layer import GraphAttentionV2Layer
-from gatv2.options import Backend, Bias, Flow, check_dropout, check_sizes, tells_our_names
+from gatv2.options import Backend, Bias, Flow, as_dropout, check_sizes, tells_our_names
 from gatv2.projection import reset_parameters
 from gatv2.sparse_features import Features, as_features, drop_features
 
@@ -100,8 +100,7 @@ class GATv2(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(n_layers=n_layers)
-        check_dropout(feature_dropout, "feature_dropout")
-        self.feature_dropout = feature_dropout
+        self.feature_dropout = as_dropout(feature_dropout, "feature_dropout")
         self.activation = activation
         sizes = [in_features] + [hidden_features] * (n_layers - 1)
         self.layers = nn.ModuleList(

@@ -4,8 +4,11 @@ import functools
 import inspect
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable
-from typing import Literal, SupportsIndex, TypeVar, cast, get_args
+from decimal import Decimal
+from numbers import Real
+from typing import Any, Literal, SupportsIndex, TypeVar, cast, get_args
 
 Method = TypeVar("Method", bound=Callable[..., object])
 
@@ -136,29 +139,65 @@ def check_reduction(fill_value: str, name: str) -> None:
         )
 
 
-def check_slope(negative_slope: float, name: str = "negative_slope") -> None:
-    """Raise a ValueError for a slope that is not finite, a TypeError for what is no number."""
-    _check_is_number(negative_slope, name, "a finite number")
-    # a comparison, which torch.compile can trace with a symbolic slope; false for NaN
-    if not -math.inf < negative_slope < math.inf:
-        raise ValueError(f"`{name}` must be a finite number; got {negative_slope}")
+def as_slope(
+    negative_slope: object, name: str = "negative_slope", largest: float = sys.float_info.max
+) -> float:
+    """A slope as a float.
+
+    Args:
+        negative_slope: a number of Python, of NumPy or of others.
+        name: what the caller calls it.
+        largest: what the dtype that is computed in can hold.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not finite, or too large.
+    """
+    slope = _as_float(negative_slope, name, "a finite number")
+    # comparisons, which torch.compile can trace with a symbolic slope; false for NaN
+    if not -math.inf < slope < math.inf:
+        raise ValueError(f"`{name}` must be a finite number; got {slope}")
+    if not -largest <= slope <= largest:
+        raise ValueError(
+            f"`{name}` must be a finite number in the dtype that is computed in, which holds none "
+            f"above {largest:.3g}; got {slope}"
+        )
+    return slope
 
 
-def check_dropout(dropout: float, name: str = "dropout") -> None:
-    """Raise a ValueError for a probability outside [0, 1), a TypeError for what is no number."""
-    _check_is_number(dropout, name, "a number in [0, 1), 0 for none")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"`{name}` must lie in [0, 1); got {dropout}")
+def as_dropout(dropout: object, name: str = "dropout") -> float:
+    """A probability as a float.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is outside [0, 1).
+    """
+    probability = _as_float(dropout, name, "a number in [0, 1), 0 for none")
+    if not 0 <= probability < 1:
+        raise ValueError(f"`{name}` must lie in [0, 1); got {probability}")
+    return probability
 
 
-def _check_is_number(value: object, name: str, expected: str) -> None:
-    # by what is none, as torch.compile has numbers of its own
-    if value is None or isinstance(value, (str, bytes, complex, list, tuple, dict)):
-        raise TypeError(f"`{name}` must be {expected}; got {value!r}")
+def _as_float(value: Any, name: str, expected: str) -> float:
+    """A number as kernels and compilers take it; a symbolic one of a compiler's as it came."""
+    if type(value) is float:
+        return value
     if hasattr(value, "requires_grad"):  # a tensor, and no gradient of it would be computed
         raise TypeError(
             f"`{name}` must be {expected}; got a {type(value).__name__}: take its value with `.item()`"
         )
+    if isinstance(value, (Real, Decimal)):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(
+                f"`{name}` must be {expected}; got one that is too large for a float"
+            ) from None
+    if getattr(value, "ndim", None) == 0:  # an array, or of NumPy a number that is not real
+        return _as_float(value.item(), name, expected)
+    if hasattr(value, "ndim") or not hasattr(value, "__float__"):
+        raise TypeError(f"`{name}` must be {expected}; got {value!r}")
+    return cast(float, value)
 
 
 def check_sizes(**sizes: SupportsIndex) -> None:

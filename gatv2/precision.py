@@ -14,6 +14,11 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def largest_in(dtype: torch.dtype) -> float:
+    """The largest number of the dtype that a kernel computes in."""
+    return torch.finfo(computed_in(dtype)).max
+
+
 def summed_in(tensor: Tensor) -> torch.dtype:
     """The dtype in which values like those of `tensor` are summed over the edges of a row.
 

@@ -193,9 +193,9 @@ def measure_scores(
         seed: of the sample.
 
     Raises:
-        TypeError: `max_queries` is not an integer, or scores are not real numbers.
-        ValueError: shapes do not fit together, a score is NaN or +inf, or parallel edges have
-            different scores.
+        TypeError: `max_queries` or `seed` is not an integer, or scores are not real numbers.
+        ValueError: shapes do not fit together, a score is NaN or +inf, parallel edges have different
+            scores, or `seed` is negative.
 
     Example:
         Two queries that agree on two keys, and two that do not:
@@ -216,7 +216,9 @@ def measure_scores(
         raise ValueError(f"`max_queries` must be at least 2, a pair to compare; got {max_queries}")
     if rtol is not None and not 0 <= rtol < math.inf:
         raise ValueError(f"`rtol` must be a finite number, 0 or more; got {rtol}")
-    values, precision = _to_float64(scores)
+    if as_int(seed, "seed") < 0:
+        raise ValueError(f"`seed` must be 0 or more; got {seed}")
+    values, precision = _to_float64(scores, is_exact=not rtol)
     if edge_index is None:
         query, key, values = _from_dense(values, mask)
     else:
@@ -365,16 +367,23 @@ def _to_numpy(array: ArrayLike) -> NumPyArray:
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
 
 
-def _to_float64(scores: ArrayLike) -> tuple[Floats, float]:
-    """The scores in float64, which keeps their order, and the precision of their own dtype."""
-    if isinstance(scores, torch.Tensor):
-        _require_real(not scores.is_complex(), scores.dtype)
-        precision = torch.finfo(scores.dtype).eps if scores.is_floating_point() else 0.0
+def _to_float64(scores: ArrayLike, *, is_exact: bool) -> tuple[Floats, float]:
+    """The scores in float64, which keeps their order, and the precision of their own dtype.
+
+    Exact integers, of which only equal ones are tied, are numbered in their order: above 2**53 float64
+    takes some for one.
+    """
+    if isinstance(scores, torch.Tensor) and scores.is_floating_point():
+        precision = torch.finfo(scores.dtype).eps
         return scores.detach().cpu().to(torch.float64).numpy(), precision
-    scores = np.asarray(scores)
+    scores = _to_numpy(scores)
     _require_real(scores.dtype.kind in "biuf", scores.dtype)
-    precision = float(np.finfo(scores.dtype).eps) if scores.dtype.kind == "f" else 0.0
-    return scores.astype(np.float64), precision
+    if scores.dtype.kind == "f":
+        finest = float(np.finfo(np.float64).eps)  # which a longer float is rounded to
+        return scores.astype(np.float64), max(float(np.finfo(scores.dtype).eps), finest)
+    if is_exact:
+        scores = np.unique(scores, return_inverse=True)[1].reshape(scores.shape)
+    return scores.astype(np.float64), 0.0
 
 
 def _require_real(is_real: bool, dtype: object) -> None:

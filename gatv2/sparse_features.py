@@ -16,10 +16,10 @@ from torch.nn.functional import embedding_bag
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gatv2.graph.kept import prepared_once
-from gatv2.graph.matrix import stored_in
+from gatv2.graph.matrix import LAYOUTS, check_layout, stored_in
 from gatv2.graph.sort import sort_by_key
 from gatv2.numba.support import import_failure
-from gatv2.optional import is_from
+from gatv2.optional import check_scipy_matrix, is_from
 from gatv2.precision import lowered
 from gatv2.projection import are_parameters_freed, is_plain
 from gatv2.torch_internals import (
@@ -39,7 +39,6 @@ class SciPyMatrix(Protocol):
 
 
 Features = Tensor | SciPyMatrix
-_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
 def as_features(h: object, name: str = "h") -> Tensor:
@@ -50,7 +49,10 @@ def as_features(h: object, name: str = "h") -> Tensor:
         ValueError: a sparse one has not two dimensions, or a gradient is wanted of it.
     """
     if isinstance(h, Tensor):
-        return _of_torch(h, name) if _is_sparse(h) else h
+        if h.layout is torch.strided:
+            return h
+        check_layout(h, name)
+        return _of_torch(h, name)
     if not is_from("scipy.sparse", "issparse", h):
         raise TypeError(
             f"`{name}` must be a torch.Tensor, dense or sparse, or a scipy.sparse matrix; "
@@ -58,7 +60,9 @@ def as_features(h: object, name: str = "h") -> Tensor:
         )
     matrix: Any = h
     _check_ndim(matrix.ndim, tuple(matrix.shape), name)
-    matrix = matrix.tocsr()
+    if matrix.format != "csr":  # which is checked when its order is used
+        check_scipy_matrix(matrix, name)
+        matrix = matrix.tocsr()
     crow, column, value = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
     return _matrix(crow, column, value, matrix.shape, _order_of(matrix, crow, column))
 
@@ -157,9 +161,7 @@ def take_rows(h: Tensor, rows: slice) -> Tensor:
 
 
 def _is_sparse(h: Tensor) -> bool:
-    return h.layout is not torch.strided and (
-        h.layout in _COMPRESSED or h.layout == torch.sparse_coo
-    )
+    return h.layout is not torch.strided and h.layout in LAYOUTS
 
 
 def _of_torch(h: Tensor, name: str) -> Tensor:

@@ -16,7 +16,8 @@ from gatv2.functional import Attended
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
 from gatv2.graph.part import AttendOptions
-from gatv2.options import Backend, check_dropout, check_slope
+from gatv2.options import Backend, as_dropout, as_slope
+from gatv2.precision import largest_in
 from gatv2.random import as_seed
 from gatv2.torch_internals import is_inspectable
 
@@ -194,8 +195,8 @@ def _attend_together(
 ) -> tuple[Tensor, Tensor | None]:
     _check(query, key, attn, part, edges, backend)
     _check_bias(score_bias, query, part)
-    check_slope(negative_slope)
-    check_dropout(dropout)
+    negative_slope = as_slope(negative_slope, largest=largest_in(query.dtype))
+    dropout = as_dropout(dropout)
     has_seed = seed is not None
     # all processes draw, so that their generators stay alike
     common_seed = as_seed(seed, query.device) if dropout > 0 else None

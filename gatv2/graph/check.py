@@ -144,6 +144,10 @@ def _check_batch_shape(graph: SortedEdges) -> None:
         f"`batch_shape` must be a tuple of integers or None; it is {shape!r}",
     )
     _require(
+        not any(isinstance(n, int) and n < 0 for n in shape or ()),
+        f"`batch_shape` must be of sizes that are not negative; it is {shape}",
+    )
+    _require(
         shape is None or math.prod(shape) == graph.n_blocks,
         f"`batch_shape` must be of {graph.n_blocks} blocks; it is {shape}",
     )

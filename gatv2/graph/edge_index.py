@@ -39,8 +39,14 @@ def queries_and_keys(edge_index: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
 
 def check_edge_index(edge_index: Tensor) -> None:
     """Raise a TypeError or ValueError unless a tensor has an edge index's dtype and shape."""
-    if _is_whole(edge_index) and edge_index.ndim == 2 and edge_index.shape[0] == 2:
+    is_dense = edge_index.layout is torch.strided
+    if is_dense and _is_whole(edge_index) and edge_index.ndim == 2 and edge_index.shape[0] == 2:
         return
+    if not is_dense:
+        raise TypeError(
+            f"an edge index must be a dense tensor; got one of layout {edge_index.layout}: convert it "
+            "with `edge_index.to_dense()`, or pass a sparse matrix, as the graph, to a layer itself"
+        )
     remedy = f"edge_index{remedy_for_edge_index(edge_index)}"
     if not _is_whole(edge_index):
         raise TypeError(

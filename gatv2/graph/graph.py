@@ -107,9 +107,15 @@ class Graph(SortedEdges):
             flow: with "source_to_target", `mask` is `[*batch, n_keys, n_queries, 1 or n_heads]`.
 
         Raises:
+            TypeError: `mask` is sparse.
             ValueError: `mask` is not bool or has fewer than three dimensions, or `flow` is unknown.
         """
         check_flow(flow)
+        if mask.layout is not torch.strided:
+            raise TypeError(
+                f"`mask` must be a dense tensor; got one of layout {mask.layout}: convert it with "
+                "`mask.to_dense()`"
+            )
         if mask.dtype != torch.bool or mask.ndim < 3:
             raise ValueError(
                 "`mask` must be bool with shape (*batch, n_queries, n_keys, 1 or n_heads); "

@@ -10,7 +10,7 @@ from gatv2.graph.edge_index import how_to_convert
 from gatv2.graph.graph import Graph
 from gatv2.graph.kept import prepared_once
 from gatv2.graph.part import Part
-from gatv2.optional import is_from
+from gatv2.optional import check_scipy_matrix, is_from
 from gatv2.options import Flow
 from gatv2.torch_internals import coo_entries
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
     SciPyMatrix: TypeAlias = sparray | spmatrix
     Matrix: TypeAlias = Tensor | SciPyMatrix | SparseTensor
+
+
+LAYOUTS = (
+    *(torch.sparse_coo, torch.sparse_csr, torch.sparse_csc),
+    *(torch.sparse_bsr, torch.sparse_bsc),
+)
+"""Those of matrices of PyTorch."""
 
 
 class _Entries(NamedTuple):
@@ -104,6 +111,7 @@ def _graph_of(entries: _Entries, n_nodes: tuple[int, int], flow: Flow) -> Graph:
 
 def _reader_of(matrix: object) -> _Reader:
     if isinstance(matrix, Tensor):
+        check_layout(matrix, "adj_mat")
         return _TORCH
     if is_from("scipy.sparse", "issparse", matrix):
         return _SCIPY
@@ -121,6 +129,15 @@ def _reader_of(matrix: object) -> _Reader:
     )
 
 
+def check_layout(tensor: Tensor, name: str) -> None:
+    """Raise a TypeError for a tensor that is neither dense nor a sparse matrix."""
+    if tensor.layout not in (torch.strided, *LAYOUTS):
+        raise TypeError(
+            f"`{name}` must be a dense tensor or one of layout {', '.join(map(str, LAYOUTS))}; got one "
+            f"of layout {tensor.layout}: convert it with `{name}.to_dense()`"
+        )
+
+
 def stored_in(matrix: Tensor) -> Sequence[Tensor]:
     """The tensors that a `torch.sparse` matrix stores, in the order in which one is made of them."""
     matrix = matrix.detach()
@@ -134,10 +151,16 @@ def stored_in(matrix: Tensor) -> Sequence[Tensor]:
 def _torch_entries(matrix: Tensor) -> _Entries:
     matrix = matrix.detach()
     if matrix.layout == torch.sparse_coo:
+        if matrix.sparse_dim() != 2:
+            raise ValueError(
+                f"a sparse `adj_mat` must have two sparse dimensions; got {matrix.sparse_dim()}, and "
+                "dense ones: pass `adj_mat.to_dense().to_sparse()`"
+            )
         (row, column), value = coo_entries(matrix)
         return _Entries(row, column, value)
     by_row = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
     ptr, minor, value = stored_in(matrix)
+    _check_pointers(ptr, minor, value)
     major = torch.arange(ptr.shape[0] - 1, device=ptr.device).repeat_interleave(ptr.diff())
     row, column = (major, minor) if by_row else (minor, major)
     if value.ndim == 3:  # blocks, each in the order of its own rows
@@ -147,6 +170,20 @@ def _torch_entries(matrix: Tensor) -> _Entries:
         column = (column * n_columns)[:, None, None] + in_column.expand(n_rows, -1)
         row, column, value = row.flatten(), column.flatten(), value.flatten()
     return _Entries(row, column, value)
+
+
+def _check_pointers(ptr: Tensor, minor: Tensor, value: Tensor) -> None:
+    """Raise a ValueError unless pointers tell the rows of as many entries as there are."""
+    n_stored = value.shape[0]
+    if (
+        minor.shape != (n_stored,)
+        or (int(ptr[0]), int(ptr[-1])) != (0, n_stored)
+        or not bool((ptr.diff() >= 0).all())
+    ):
+        raise ValueError(
+            f"a sparse `adj_mat` must have pointers that ascend from 0 to {n_stored}, its values; it "
+            "has not: make it with check_invariants=True, which says what is wrong"
+        )
 
 
 def _torch_summed(matrix: Tensor) -> Tensor:
@@ -179,6 +216,7 @@ def _is_readable(array: "NumPyArray | None") -> bool:
 
 
 def _scipy_entries(matrix: "SciPyMatrix") -> _Entries:
+    check_scipy_matrix(matrix, "adj_mat")
     coo = matrix.tocoo()
     value = coo.data  # in a dtype that PyTorch has
     if value.dtype.kind in "biu":

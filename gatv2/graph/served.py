@@ -65,6 +65,7 @@ MOST_KINDS = 16
 MOST_MANNERS = 256
 """Manners of calls that are remembered."""
 _NUMBERS = {int, float}  # not bool: True is no slope, and equals one
+"""Types of a probability; a slope that is an int may be too large, where a dropout is 0."""
 _chosen: dict[Hashable, tuple["Kernels", "Kernel"]] = {}
 
 
@@ -136,7 +137,7 @@ def _marks(
     backend, kernel = options["backend"], options["kernel"]
     if (
         not is_trusted(graph)  # one made by hand may hold anything
-        or type(slope) not in _NUMBERS
+        or type(slope) is not float
         or type(dropout) not in _NUMBERS
         or type(flow) is not str
         or type(backend) is not str

@@ -16,7 +16,7 @@ import numpy as np
 from gatv2.jax.arrays import ArrayLike, NumPyArray, computed_where, is_concrete
 from gatv2.jax.graph import Graph
 from gatv2.jax.interop import as_jax
-from gatv2.optional import is_from
+from gatv2.optional import check_scipy_matrix, is_from
 from gatv2.options import (
     ADDED,
     Backend,
@@ -324,6 +324,7 @@ def _bcoo_entries(coo: "BCOO") -> _Entries:
 
 def _scipy_entries(matrix: "sparray | spmatrix") -> _Entries:
     """The entries of a matrix of SciPy, in the order of `tocoo()`; those of one place summed."""
+    check_scipy_matrix(matrix, "adj_mat")
     coo = matrix.tocoo()
     entries = _Entries(coo.row, coo.col, coo.data)
     if _has_twice(entries):

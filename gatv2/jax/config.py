@@ -18,12 +18,12 @@ from gatv2.options import (
     Bias,
     Flow,
     Reduction,
+    as_dropout,
+    as_slope,
     check_backend,
     check_bias,
-    check_dropout,
     check_flow,
     check_sizes,
-    check_slope,
     hidden_of,
 )
 
@@ -141,10 +141,10 @@ class LayerOptions:
         check_static(**{field.name: getattr(self, field.name) for field in fields(self)})
         self._check_sizes()
         check_bias(self.bias)
-        check_dropout(self.dropout)
-        check_slope(self.leaky_relu_negative_slope, "leaky_relu_negative_slope")
-        for name in ("dropout", "leaky_relu_negative_slope"):  # an array would not hash
-            object.__setattr__(self, name, float(getattr(self, name)))
+        for name, read in (("dropout", as_dropout), ("leaky_relu_negative_slope", as_slope)):
+            object.__setattr__(
+                self, name, read(getattr(self, name), name)
+            )  # an array would not hash
         check_flow(self.flow)
         check_backend(self.backend)
         for name in ("fill_value", "loop_bias"):

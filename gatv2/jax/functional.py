@@ -3,17 +3,18 @@
 from typing import Literal, TypedDict, Unpack, overload
 
 import jax
+import numpy as np
 
 from gatv2.jax.arrays import ArrayLike
 from gatv2.jax.checks import as_features, check_projections, check_static
 from gatv2.jax.dense import reference as dense
 from gatv2.jax.dispatch import select_kernel
 from gatv2.jax.graph import Graph
-from gatv2.jax.precision import widened
+from gatv2.jax.precision import computed_in, widened
 from gatv2.jax.prepared import Prepared
 from gatv2.jax.random import Seed, as_seed
 from gatv2.jax.sparse import reference as sparse
-from gatv2.options import Backend, Flow, check_dropout, check_slope
+from gatv2.options import Backend, Flow, as_dropout, as_slope
 
 
 class Options(TypedDict, total=False):
@@ -180,7 +181,7 @@ def gatv2_attention(
         IndexError: an index of an edge is out of range, where it can be seen.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> query, key = jnp.ones((3, 2, 4)), jnp.ones((3, 2, 4))
         >>> edge_index = jnp.array([[0, 0, 1], [1, 2, 2]])
         >>> out, alpha = gatv2_attention(
@@ -198,7 +199,7 @@ def gatv2_attention(
     query, key, attn = as_features(query=query, key=key, attn=attn)
     check_projections(query, key, attn=attn)
     negative_slope, dropout = _read_options(
-        negative_slope, dropout, return_attention=return_attention, return_lse=return_lse
+        query, negative_slope, dropout, return_attention=return_attention, return_lse=return_lse
     )
     of_edges = (edge_features, edge_projection, score_bias)
     call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
@@ -255,7 +256,7 @@ def gatv2_scores(
         `[*batch, n_queries, n_keys, n_heads]` (dense); -inf where a head has no edge.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> query, key = jnp.array([[[1.0]], [[-3.0]]]), jnp.array([[[2.0]], [[-1.0]]])
         >>> edge_index = jnp.array([[0, 1, 0], [0, 0, 1]])
         >>> gatv2_scores(query, key, jnp.ones((1, 1)), edge_index).squeeze()
@@ -263,7 +264,7 @@ def gatv2_scores(
     """
     query, key, attn = as_features(query=query, key=key, attn=attn)
     check_projections(query, key, attn=attn)
-    negative_slope, _ = _read_options(negative_slope)
+    negative_slope, _ = _read_options(query, negative_slope)
     of_edges = (edge_features, edge_projection, score_bias)
     call = Prepared.of(query, key, graph, *of_edges, flow=flow, backend=backend)
 
@@ -339,18 +340,18 @@ def gat_attention(
     `attn_key` are :math:`a_1` and :math:`a_2`, each `[n_heads, n_hidden]`. Computed with plain JAX.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> features, a = jnp.ones((3, 2, 4)), jnp.ones((2, 4))
         >>> gat_attention(features, features, a, a, jnp.array([[0, 0, 1], [1, 2, 2]])).shape
         (3, 2, 4)
 
     Source: Velickovic et al., "Graph Attention Networks", ICLR 2018, equations 1 to 6.
     """
-    negative_slope, dropout = _read_options(
-        negative_slope, dropout, return_attention=return_attention
-    )
     call, *vectors = _prepare_static(
         query, key, attn_query, attn_key, graph, score_bias, flow=flow, backend=backend
+    )
+    negative_slope, dropout = _read_options(
+        call.query, negative_slope, dropout, return_attention=return_attention
     )
 
     def attend(
@@ -388,16 +389,16 @@ def gat_scores(
     """The scores :math:`e_{ij}` of :func:`gat_attention`, as :func:`gatv2_scores` returns them.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> query, key = jnp.array([[[1.0]], [[-3.0]]]), jnp.array([[[2.0]], [[-1.0]]])
         >>> one = jnp.ones((1, 1))
         >>> gat_scores(query, key, one, one, jnp.array([[0, 1, 0], [0, 0, 1]])).squeeze()
         Array([ 3. , -0.2,  0. ], dtype=float32)
     """
-    negative_slope, _ = _read_options(negative_slope)
     call, *vectors = _prepare_static(
         query, key, attn_query, attn_key, graph, score_bias, flow=flow, backend=backend
     )
+    negative_slope, _ = _read_options(call.query, negative_slope)
 
     def score(call: Prepared, attn_query: jax.Array, attn_key: jax.Array) -> jax.Array:
         dtype = call.query.dtype
@@ -440,13 +441,12 @@ def _score_statically(
 
 
 def _read_options(
-    negative_slope: float, dropout: float = 0.0, **flags: bool
+    features: jax.Array, negative_slope: float, dropout: float = 0.0, **flags: bool
 ) -> tuple[float, float]:
     """Slope and dropout as numbers of Python, which hash as an array does not; all must be known."""
     check_static(negative_slope=negative_slope, dropout=dropout, **flags)
-    check_slope(negative_slope)
-    check_dropout(dropout)
-    return float(negative_slope), float(dropout)
+    largest = float(np.finfo(computed_in(features.dtype).name).max)
+    return as_slope(negative_slope, largest=largest), as_dropout(dropout)
 
 
 def _seed_of(dropout: float, seed: Seed) -> jax.Array | None:

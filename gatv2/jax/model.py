@@ -14,7 +14,7 @@ from gatv2.jax.config import StackOptions
 from gatv2.jax.interop import Params
 from gatv2.jax.layer import Config, apply, init
 from gatv2.jax.random import check_key
-from gatv2.options import check_dropout, check_sizes
+from gatv2.options import as_dropout, check_sizes
 
 _OF_STACK = ("in_features", "out_features", "n_heads", "is_concat", "dropout")
 
@@ -85,7 +85,6 @@ class GATv2:
     def __post_init__(self) -> None:
         check_sizes(n_layers=self.n_layers)
         check_static(feature_dropout=self.feature_dropout)
-        check_dropout(self.feature_dropout, "feature_dropout")
         options = dict(self.options)
         known = {one.name for one in fields(self.layer)} - set(_OF_STACK)
         if unknown := options.keys() - known:
@@ -97,7 +96,7 @@ class GATv2:
         as_read = sorted((name, getattr(first, name)) for name in options)
         object.__setattr__(self, "options", tuple(as_read))
         for name in ("dropout", "feature_dropout"):  # an array would not hash
-            object.__setattr__(self, name, float(getattr(self, name)))
+            object.__setattr__(self, name, as_dropout(getattr(self, name), name))
 
     @property
     def layers(self) -> tuple[Config, ...]:

@@ -90,9 +90,16 @@ def test_its_dimensions_are_those_of_the_features() -> None:
     flat = layer(h.flatten(0, 1), Graph.from_mask(random_mask((2, 3)).flatten(0, 1)))
     assert_agrees(layer(h, Graph.from_mask(random_mask((2, 3)))), flat.unflatten(0, (2, 3)))
     assert layer(h, by_hand).shape == (2, 3, N, 4)
-    for wrong in ((5,), [6], (2.0, 3)):
+    for wrong in ((5,), [6], (2.0, 3), (-2, -3), (-1, 1, -6)):
         with pytest.raises(ValueError, match="`batch_shape` must be"):
             replace(by_hand, batch_shape=wrong).check()  # type: ignore[arg-type]
+
+
+def test_a_file_has_no_negative_sizes(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    replace(Graph.from_mask(random_mask((6,))), batch_shape=(-2, -3)).save(tmp_path / "graph")
+    with pytest.raises(ValueError, match="`batch_shape` must be of sizes that are not negative"):
+        Graph.load(tmp_path / "graph")
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -213,6 +213,64 @@ def test_repeated_entries_are_summed_first(kind: str, flow: Flow) -> None:
     assert rows.tolist() == expected
 
 
+def scipy_with(form: str, **arrays: Any) -> Any:
+    """A matrix of SciPy that was whole when it was made."""
+    matrix = scipy.sparse.eye_array(4).asformat("csr" if form == "bsr" else form)
+    matrix = matrix.tobsr((2, 2)) if form == "bsr" else matrix
+    for name, array in arrays.items():
+        getattr(matrix, name)[:] = array
+    return matrix
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "scipy CSR, past the end": lambda: scipy_with("csr", indptr=[0, 9, 9, 9, 9]),
+    "scipy CSR, past the end and back": lambda: scipy_with("csr", indptr=[0, 99, 0, 0, 0]),
+    "scipy CSR, column": lambda: scipy_with("csr", indices=[0, 1, 99, 3]),
+    "scipy CSC, pointers": lambda: scipy_with("csc", indptr=[0, 3, 2, 3, 4]),
+    "scipy CSC, row": lambda: scipy_with("csc", indices=[0, 1, -1, 3]),
+    "scipy BSR, pointers": lambda: scipy_with("bsr", indptr=[0, 9, 2]),
+    "scipy BSR, column": lambda: scipy_with("bsr", indices=[0, 2]),
+    "scipy COO": lambda: scipy_with("coo", row=[0, 1, 2, 4]),
+    "torch CSR, past the end": lambda: unchecked("csr", [0, 1, 2, 3, 9], [0, 1, 2, 3]),
+    "torch CSR, back": lambda: unchecked("csr", [0, 3, 2, 3, 4], [0, 1, 2, 3]),
+    "torch CSC, too few": lambda: unchecked("csc", [0, 1, 2, 3, 3], [0, 1, 2, 3]),
+    "torch, one sparse dimension": lambda: torch.eye(4).to_sparse(1),
+}
+
+
+def unchecked(layout: str, ptr: list[int], minor: list[int]) -> Tensor:
+    make: Any = getattr(torch, f"sparse_{layout}_tensor")
+    matrix: Tensor = make(ptr, minor, torch.ones(4), (4, 4), check_invariants=False)
+    return matrix
+
+
+@pytest.mark.parametrize("form", BROKEN)
+def test_what_is_no_matrix_is_refused(form: str) -> None:
+    """Before anybody reads past an array's end."""
+    matrix, layer = BROKEN[form](), GraphAttentionV2Layer(4, 6, 2)
+    with pytest.raises(ValueError, match=r"a sparse `adj_mat` must have .*: (make|pass) "):
+        layer(torch.randn(4, 4), matrix)
+
+
+@pytest.mark.parametrize("form", [form for form in BROKEN if form.startswith("scipy")])
+def test_jax_refuses_what_is_no_matrix_of_scipy(form: str) -> None:
+    jax = pytest.importorskip("gatv2.jax")
+    heads = np.ones((4, 2, 3), np.float32)
+    with pytest.raises(ValueError, match="a sparse `adj_mat` must have its entries inside"):
+        jax.gatv2_attention(heads, heads, heads[0], BROKEN[form]())
+
+
+def test_room_behind_the_entries_is_not_read_as_entries() -> None:
+    matrix = scipy.sparse.csr_array(np.eye(4))
+    matrix.indices = np.append(matrix.indices, np.int32(0))
+    matrix.data = np.append(matrix.data, 1.0)
+    layer, h = GraphAttentionV2Layer(4, 6, 2).eval(), torch.randn(4, 4)
+    with pytest.raises(ValueError, match=r"call its `prune\(\)` where they have room for more"):
+        layer(h, matrix)
+    matrix.prune()
+    assert torch.equal(layer(h, matrix), layer(h, torch.arange(4).expand(2, -1)))
+
+
 NOT_FINITE: dict[str, Callable[[Tensor], Any]] = {
     "torch COO": lambda dense: dense.to_sparse_coo(),
     "torch CSR": lambda dense: dense.to_sparse_csr(),

@@ -1,5 +1,7 @@
 """One layer in both worlds: parameters cross, and everything that can hold them gives one answer."""
 
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -275,7 +277,11 @@ def test_what_is_static_is_no_traced_flag_and_may_be_an_array() -> None:
     eqx = pytest.importorskip("gatv2.jax.equinox")
     nnx = pytest.importorskip("flax.nnx")
     in_flax = pytest.importorskip("gatv2.jax.nnx")
-    h, mask, heads = jnp.ones((5, 4), "float32"), np.eye(5, dtype=bool), jnp.ones((5, 2, 3))
+    h, mask, heads = (
+        jnp.ones((5, 4), "float32"),
+        np.eye(5, dtype=bool),
+        jnp.ones((5, 2, 3), "float32"),
+    )
     attend = partial(gat.gatv2_attention, heads, heads, heads[0], mask, seed=1)
     static = partial(gat.gat_attention, heads, heads, heads[0], heads[0], mask, seed=1)
     in_equinox = eqx.GraphAttentionV2Layer(4, 6, 2, key=jax.random.key(0))
@@ -293,13 +299,19 @@ def test_what_is_static_is_no_traced_flag_and_may_be_an_array() -> None:
         jax.jit(lambda flag: static(return_attention=flag))(True)
     with pytest.raises(TypeError, match="`inference` must be known"):
         jax.jit(lambda layer: layer(h, mask, seed=1))(in_equinox)
-    half = jnp.float32(0.5)
+    for half in (jnp.float32(0.5), np.float16(0.5), Fraction(1, 2), Decimal("0.5")):
+        for function in (attend, static):
+            assert np.array_equal(
+                function(dropout=half, negative_slope=half),
+                function(dropout=0.5, negative_slope=0.5),
+            )
+        same = gat.Config(3, 8, 2, dropout=half, leaky_relu_negative_slope=half)
+        assert hash(same) == hash(gat.Config(3, 8, 2, dropout=0.5, leaky_relu_negative_slope=0.5))
     for function in (attend, static):
-        assert np.array_equal(
-            function(dropout=half, negative_slope=half), function(dropout=0.5, negative_slope=0.5)
-        )
-    same = gat.Config(3, 8, 2, dropout=half, leaky_relu_negative_slope=half)
-    assert hash(same) == hash(gat.Config(3, 8, 2, dropout=0.5, leaky_relu_negative_slope=0.5))
+        with pytest.raises(ValueError, match="in the dtype that is computed in"):
+            function(negative_slope=1e300)
+    with pytest.raises(ValueError, match="too large for a float"):
+        gat.Config(3, 8, 2, leaky_relu_negative_slope=10**400)
     with pytest.raises(TypeError, match=r"`params` must be a dict .*apply\(config, params, h"):
         gat.apply(same, h, h, mask, seed=1)
 

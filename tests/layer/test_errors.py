@@ -19,6 +19,7 @@ from gatv2 import (
     gatv2_attention,
     select_kernel,
 )
+from gatv2.functional import gat_attention
 from gatv2.inference import apply_in_blocks
 from gatv2.ranking import measure_ranking
 
@@ -134,6 +135,26 @@ CONSTRUCTORS: dict[str, Case] = {
         TypeError,
         "`leaky_relu_negative_slope` must be a finite number; got a Tensor: take its value with "
         "`.item()`",
+    ),
+    "slope too large for a float": (
+        lambda: layer(leaky_relu_negative_slope=10**400),
+        ValueError,
+        "`leaky_relu_negative_slope` must be a finite number; got one that is too large for a float",
+    ),
+    "complex slope of NumPy": (
+        lambda: layer(leaky_relu_negative_slope=wrong(np.complex64(0.5))),
+        TypeError,
+        "`leaky_relu_negative_slope` must be a finite number; got (0.5+0j)",
+    ),
+    "dropout of an array": (
+        lambda: layer(dropout=wrong(np.array([0.5]))),
+        TypeError,
+        "`dropout` must be a number in [0, 1), 0 for none; got array([0.5])",
+    ),
+    "dropout of an object": (
+        lambda: layer(dropout=wrong({0.5})),
+        TypeError,
+        "`dropout` must be a number in [0, 1), 0 for none; got {0.5}",
     ),
     "layers and a half": (
         lambda: GATv2(3, 8, 2, n_layers=wrong(2.5)),
@@ -553,6 +574,45 @@ FUNCTIONS: dict[str, Case] = {
         lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, negative_slope=float("nan")),
         ValueError,
         "`negative_slope` must be a finite number; got nan",
+    ),
+    "slope too large for float32": (
+        lambda: gatv2_attention(QUERY, QUERY, ATTN, EDGE_INDEX, negative_slope=1e300),
+        ValueError,
+        "`negative_slope` must be a finite number in the dtype that is computed in, which holds none "
+        "above 3.4e+38; got 1e+300",
+    ),
+    "slope too large for the static control": (
+        lambda: gat_attention(QUERY, QUERY, ATTN, ATTN, EDGE_INDEX, negative_slope=-1e300),
+        ValueError,
+        "`negative_slope` must be a finite number in the dtype that is computed in, which holds none "
+        "above 3.4e+38; got -1e+300",
+    ),
+    "sparse edge index": (
+        lambda: Graph.from_edge_index(EDGE_INDEX.to_sparse(), 5),
+        TypeError,
+        "an edge index must be a dense tensor; got one of layout torch.sparse_coo: convert it with "
+        "`edge_index.to_dense()`, or pass a sparse matrix, as the graph, to a layer itself",
+    ),
+    "sparse mask of a graph": (
+        lambda: Graph.from_mask(torch.ones(5, 5, 1, dtype=torch.bool).to_sparse()),
+        TypeError,
+        "`mask` must be a dense tensor; got one of layout torch.sparse_coo: convert it with "
+        "`mask.to_dense()`",
+    ),
+    "graph in a layout of its own": (
+        lambda: layer()(H, torch.eye(5).to_mkldnn()),
+        TypeError,
+        "got one of layout torch._mkldnn: convert it with `adj_mat.to_dense()`",
+    ),
+    "features in a layout of their own": (
+        lambda: layer()(H.to_mkldnn(), EDGE_INDEX),
+        TypeError,
+        "got one of layout torch._mkldnn: convert it with `h.to_dense()`",
+    ),
+    "blocks of no layer of ours": (
+        lambda: apply_in_blocks(wrong(torch.nn.Linear(3, 3).eval()), H, EDGE_INDEX),
+        TypeError,
+        "`layer` must be a GraphAttentionV2Layer or a GraphAttentionLayer; got Linear: ",
     ),
     "graph of floats": (
         lambda: Graph.from_edge_index(EDGE_INDEX.float(), 5),

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gatv2 import GATv2, Graph, GraphAttentionLayer, GraphAttentionV2Layer
+import gatv2.pyg
+from gatv2 import GATv2, Graph, GraphAttentionLayer, GraphAttentionV2Layer, gatv2_attention
 from gatv2.distributed import Partition
+from gatv2.functional import gat_attention, gat_scores, gatv2_scores
 from gatv2.inference import apply_in_blocks
 from gatv2.testing import assert_agrees
 
@@ -148,6 +153,43 @@ def test_integers_of_numpy_are_sizes_and_seeds(kind: Any) -> None:
         model.double().inference(H.double(), EDGES, block_size=kind(2)), model(H.double(), EDGES)
     )
     assert len(Partition.split(GRAPH, kind(2))) == 2
+
+
+@pytest.mark.parametrize(
+    "kind", [np.float16, np.longdouble, np.array, Fraction, Decimal, np.float64]
+)
+def test_numbers_of_others_are_slopes_and_probabilities(kind: Any) -> None:
+    query, number = H.view(5, 2, 2), kind(0.5)
+    attn = query[0]
+    for call in (
+        partial(gatv2_attention, query, query, attn, EDGES, seed=3),
+        partial(gatv2_attention, query, query, attn, EDGES, seed=3, kernel="torch"),
+        partial(gatv2_attention, query, query, attn, torch.ones(5, 5, 1) > 0, seed=3),
+        partial(gat_attention, query, query, attn, attn, EDGES, seed=3),
+    ):
+        out = call(negative_slope=number, dropout=number)
+        assert torch.equal(out, call(negative_slope=0.5, dropout=0.5))
+    for score in (
+        partial(gatv2_scores, query, query, attn, EDGES),
+        partial(gat_scores, query, query, attn, attn, EDGES),
+    ):
+        assert torch.equal(score(negative_slope=number), score(negative_slope=0.5))
+
+    def outcome(number: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        slope: dict[str, Any] = {"dropout": number, "leaky_relu_negative_slope": number}
+        models = (
+            GraphAttentionV2Layer(4, 6, 2, **slope),
+            GraphAttentionLayer(4, 6, 2, **slope),
+            GATv2(4, 8, 3, n_heads=2, feature_dropout=number, **slope),
+        )
+        assert type(models[0].dropout) is type(models[0].leaky_relu_negative_slope) is float
+        outs = [model(H, EDGES) for model in models]
+        conv = gatv2.pyg.GATv2Conv(4, 3, 2, dropout=number, negative_slope=number)
+        return [*outs, conv(H, EDGES)]
+
+    for result, expected in zip(outcome(number), outcome(0.5), strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_a_graph_of_numpy_is_read_by_a_layer() -> None:

@@ -387,6 +387,17 @@ def test_entries_outside_are_refused(form: str) -> None:
         as_features(matrix)
 
 
+@pytest.mark.parametrize("form", ["csc", "bsr", "coo"])
+def test_entries_of_scipy_outside_are_refused(form: str) -> None:
+    matrix = scipy.sparse.csr_array(np.eye(4)).asformat(form)
+    if form == "coo":
+        matrix.row[1] = 99
+    else:
+        matrix.indptr[1] = 99
+    with pytest.raises(ValueError, match="a sparse `h` must have its entries inside, "):
+        as_features(matrix)
+
+
 def test_a_matrix_is_converted_and_sorted_once_unless_it_has_changed() -> None:
     h = torch.tensor([[0.0, 2.0], [1.0, 0.0]]).to_sparse()
     first = as_features(h)

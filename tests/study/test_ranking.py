@@ -277,6 +277,26 @@ def test_bad_input(arguments: dict[str, Any], message: str) -> None:
         measure_scores(**arguments)
 
 
+@pytest.mark.parametrize("seed", [2.5, "3", None])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(TypeError, match="`seed` must be an int; got"):
+        measure_scores(np.ones((9, 3)), seed=seed)
+    with pytest.raises(ValueError, match="`seed` must be 0 or more; got -1"):
+        measure_scores(np.ones((9, 3)), seed=-1)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.longdouble])
+def test_large_integers_are_ranked_as_they_are(dtype: Any) -> None:
+    """Float64 takes neighbours above 2**53 for one; a longer float is compared in float64."""
+    few = np.array([[0, 1, 2], [2, 0, 1]])
+    large = (few.astype(np.uint64) + 2**60).astype(dtype)
+    expected = measure_scores(np.zeros_like(few) if dtype is np.longdouble else few)
+    assert repr(measure_scores(large)) == repr(expected)
+    if dtype is np.int64:
+        assert repr(measure_scores(torch.from_numpy(large))) == repr(expected)
+        assert measure_scores(large, rtol=1e-9).is_static
+
+
 @pytest.mark.parametrize("max_queries", [2.5, 3.0, math.inf, "3", None])
 def test_a_sample_has_a_whole_number_of_queries(max_queries: Any) -> None:
     with pytest.raises(TypeError, match="`max_queries` must be an int; got"):
