@@ -79,6 +79,12 @@ def assert_one_answer(layer: Any, h: Any, adj_mat: Any, in_jax: Any, **inputs: A
         assert_agrees(gat.as_torch(gradient), grad)
 
 
+def test_another_answer_is_rejected() -> None:
+    layer = gatv2.GraphAttentionV2Layer(5, 6, 2, dtype=torch.float64)
+    with pytest.raises(AssertionError):
+        assert_one_answer(layer, normal(N, 5), EDGE_INDEX, EDGE_INDEX.flip(0).numpy())
+
+
 @pytest.mark.parametrize("form", ["edges", "mask"])
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_options(options: dict[str, Any], form: str) -> None:

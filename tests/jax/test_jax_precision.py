@@ -53,6 +53,19 @@ def assert_as_rounded(function: Callable[..., Any], n_vectors: int, given: str) 
         assert_rounded_once(gat.as_torch(a), gat.as_torch(e))
 
 
+@pytest.mark.parametrize("given", GIVEN)
+def test_what_is_off_or_of_another_dtype_is_rejected(given: str) -> None:
+    def off(query: Any, *_: Any) -> Any:
+        return (query * (1 if query.dtype == "float64" else 1.1),)
+
+    def wide(query: Any, *_: Any) -> Any:
+        return (query.astype("float32"),)
+
+    for function in (off, wide):
+        with pytest.raises(AssertionError):
+            assert_as_rounded(function, 1, given)
+
+
 def with_gradients(function: Callable[..., Any], *features: Any) -> Any:
     """Results, and the gradients of random cotangents of theirs."""
     results, pullback = jax.vjp(function, *features)

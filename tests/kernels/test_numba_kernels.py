@@ -120,6 +120,14 @@ def assert_as_good(actual: list[Tensor], reference: list[Tensor], exact: list[Te
         assert_agrees(a, e.double(), r)
 
 
+@pytest.mark.parametrize("worse", [torch.full((4,), 1.01), torch.ones(4, dtype=torch.float64)])
+def test_worse_results_are_rejected(worse: Tensor) -> None:
+    one = torch.ones(4)
+    assert_as_good([one], [one], [one.double()])
+    with pytest.raises(AssertionError):
+        assert_as_good([worse], [one], [one.double()])
+
+
 @pytest.mark.parametrize(
     ("n_heads", "n_hidden", "edge_dim"), [*((*s, None) for s in SHAPES), *SHAPES_WITH_EDGES]
 )

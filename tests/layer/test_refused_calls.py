@@ -51,6 +51,12 @@ def assert_waits(layer: Any) -> None:
     assert layer.in_features in (-1, (-1, -1))
 
 
+@pytest.mark.parametrize("in_features", [4, (4, -1)])
+def test_a_layer_that_knows_a_size_waits_no_more(in_features: Any) -> None:
+    with pytest.raises(AssertionError):
+        assert_waits(GraphAttentionV2Layer(in_features, 6, 2))
+
+
 @pytest.mark.parametrize("adj_mat", REFUSED.values(), ids=REFUSED.keys())
 def test_sizes_stay_unknown(adj_mat: object) -> None:
     for loops in (False, True):

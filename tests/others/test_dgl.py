@@ -253,3 +253,14 @@ def assert_same_as_dgl(
         assert_agrees(a, e)
     conv.load_state_dict(to_dgl(layer))
     assert torch.equal(theirs(*h)[0].flatten(1), expected[0])
+
+
+def test_another_layer_is_rejected(dgl: Any) -> None:
+    graph = GRAPHS[next(iter(GRAPHS))](dgl)
+    h = (torch.randn(graph.num_src_nodes(), 5).double(),)
+    conv, other = (
+        dgl.nn.pytorch.GATv2Conv(5, 3, 2, allow_zero_in_degree=True).double() for _ in range(2)
+    )
+    conv.state_dict = other.state_dict
+    with pytest.raises(AssertionError):
+        assert_same_as_dgl(conv, graph, h, (False, False))
