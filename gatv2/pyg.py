@@ -118,13 +118,16 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         return rows.flip(0) if self.flow == "source_to_target" else rows
 
     def _attend_at_once(
-        self, x: Any, edge_index: Tensor | Graph, edge_attr: Tensor | None
+        self, x: object, edge_index: Tensor | Graph, edge_attr: Tensor | None
     ) -> Tensor | None:
         """The result, made faster by one function of autograd's for all of it; None elsewhere."""
         modules, att = self._modules, self._parameters.get("att")
         if is_seen() or type(att) not in PLAIN:
             return None
-        x_key, x_query = x if type(x) in (tuple, list) and len(x) == 2 else (x, x)
+        x_key: object = x
+        x_query: object = x
+        if isinstance(x, (tuple, list)) and len(x) == 2:
+            x_key, x_query = x
         if edge_attr is not None:
             rows = edge_index.key_index if isinstance(edge_index, Graph) else edge_index[0]
             edge_attr = self._checked_attr(edge_attr, rows.shape[0])
