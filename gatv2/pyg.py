@@ -126,8 +126,12 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             return None
         x_key, x_query = x if type(x) in (tuple, list) and len(x) == 2 else (x, x)
         if edge_attr is not None:
-            rows = edge_index.key_index if isinstance(edge_index, Graph) else edge_index[0]
-            edge_attr = self._checked_attr(edge_attr, rows.shape[0])
+            if isinstance(edge_index, Graph):
+                n_edges = edge_index.n_edges
+            else:
+                check_edge_index(edge_index)
+                n_edges = edge_index.shape[1]
+            edge_attr = self._checked_attr(edge_attr, n_edges)
         linears = modules.get("lin_r"), modules.get("lin_l"), modules.get("lin_edge")
         attn = att.view(self.heads, self.out_channels)
         projections = as_projections(x_query, x_key, edge_attr, linears, attn, _PYG_LINEAR)

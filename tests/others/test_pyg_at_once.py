@@ -117,3 +117,13 @@ def test_scalars_of_edges() -> None:
     out = conv(x, edges(), weight)
     assert is_at_once(out)
     assert torch.equal(out, conv(x, edges(), weight.unsqueeze(1)))
+
+
+@pytest.mark.parametrize("shape", [(N_EDGES,), (), (0,), (0, 2), (N_EDGES, 2), (3, N_EDGES)])
+@pytest.mark.parametrize("has_edge_attr", [False, True])
+def test_an_edge_index_of_another_shape_is_refused_as_such(
+    shape: tuple[int, ...], has_edge_attr: bool
+) -> None:
+    edge_attr = features(N_EDGES, EDGE_DIM) if has_edge_attr else None
+    with pytest.raises(ValueError, match="an edge index must have shape"):
+        make(edge_dim=EDGE_DIM)(features(), torch.zeros(shape, dtype=torch.long), edge_attr)
