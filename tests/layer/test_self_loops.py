@@ -385,3 +385,12 @@ def test_pointers_of_loops_that_were_written_to_read_no_foreign_memory(pointer: 
     assert actual is not None
     assert expected is not None
     assert torch.equal(actual, expected)
+
+
+def test_features_of_loops_may_wait_to_be_negated() -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1], [1, 1]]), 2)
+    given = torch.tensor([1j, 2j]).conj().imag
+    assert given.is_neg()
+    _, filled = add_self_loops(graph, torch.ones(2, 2), given)
+    assert filled is not None
+    assert torch.equal(filled, torch.tensor([[1.0, 1], [-1, -2], [-1, -2]]))
