@@ -1,6 +1,7 @@
 """Attention as pure functions: check the inputs, bring the graph to a backend's form, call a kernel."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
@@ -321,6 +322,17 @@ def with_self_loops(
     if type(with_loops) is not Graph:
         return None
     return projections._replace(edge_features=x), with_loops
+
+
+def add_in_place(out: Tensor, terms: Iterable[Tensor]) -> Tensor:
+    """What :func:`attend_projected` gave, which nobody else has seen, and further terms.
+
+    A sum with a term that is wider than it, or of another dtype, is made anew: it has another form.
+    """
+    for term in terms:
+        fits = term.dtype is out.dtype and term.shape in (out.shape, out.shape[-1:])
+        out = out.add_(term) if fits else out + term
+    return out
 
 
 def _choose_for_projections(

@@ -3,7 +3,13 @@
 from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, NodeFeatures, Projected
-from gatv2.functional import attend, attend_projected, gatv2_scores, with_self_loops
+from gatv2.functional import (
+    add_in_place,
+    attend,
+    attend_projected,
+    gatv2_scores,
+    with_self_loops,
+)
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
@@ -161,9 +167,7 @@ class GraphAttentionV2Layer(GraphAttention):
             return None
         if not self.is_concat and self.n_heads > 1:
             out = out.unflatten(-1, attn.shape).mean(-2)
-        for term in self.further_terms(projections.h_query, out.dtype):
-            out += term  # nobody else has seen it
-        return out
+        return add_in_place(out, self.further_terms(projections.h_query, out.dtype))
 
     def _options(
         self,

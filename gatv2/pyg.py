@@ -14,7 +14,7 @@ from torch_geometric.nn.dense import Linear
 from torch_geometric.typing import SparseTensor, torch_sparse
 
 from gatv2.convert.pyg import check_flow, our_fill_value, overridden
-from gatv2.functional import attend, attend_projected, with_self_loops
+from gatv2.functional import add_in_place, attend, attend_projected, with_self_loops
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
 from gatv2.graph.edge_index import check_edge_index
@@ -129,8 +129,12 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         if isinstance(x, (tuple, list)) and len(x) == 2:
             x_key, x_query = x
         if edge_attr is not None:
-            rows = edge_index.key_index if isinstance(edge_index, Graph) else edge_index[0]
-            edge_attr = self._checked_attr(edge_attr, rows.shape[0])
+            if isinstance(edge_index, Graph):
+                n_edges = edge_index.n_edges
+            else:
+                check_edge_index(edge_index)
+                n_edges = edge_index.shape[1]
+            edge_attr = self._checked_attr(edge_attr, n_edges)
         linears = modules.get("lin_r"), modules.get("lin_l"), modules.get("lin_edge")
         attn = att.view(self.heads, self.out_channels)
         projections = as_projections(x_query, x_key, edge_attr, linears, attn, _PYG_LINEAR)
@@ -147,9 +151,7 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             return None
         if not self.concat and self.heads > 1:
             out = out.unflatten(-1, attn.shape).mean(-2)
-        for term in self._further_terms(projections.h_query):
-            out += term  # nobody else has seen it
-        return out
+        return add_in_place(out, self._further_terms(projections.h_query))
 
     def _options(self, edges: EdgeInputs | None, returns_attention: bool) -> AttendOptions:
         return {

@@ -119,7 +119,7 @@ def fill_features(
         return None
     given: Array | Literal["mean", "sum"]
     if isinstance(filling, Tensor):
-        given = filling.numpy()
+        given = filling.numpy(force=True)  # of one that is to be negated, too
     elif filling == "mean" or filling == "sum":
         given = filling
     else:

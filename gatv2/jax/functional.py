@@ -181,7 +181,7 @@ def gatv2_attention(
         IndexError: an index of an edge is out of range, where it can be seen.
 
     Example:
-        >>> import numpy as np
+        >>> import jax.numpy as jnp
         >>> query, key = jnp.ones((3, 2, 4)), jnp.ones((3, 2, 4))
         >>> edge_index = jnp.array([[0, 0, 1], [1, 2, 2]])
         >>> out, alpha = gatv2_attention(
@@ -256,7 +256,7 @@ def gatv2_scores(
         `[*batch, n_queries, n_keys, n_heads]` (dense); -inf where a head has no edge.
 
     Example:
-        >>> import numpy as np
+        >>> import jax.numpy as jnp
         >>> query, key = jnp.array([[[1.0]], [[-3.0]]]), jnp.array([[[2.0]], [[-1.0]]])
         >>> edge_index = jnp.array([[0, 1, 0], [0, 0, 1]])
         >>> gatv2_scores(query, key, jnp.ones((1, 1)), edge_index).squeeze()
@@ -340,7 +340,7 @@ def gat_attention(
     `attn_key` are :math:`a_1` and :math:`a_2`, each `[n_heads, n_hidden]`. Computed with plain JAX.
 
     Example:
-        >>> import numpy as np
+        >>> import jax.numpy as jnp
         >>> features, a = jnp.ones((3, 2, 4)), jnp.ones((2, 4))
         >>> gat_attention(features, features, a, a, jnp.array([[0, 0, 1], [1, 2, 2]])).shape
         (3, 2, 4)
@@ -389,7 +389,7 @@ def gat_scores(
     """The scores :math:`e_{ij}` of :func:`gat_attention`, as :func:`gatv2_scores` returns them.
 
     Example:
-        >>> import numpy as np
+        >>> import jax.numpy as jnp
         >>> query, key = jnp.array([[[1.0]], [[-3.0]]]), jnp.array([[[2.0]], [[-1.0]]])
         >>> one = jnp.ones((1, 1))
         >>> gat_scores(query, key, one, one, jnp.array([[0, 1, 0], [0, 0, 1]])).squeeze()

@@ -88,6 +88,8 @@ def fill_features(
         >>> fill_features(features, kept, ptr, edge_id, 2, "mean", 1).tolist()
         [[1.0], [4.0], [2.5], [0.0]]
     """
+    if not _are_pointers(query_ptr, edge_id.size):
+        return None
     n_kept, n_features = kept.size, features.shape[1]
     out = empty((n_kept + n_loops, n_features), features.dtype)
     n_chunks = count_chunks(2 * out.size)
@@ -114,6 +116,15 @@ def fill_features(
 
 def _totals(n_features: int, n_threads: int) -> tuple[Array]:
     return (empty_rows(n_threads, n_features, np.float64),)
+
+
+@kernel
+def _are_pointers(ptr: Integers, n_edges: Index) -> Truth:
+    """Whether these ascend from 0 to the number of edges."""
+    does_ascend = ptr[0] == 0 and ptr[-1] == n_edges
+    for i in range(ptr.size - 1):
+        does_ascend &= ptr[i] <= ptr[i + 1]
+    return does_ascend
 
 
 @kernel

@@ -523,6 +523,15 @@ def test_a_bias_of_another_shape_is_left_to_its_module() -> None:
     out.backward(torch.randn_like(out))
 
 
+def test_a_wider_bias_widens_the_result() -> None:
+    layer, h, graph = make(), features(), edges()
+    without = layer(h, graph)
+    layer.bias = nn.Parameter(torch.rand(3, N_NODES, N_OUT))
+    out = layer(h, graph)
+    assert is_at_once(out)
+    assert torch.equal(out, without + layer.bias)
+
+
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's own, about gradients of what is no leaf
 @pytest.mark.parametrize("is_biased", [False, True])
 def test_compiled_autograd_reads_the_functions(is_biased: bool) -> None:

@@ -373,3 +373,24 @@ def test_loops_of_a_graph_that_was_written_to_read_no_foreign_memory() -> None:
     graph.self_loops.kept[1] = 1 << 40
     with pytest.raises(IndexError):
         add_self_loops(graph, torch.ones(3, 2), "mean")
+
+
+@pytest.mark.parametrize("pointer", [-5, 5, 1 << 30])
+def test_pointers_of_loops_that_were_written_to_read_no_foreign_memory(pointer: int) -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1, 2], [1, 2, 0]]), 3)
+    features = torch.arange(6.0).view(3, 2)
+    _, expected = add_self_loops(graph, features, "mean")
+    graph.self_loops.graph.query_ptr[1] = pointer
+    _, actual = add_self_loops(graph, features, "mean")
+    assert actual is not None
+    assert expected is not None
+    assert torch.equal(actual, expected)
+
+
+def test_features_of_loops_may_wait_to_be_negated() -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1], [1, 1]]), 2)
+    given = torch.tensor([1j, 2j]).conj().imag
+    assert given.is_neg()
+    _, filled = add_self_loops(graph, torch.ones(2, 2), given)
+    assert filled is not None
+    assert torch.equal(filled, torch.tensor([[1.0, 1], [-1, -2], [-1, -2]]))

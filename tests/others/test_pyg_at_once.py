@@ -117,3 +117,35 @@ def test_scalars_of_edges() -> None:
     out = conv(x, edges(), weight)
     assert is_at_once(out)
     assert torch.equal(out, conv(x, edges(), weight.unsqueeze(1)))
+
+
+@pytest.mark.parametrize("shape", [(N_EDGES,), (), (0,), (0, 2), (N_EDGES, 2), (3, N_EDGES)])
+@pytest.mark.parametrize("has_edge_attr", [False, True])
+def test_an_edge_index_of_another_shape_is_refused_as_such(
+    shape: tuple[int, ...], has_edge_attr: bool
+) -> None:
+    edge_attr = features(N_EDGES, EDGE_DIM) if has_edge_attr else None
+    with pytest.raises(ValueError, match="an edge index must have shape"):
+        make(edge_dim=EDGE_DIM)(features(), torch.zeros(shape, dtype=torch.long), edge_attr)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        torch.rand(8, dtype=torch.float64),
+        torch.rand(8, dtype=torch.float16),
+        torch.rand(2, N_NODES, 8),
+        torch.rand(N_NODES, 8),
+        torch.rand(1),
+    ],
+)
+def test_a_bias_of_another_form_makes_the_result_that_of_a_sum(bias: Tensor) -> None:
+    conv = make()
+    without = conv(features(), edges())
+    conv.bias = nn.Parameter(bias)
+    actual, expected = conv(features(), edges()), without + bias
+    assert is_at_once(actual)
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)
+    actual.sum().backward()
+    assert conv.bias.grad.shape == bias.shape
