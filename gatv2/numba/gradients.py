@@ -186,7 +186,8 @@ class Gradients:
     def _d_bias(self, bias: Array) -> Array:
         launch, d_bias = self.launch, self.d_bias
         if bias.shape[-1] > 1:
-            d_bias = launch.tiles.crop_heads(d_bias, launch.arguments.n_threads)
+            call = launch.arguments
+            d_bias = launch.tiles.crop_heads(d_bias, call.n_threads, call.memory[5])
         elif launch.bias_order is not None:
             n_threads = launch.arguments.n_threads
             d_bias = moved(d_bias.ravel(), launch.bias_order, n_threads, goes_back=True)
