@@ -23,6 +23,7 @@ from gatv2.graph.adjacency import (
 from gatv2.graph.check import check_again
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
 from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
+from gatv2.graph.edges import is_trusted
 from gatv2.graph.part import AttendOptions
 from gatv2.graph.self_loops import FillValue, add_self_loops
 from gatv2.graph.served import (
@@ -315,7 +316,9 @@ def with_self_loops(
     if projections.n_keys != n_nodes:
         return None
     prepared = as_graph(graph, (n_nodes, n_nodes), flow)
-    if type(prepared) is not Graph or (prepared.n_queries, prepared.n_keys) != (n_nodes, n_nodes):
+    if type(prepared) is not Graph or not is_trusted(prepared):  # one made by hand is checked first
+        return None
+    if (prepared.n_queries, prepared.n_keys) != (n_nodes, n_nodes):
         return None
     check_flow_of_graph(prepared.flow, flow)
     with_loops, x = add_self_loops(prepared, projections.edge_features, fill_value)

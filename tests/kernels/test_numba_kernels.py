@@ -21,7 +21,7 @@ from gatv2.testing import assert_agrees, value_and_gradients
 pytest.importorskip("numba")
 
 from gatv2.dense import numba_kernel as dense_loops
-from gatv2.numba import call, gradients, threads, tiles
+from gatv2.numba import call, gradients, padding, threads, tiles
 from gatv2.numba.rows import BLOCK, STRIP
 
 FUSED: dict[str, Kernel] = {kernel.backend: kernel for kernel in KERNELS if kernel.name == "numba"}
@@ -359,7 +359,7 @@ def test_memory_is_written_before_it_is_read(
     def poisoned(shape: tuple[int, ...], dtype: Any, _given: object = None) -> Any:
         return np.full(shape, np.nan if np.issubdtype(dtype, np.floating) else 0x5A, dtype)
 
-    for module in (call, tiles, gradients, dense_loops):
+    for module in (call, padding, gradients, dense_loops):
         monkeypatch.setattr(module, "empty", poisoned)
     assert_same_bits(outcome(FUSED[backend], features, mask, cotangent), expected)
     assert np.isnan(vars(call)["empty"]((2,), np.float32)).all()
