@@ -282,17 +282,34 @@ def attend(
 
 
 def attend_projected(
-    projections: Projections, attn: Tensor, graph: object, flow: Flow, options: AttendOptions
+    projections: Projections,
+    attn: Tensor,
+    graph: object,
+    flow: Flow,
+    options: AttendOptions,
+    fill_value: FillValue | None = None,
 ) -> Tensor | None:
     """The output of :func:`gatv2_attention` for what are projections, its heads side by side.
 
     They are differentiated as a whole: None where no kernel does that. The options have nothing of
-    edges, whose features and projection are among the projections.
+    edges, whose features and projection are among the projections. With a fill value each node has a
+    self-loop, of such features: None for a sampled block, in which some are queries and keys, and for
+    what is refused elsewhere.
     """
+    n_nodes = projections.h_query.shape[0], projections.n_keys
     if type(graph) is not Graph:
-        graph = as_graph(graph, (projections.h_query.shape[0], projections.n_keys), flow)
+        graph = as_graph(graph, n_nodes, flow)
         if type(graph) is not Graph:
             return None
+    if fill_value is not None:
+        is_square = (graph.n_queries, graph.n_keys) == n_nodes and n_nodes[0] == n_nodes[1]
+        if not is_square or not is_trusted(graph):  # one made by hand is checked first
+            return None
+        check_flow_of_graph(graph.flow, flow)
+        graph, x = add_self_loops(graph, projections.edge_features, fill_value)
+        if type(graph) is not Graph:
+            return None
+        projections, flow = projections._replace(edge_features=x), "target_to_source"
     marks = marks_of_projections(projections, attn, graph, flow, options)
     if marks is None:
         return None
@@ -304,34 +321,21 @@ def attend_projected(
     return attend_to_projections(attention.bound, projections, attn, _seed(attn, options))
 
 
-def with_self_loops(
-    projections: Projections, graph: object, flow: Flow, fill_value: FillValue
-) -> tuple[Projections, Graph] | None:
-    """What :func:`attend_projected` gets for a list of edges with a self-loop at each node.
-
-    The graph is to be read by the default flow. None for what is no list of the edges between so many
-    nodes: of a sampled block, in which some are queries and keys, or of what is refused elsewhere.
-    """
-    n_nodes = projections.h_query.shape[0]
-    if projections.n_keys != n_nodes:
-        return None
-    prepared = as_graph(graph, (n_nodes, n_nodes), flow)
-    if type(prepared) is not Graph or not is_trusted(prepared):  # one made by hand is checked first
-        return None
-    if (prepared.n_queries, prepared.n_keys) != (n_nodes, n_nodes):
-        return None
-    check_flow_of_graph(prepared.flow, flow)
-    with_loops, x = add_self_loops(prepared, projections.edge_features, fill_value)
-    if type(with_loops) is not Graph:
-        return None
-    return projections._replace(edge_features=x), with_loops
-
-
-def add_in_place(out: Tensor, terms: Iterable[Tensor]) -> Tensor:
-    """What :func:`attend_projected` gave, which nobody else has seen, and further terms.
+def join_in_place(
+    out: Tensor, heads: tuple[int, ...], terms: Iterable[Tensor], *, is_concat: bool
+) -> Tensor:
+    """A layer's result, of what :func:`attend_projected` gave: nobody else has seen that.
 
     A sum with a term that is wider than it, or of another dtype, is made anew: it has another form.
+
+    Args:
+        out: heads side by side.
+        heads: their number, and features of one.
+        terms: what is added, one after the other.
+        is_concat: whether heads stay side by side; else their mean is taken.
     """
+    if not is_concat and heads[0] > 1:
+        out = out.unflatten(-1, heads).mean(-2)
     for term in terms:
         fits = term.dtype is out.dtype and term.shape in (out.shape, out.shape[-1:])
         out = out.add_(term) if fits else out + term

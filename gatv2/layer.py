@@ -3,13 +3,7 @@
 from torch import Tensor, nn
 
 from gatv2.base import GraphAttention, NodeFeatures, Projected
-from gatv2.functional import (
-    add_in_place,
-    attend,
-    attend_projected,
-    gatv2_scores,
-    with_self_loops,
-)
+from gatv2.functional import attend, attend_projected, gatv2_scores, join_in_place
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
@@ -156,18 +150,13 @@ class GraphAttentionV2Layer(GraphAttention):
             return None
         if seed is not None:
             as_seed(seed, attn.device)
-        options, flow = self._options(None, None, seed, return_attention=False), self.flow
-        if self.add_self_loops:
-            with_loops = with_self_loops(projections, adj_mat, flow, self.fill_value)
-            if with_loops is None:
-                return None
-            (projections, adj_mat), flow = with_loops, "target_to_source"
-        out = attend_projected(projections, attn, adj_mat, flow, options)
+        options = self._options(None, None, seed, return_attention=False)
+        fill_value = self.fill_value if self.add_self_loops else None
+        out = attend_projected(projections, attn, adj_mat, self.flow, options, fill_value)
         if out is None:
             return None
-        if not self.is_concat and self.n_heads > 1:
-            out = out.unflatten(-1, attn.shape).mean(-2)
-        return add_in_place(out, self.further_terms(projections.h_query, out.dtype))
+        terms = self.further_terms(projections.h_query, out.dtype)
+        return join_in_place(out, attn.shape, terms, is_concat=self.is_concat)
 
     def _options(
         self,

@@ -199,16 +199,16 @@ def _as_product(
     return (h, weight, bias) if fits else None  # type: ignore[return-value]
 
 
-_GIVEN = "fill_value", "loop_bias"
-"""Names of what a layer is given; it may be a parameter, and learned."""
-
-
 def are_parameters_freed() -> bool:
     """Whether FSDP may free the memory of parameters between its passes, for which there is a group.
 
     `Tensor.numpy` has memory never change its size again: copies are read then.
     """
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+_GIVEN = "fill_value", "loop_bias"
+"""Names of what a layer is given; it may be a parameter, and learned."""
 
 
 def reset_parameters(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch_geometric.nn.dense import Linear
 from torch_geometric.typing import SparseTensor, torch_sparse
 
 from gatv2.convert.pyg import check_flow, our_fill_value, overridden
-from gatv2.functional import add_in_place, attend, attend_projected, with_self_loops
+from gatv2.functional import attend, attend_projected, join_in_place
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
 from gatv2.graph.edge_index import check_edge_index
@@ -140,18 +140,13 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         projections = as_projections(x_query, x_key, edge_attr, linears, attn, _PYG_LINEAR)
         if projections is None:
             return None
-        graph, flow = edge_index, self.flow
-        if self.add_self_loops:
-            with_loops = with_self_loops(projections, graph, flow, our_fill_value(self))
-            if with_loops is None:
-                return None
-            (projections, graph), flow = with_loops, "target_to_source"
-        out = attend_projected(projections, attn, graph, flow, self._options(None, False))
+        options = self._options(None, False)
+        fill_value = our_fill_value(self) if self.add_self_loops else None
+        out = attend_projected(projections, attn, edge_index, self.flow, options, fill_value)
         if out is None:
             return None
-        if not self.concat and self.heads > 1:
-            out = out.unflatten(-1, attn.shape).mean(-2)
-        return add_in_place(out, self._further_terms(projections.h_query))
+        terms = self._further_terms(projections.h_query)
+        return join_in_place(out, attn.shape, terms, is_concat=self.concat)
 
     def _options(self, edges: EdgeInputs | None, returns_attention: bool) -> AttendOptions:
         return {

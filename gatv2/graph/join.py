@@ -61,9 +61,10 @@ def join(make: type[Edges], graphs: Sequence[Edges]) -> Edges:
     """
     joined = None if torch.compiler.is_compiling() else _joined_in_place(graphs)
     edges, n_keys, flow, is_bipartite, has_more = joined or _joined_by_copies(graphs)
-    if joined is not None and not has_more:
-        return of_sorted(make, edges, n_keys=n_keys, flow=flow, is_bipartite=is_bipartite)
-    batch = trusted(make(*edges, n_keys=n_keys, flow=flow, is_bipartite=is_bipartite))
+    if joined is None:
+        batch = trusted(make(*edges, n_keys=n_keys, flow=flow, is_bipartite=is_bipartite))
+    else:
+        batch = of_sorted(make, edges, n_keys=n_keys, flow=flow, is_bipartite=is_bipartite)
     if not has_more:
         return batch
     return changed(

@@ -142,9 +142,8 @@ class LayerOptions:
         self._check_sizes()
         check_bias(self.bias)
         for name, read in (("dropout", as_dropout), ("leaky_relu_negative_slope", as_slope)):
-            object.__setattr__(
-                self, name, read(getattr(self, name), name)
-            )  # an array would not hash
+            # an array would not hash
+            object.__setattr__(self, name, read(getattr(self, name), name))
         check_flow(self.flow)
         check_backend(self.backend)
         for name in ("fill_value", "loop_bias"):

@@ -12,6 +12,7 @@ from gatv2.numba.arguments import Flags, Floats, Index, Integers, Truth
 from gatv2.numba.compile import kernel
 from gatv2.numba.memory import Array, empty, empty_rows
 from gatv2.numba.rows import rows_of
+from gatv2.numba.sparse_product import is_matrix
 from gatv2.numba.team import row_of, share_out
 from gatv2.numba.threads import Chunks, count_chunks, next_chunk, run_chunks
 
@@ -88,9 +89,9 @@ def fill_features(
         >>> fill_features(features, kept, ptr, edge_id, 2, "mean", 1).tolist()
         [[1.0], [4.0], [2.5], [0.0]]
     """
-    if not _are_pointers(query_ptr, edge_id.size):
-        return None
     n_kept, n_features = kept.size, features.shape[1]
+    if not is_matrix(query_ptr, edge_id, n_kept + n_loops, edge_id.size):
+        return None
     out = empty((n_kept + n_loops, n_features), features.dtype)
     n_chunks = count_chunks(2 * out.size)
     is_right = np.ones(n_chunks, np.bool_)
@@ -116,15 +117,6 @@ def fill_features(
 
 def _totals(n_features: int, n_threads: int) -> tuple[Array]:
     return (empty_rows(n_threads, n_features, np.float64),)
-
-
-@kernel
-def _are_pointers(ptr: Integers, n_edges: Index) -> Truth:
-    """Whether these ascend from 0 to the number of edges."""
-    does_ascend = ptr[0] == 0 and ptr[-1] == n_edges
-    for i in range(ptr.size - 1):
-        does_ascend &= ptr[i] <= ptr[i + 1]
-    return does_ascend
 
 
 @kernel

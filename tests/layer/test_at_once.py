@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from at_once import is_at_once
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,18 +33,6 @@ def edges() -> Tensor:
 
 def features(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(N_NODES, N_FEATURES, dtype=dtype, requires_grad=True)
-
-
-def is_at_once(out: Tensor) -> bool:
-    """Whether autograd knows the projections and attention as one function."""
-    found: set[str] = set()
-    functions: list[Any] = [out.grad_fn]
-    while functions:
-        function = functions.pop()
-        if function is not None:
-            found.add(function.name())
-            functions += [each for each, _ in function.next_functions]
-    return "_ProjectedBackward" in found
 
 
 @contextmanager

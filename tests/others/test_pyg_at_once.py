@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from at_once import is_at_once
 from torch import Tensor, nn
 
 pytest.importorskip("torch_geometric")
@@ -29,17 +30,6 @@ def edges() -> Tensor:
 def features(n_nodes: int = N_NODES, n_features: int = N_FEATURES) -> Tensor:
     generator = torch.Generator().manual_seed(n_nodes)
     return torch.randn(n_nodes, n_features, generator=generator, requires_grad=True)
-
-
-def is_at_once(out: Tensor) -> bool:
-    """Whether autograd knows the projections and attention as one function."""
-    found, functions = set(), [out.grad_fn]
-    while functions:
-        function = functions.pop()
-        if function is not None:
-            found.add(function.name())
-            functions += [each for each, _ in function.next_functions]
-    return "_ProjectedBackward" in found
 
 
 def gradients(conv: GATv2Conv, x: Any, graph: Any, edge_attr: Tensor | None) -> list[Tensor]:
