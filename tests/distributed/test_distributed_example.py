@@ -95,7 +95,7 @@ def curve(output: Path) -> list[list[float]]:
 
 
 def assert_same_curve(actual: Path, expected: Path, n_epochs: int) -> None:
-    """They are float64 and agree to 1e-9; the issue asks for 1e-6."""
+    """They are float64 and agree to 1e-9."""
     assert len(curve(actual)) == len(curve(expected)) == n_epochs
     for epoch, (line, exact) in enumerate(zip(curve(actual), curve(expected), strict=True), 1):
         assert line == pytest.approx(exact, rel=1e-9), f"epoch {epoch}"
