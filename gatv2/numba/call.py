@@ -7,7 +7,7 @@ import numpy as np
 
 from gatv2.numba.arguments import EdgeFeatures, Plain, ScoreBias
 from gatv2.numba.edge_order import is_identity, moved
-from gatv2.numba.memory import Array, empty
+from gatv2.numba.memory import Array, aligned, empty
 from gatv2.numba.threads import count_chunks
 from gatv2.numba.tiles import tiles_of
 from gatv2.philox import WORDS_PER_COUNTER
@@ -178,10 +178,14 @@ class Launch:
         return int(dropout * 2**32), 1 / (1 - dropout), seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
 
     def _edge_features(self, x: Array, projection: Array) -> EdgeFeatures:
-        x = self._once(x)
+        x, tiles = self._once(x), self.tiles
+        padded = aligned((x.shape[-1], *tiles.padded), tiles.dtype)
+        if tiles.is_padded:
+            padded.fill(0)
+        padded[:, : tiles.n_heads, : tiles.n_hidden] = projection.transpose(2, 0, 1)
         return EdgeFeatures(
-            x.astype(self.tiles.dtype, copy=False).ravel(),
-            self.tiles.pad(projection.transpose(2, 0, 1), n_threads=1),
+            x.astype(tiles.dtype, copy=False).ravel(),
+            padded.ravel(),
             x.shape[-1],
             max(prod(x.shape[:-1]), 1),
         )

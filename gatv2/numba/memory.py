@@ -22,9 +22,14 @@ def empty(
     """`np.empty`, but a large array starts with a cache line; in the memory of `given`, if that fits."""
     if given is not None and given.size == prod(shape) and given.dtype == dtype:
         return given.reshape(shape)
-    n_bytes = np.dtype(dtype).itemsize * prod(shape)
-    if n_bytes < _LARGE_BYTES:
+    if np.dtype(dtype).itemsize * prod(shape) < _LARGE_BYTES:
         return np.empty(shape, dtype)
+    return aligned(shape, dtype)
+
+
+def aligned(shape: tuple[int, ...], dtype: type[np.generic] | np.dtype[np.generic]) -> Array:
+    """`np.empty` that starts with a cache line: no vector of one lies in two."""
+    n_bytes = np.dtype(dtype).itemsize * prod(shape)
     return _from_a_line(np.empty(n_bytes + LINE_BYTES, np.uint8), shape, dtype)
 
 
@@ -48,6 +53,7 @@ def _from_a_line(
 
 
 def empty_rows(n_rows: int, width: int, dtype: type[np.generic] | np.dtype[np.generic]) -> Array:
-    """A row for each of some threads, of which no two write to one cache line; empty if `width` is 0."""
-    apart = LINE_BYTES // np.dtype(dtype).itemsize
-    return empty((n_rows, width + apart if width else 0), dtype)
+    """A row for each of some threads, aligned, a cache line from the next one; empty if `width` is 0."""
+    of_a_line = LINE_BYTES // np.dtype(dtype).itemsize
+    n_lines = -(-width // of_a_line) + 1 if width else 0
+    return aligned((n_rows, n_lines * of_a_line), dtype)

@@ -350,6 +350,7 @@ def test_no_two_threads_share_a_line(dtype: Any) -> None:
     rows = empty_rows(3, 5, dtype)
     ends = [row[:5].ctypes.data + row[:5].nbytes for row in rows]
     starts = [row.ctypes.data for row in rows]
+    assert not any(start % LINE_BYTES for start in starts)
     assert all(b - a >= LINE_BYTES for a, b in zip(ends[:-1], starts[1:], strict=True))
     assert empty_rows(3, 0, dtype).size == 0
     for _ in range(10):
