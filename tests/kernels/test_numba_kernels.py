@@ -371,12 +371,11 @@ import torch
 sys.path.insert(0, {tests!r})
 from test_numba_kernels import FUSED, outcome, random_inputs
 for backend in FUSED:
-    for shape, edge_dim in (((2, 8), None), ((1, 65), 17)):
+    for shape, edge_dim, mask_heads in (((2, 8), None, 2), ((1, 65), 17, 1)):
         options = {{"n_nodes": (33, 70), "batch_shape": (2,), "edge_dim": edge_dim}}
         features, mask, cotangent = random_inputs(*shape, **options)
         mask[:5] = False
-        outcome(FUSED[backend], features, mask, cotangent)
-        outcome(FUSED[backend], features, mask.expand(-1, -1, shape[0]), cotangent)
+        outcome(FUSED[backend], features, mask.expand(-1, -1, mask_heads), cotangent)
 """
 
 _OUT_OF_BOUNDS = """
