@@ -366,7 +366,7 @@ def test_without_one_the_fused_kernels_go_by_public_names() -> None:
         f"--deselect={operators}::test_an_operator_refuses_dual_tensors",
         # no name is hidden from the process that this one starts
         f"--deselect={operators}::test_exported_program_runs_in_a_fresh_process",
-        # GAT and PyTorch's kernels are plain operations: see above; one call of an operator is like others
+        # GAT and PyTorch's kernels are plain operations: see above; of an operator one call is enough
         "-k",
         "not GAT- and not dense-torch and not sparse-torch and (not opcheck or heads-alpha-edges)",
     )
