@@ -466,6 +466,18 @@ def test_errors_have_their_names() -> None:
         ValueError, match=r"`edge_attr` must have shape \(n_edges=\d+, edge_dim=2\)"
     ):
         drop_in(3, 4, edge_dim=2, add_self_loops=False)(x, adj_t, attr[:7])
+    kinds: list[tuple[Any, str]] = [
+        (attr.numpy(), "must be a dense torch.Tensor; got ndarray"),
+        (attr.tolist(), "must be a dense torch.Tensor; got list"),
+        (attr.to_sparse(), "must be a dense torch.Tensor; got torch.sparse_coo"),
+        (attr + 0j, "must hold real numbers; got torch.complex128"),
+        (attr.to("meta"), "is on meta and the layer is on cpu"),
+    ]
+    for given, text in kinds:
+        for add_self_loops in (False, True):
+            conv = drop_in(3, 4, edge_dim=2, add_self_loops=add_self_loops)
+            with pytest.raises((TypeError, ValueError), match=f"`edge_attr` {text}"):
+                conv(x, EDGE_INDEX, given)
     lazy = drop_in(3, 4, edge_dim=-1)
     with pytest.raises(ValueError, match=r"\(n_edges=120, edge_dim\); got \(119, 2\)"):
         lazy(x, EDGE_INDEX, attr[1:])
