@@ -5,6 +5,7 @@ from typing import NamedTuple, TypedDict, TypeGuard, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 PLAIN = {Tensor, nn.Parameter}
@@ -27,6 +28,8 @@ def linear(n_inputs: int, n_outputs: int, *, bias: bool, **where: Unpack[Where])
 
 def n_inputs_of(projection: nn.Module) -> int:
     """Features of an input; -1 if they are not known yet, or a module of the user's does not tell."""
+    if _has_no_size_to_trace(projection):
+        return -1
     weight = getattr(projection, "weight", None)
     if isinstance(weight, UninitializedTensorMixin):
         return -1
@@ -38,16 +41,25 @@ def n_inputs_of(projection: nn.Module) -> int:
 
 def weight_of(projection: nn.Module) -> Tensor | None:
     """The matrix of a projection; None if a module of the user's has none, as a quantized one has."""
+    if _has_no_size_to_trace(projection):
+        return None
     weight = getattr(projection, "weight", None)
     return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
 
 
 def weight_and_size(projection: nn.Module) -> tuple[Tensor | None, int]:
     """`weight_of` and `n_inputs_of`, in one look for what most projections have."""
+    if _has_no_size_to_trace(projection):
+        return None, -1
     weight = getattr(projection, "weight", None)
     if type(weight) is nn.Parameter and weight.is_floating_point():
         return weight, weight.shape[1]
     return weight_of(projection), n_inputs_of(projection)
+
+
+def _has_no_size_to_trace(projection: nn.Module) -> bool:
+    """Whether torch.compile will give a projection its size, and must see no weight of it before."""
+    return torch.compiler.is_compiling() and isinstance(projection, LazyModuleMixin)
 
 
 def has_bias(projection: nn.Module) -> bool:

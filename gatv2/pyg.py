@@ -9,11 +9,12 @@ from typing import Any
 import torch
 import torch_geometric.utils
 from torch import Tensor
-from torch_geometric.nn.conv import gatv2_conv
+from torch_geometric.nn.aggr import SumAggregation
+from torch_geometric.nn.conv import MessagePassing, gatv2_conv
 from torch_geometric.nn.dense import Linear
 from torch_geometric.typing import SparseTensor, torch_sparse
 
-from gatv2.convert.pyg import check_flow, our_fill_value, overridden
+from gatv2.convert.pyg import check_flow, is_sum, our_fill_value, overridden
 from gatv2.functional import attend, attend_projected, join_in_place
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
@@ -22,7 +23,7 @@ from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.kept import prepared_once
 from gatv2.graph.part import AttendOptions
 from gatv2.graph.self_loops import add_self_loops
-from gatv2.projection import PLAIN, LinearKind, as_projections, edge_projection
+from gatv2.projection import PLAIN, LinearKind, as_projections, edge_projection, is_plain
 from gatv2.sparse_features import as_features, project, project_sides
 from gatv2.torch_internals import is_jit_traced, is_seen
 
@@ -38,8 +39,8 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
     Arguments, parameters, state dict and results are those of the base class, so that it stands wherever
     that one does: in `HeteroConv`, `to_hetero`, models and checkpoints. An `edge_index` that is used
     again is prepared once. What works on the messages themselves, explainers, message hooks, another
-    `aggr` and subclasses with a `message` of their own, gets them from the base class, and so does
-    `torch.jit.trace`, which can't follow our kernels.
+    `aggr` and subclasses with a `message` or `propagate` of their own, gets them from the base class,
+    and so does `torch.jit.trace`, which can't follow our kernels.
 
     Two things differ. The attention that is returned is that before dropout; in training other edges are
     dropped for a seed.
@@ -56,6 +57,10 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
     # The base class reads how it calls its own methods from the source of this class:
     # edge_updater_type: (x: PairTensor, edge_attr: OptTensor)
     # propagate_type: (x: PairTensor, alpha: Tensor)
+    # It compiles these two for each class, and explains by what they were before: for a class without
+    # its own that is what it has compiled for another one, which explains nothing.
+    propagate = MessagePassing.propagate
+    edge_updater = MessagePassing.edge_updater
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
@@ -77,6 +82,8 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             or self._needs_messages()
             or not (is_list or self._reads_matrix(edge_index, edge_attr, return_attention_weights))
         ):
+            if isinstance(edge_index, Graph):
+                edge_index = self._as_list(edge_index, x, edge_attr)
             theirs: Result = super().forward(x, edge_index, edge_attr, return_attention_weights)
             return theirs
         if is_list and not return_attention_weights:
@@ -114,8 +121,24 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
         """The edges that coefficients are of: the list that was given, if no self-loops joined it."""
         if isinstance(edge_index, Tensor) and not self.add_self_loops:
             return edge_index
+        return self._rows_of(graph)
+
+    def _rows_of(self, graph: Graph) -> Tensor:
+        """The edge index that a graph is for this flow."""
         rows = graph.edge_index
         return rows.flip(0) if self.flow == "source_to_target" else rows
+
+    def _as_list(self, graph: Graph, x: object, edge_attr: Tensor | None) -> Tensor:
+        """The edge index of a graph, for the base class; checked as our kernels' is."""
+        x_key, x_query = _features_of_sides(x)
+        self._read_list(graph, edge_attr, x_query, x_key)
+        if graph.head_mask is not None:
+            raise ValueError(
+                "a graph with a `head_mask` has no messages that all heads share, and PyTorch "
+                "Geometric's code, which serves aggr, explainers, hooks and subclasses, has no others: "
+                "pass a graph without it"
+            )
+        return self._rows_of(graph)
 
     def _attend_at_once(
         self, x: object, edge_index: Tensor | Graph, edge_attr: Tensor | None
@@ -219,6 +242,18 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             return None
         if self.lin_edge is None:
             raise ValueError("`edge_attr` came to a layer without `edge_dim`")
+        if not isinstance(edge_attr, Tensor) or edge_attr.layout is not torch.strided:
+            kind = edge_attr.layout if isinstance(edge_attr, Tensor) else type(edge_attr).__name__
+            raise TypeError(
+                f"`edge_attr` must be a dense torch.Tensor; got {kind}: convert it with "
+                "`.to_dense()` or `torch.as_tensor(edge_attr)`"
+            )
+        if edge_attr.is_complex():
+            raise TypeError(f"`edge_attr` must hold real numbers; got {edge_attr.dtype}")
+        if edge_attr.device != self.att.device:
+            raise ValueError(
+                f"`edge_attr` is on {edge_attr.device} and the layer is on {self.att.device}"
+            )
         rows = edge_attr.unsqueeze(1) if edge_attr.ndim == 1 else edge_attr
         width = getattr(self.lin_edge, "in_channels", -1)  # not known of a wrapped or a lazy one
         if rows.ndim != 2 or rows.shape != (n_edges, rows.shape[1] if width < 0 else width):
@@ -255,8 +290,10 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             for name in ("propagate", "message", "aggregate", "edge_update")
             for kind in ("", "_pre")
         )
-        is_sum = self.aggr in ("add", "sum")
-        return bool(self.explain) or not is_sum or any(hooks) or bool(overridden(self))
+        if self.explain or any(hooks) or overridden(self):
+            return True
+        aggr = self.aggr_module
+        return not (is_sum(aggr) and is_plain(aggr, SumAggregation))
 
 
 def _features_of_sides(x: object) -> tuple[Tensor, Tensor]:

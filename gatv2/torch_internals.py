@@ -8,13 +8,16 @@ which stand where a module is looked into. Imports nothing of gatv2.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module
 from torch.overrides import has_torch_function
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def is_inspectable(tensor: Tensor) -> bool:
@@ -100,6 +103,19 @@ def made_to_last(tensor: Tensor) -> AbstractContextManager[None]:
     if torch.compiler.is_compiling() or not (torch.is_inference_mode_enabled() or is_transformed()):
         return nullcontext()
     return _beneath_transforms() if is_inspectable(tensor) else nullcontext()
+
+
+def outlives_inference_mode(make: Callable[P, T]) -> Callable[P, T]:
+    """A function that makes a graph: what it makes in inference mode can be trained on later."""
+
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return make(*args, **kwargs)
+        with torch.inference_mode(False):
+            return make(*args, **kwargs)
+
+    return made
 
 
 @contextmanager

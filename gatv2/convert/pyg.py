@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch_geometric.nn import GATv2Conv
 
 _MESSAGES = ("edge_update", "message", "aggregate", "update", "message_and_aggregate")
+_CALLERS = ("propagate", "edge_updater")
+"""What calls those; PyTorch Geometric compiles it for each class, to a function of a module's."""
 
 
 def from_pyg(conv: "GATv2Conv") -> GraphAttentionV2Layer:
@@ -45,8 +47,8 @@ def from_pyg(conv: "GATv2Conv") -> GraphAttentionV2Layer:
 
     if not isinstance(conv, GATv2Conv):
         raise TypeError(f"`conv` must be a torch_geometric.nn.GATv2Conv; got {type(conv).__name__}")
-    if conv.aggr not in ("add", "sum"):
-        raise ValueError(f"our layer sums over the keys; `conv` has aggr={conv.aggr!r}")
+    if not is_sum(conv.aggr_module):
+        raise ValueError(f"our layer sums over the keys; `conv` has aggr={conv.aggr_module}")
     if others := overridden(conv):
         raise ValueError(
             f"{type(conv).__name__} has {others} of its own, of which our layer knows nothing: convert "
@@ -155,12 +157,27 @@ def our_fill_value(conv: "GATv2Conv") -> FillValue:
     return fill_value
 
 
+def is_sum(aggr: object) -> bool:
+    """Whether the `aggr_module` of a `GATv2Conv` sums; its `aggr` is but the name it was made with."""
+    from torch_geometric.nn.aggr import SumAggregation
+
+    return type(aggr) is SumAggregation
+
+
 def overridden(conv: "GATv2Conv") -> list[str]:
-    """The methods by which a subclass of `GATv2Conv` makes other messages, or joins them otherwise."""
+    """The methods by which a `GATv2Conv` or its class makes other messages, or joins them otherwise."""
     from torch_geometric.nn.conv.gatv2_conv import GATv2Conv
 
-    theirs = {name: getattr(GATv2Conv, name) for name in _MESSAGES}
-    return [name for name, method in theirs.items() if getattr(type(conv), name) is not method]
+    own = [
+        name
+        for name in _MESSAGES
+        if name in conv.__dict__ or getattr(type(conv), name) is not getattr(GATv2Conv, name)
+    ]
+    for name in _CALLERS:
+        path = getattr(getattr(conv, name), "__qualname__", None)
+        if path not in (name, f"MessagePassing.{name}"):
+            own.append(name)
+    return own
 
 
 def check_flow(conv: "GATv2Conv") -> None:

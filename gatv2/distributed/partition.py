@@ -15,6 +15,7 @@ from gatv2.graph.part import AttendOptions, Part
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow
 from gatv2.tensor_file import PathLike
+from gatv2.torch_internals import outlives_inference_mode
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -63,6 +64,7 @@ class Partition(PartData, Part):
     """
 
     @classmethod
+    @outlives_inference_mode
     def split(cls, graph: Graph, n_parts: int) -> list[Self]:
         """All parts of a graph, in one process and without `torch.distributed`.
 
@@ -76,6 +78,7 @@ class Partition(PartData, Part):
         return cut.split(graph, n_parts, cls)
 
     @classmethod
+    @outlives_inference_mode
     def from_graph(cls, graph: Graph, group: "dist.ProcessGroup | None" = None) -> Self:
         """This process's part of a graph, which every process of the group passes.
 
@@ -91,6 +94,7 @@ class Partition(PartData, Part):
         return cut.from_graph(graph, group, cls)
 
     @classmethod
+    @outlives_inference_mode
     def from_edge_index(
         cls,
         edge_index: Tensor | NumPyArray,
@@ -130,6 +134,7 @@ class Partition(PartData, Part):
         part_file.save(self, directory)
 
     @classmethod
+    @outlives_inference_mode
     def load(
         cls, directory: PathLike, group: "dist.ProcessGroup | None" = None, *, mmap: bool = True
     ) -> Self:

@@ -24,7 +24,7 @@ from gatv2.graph.join import join
 from gatv2.graph.sort import merge_loops, sort_both_ways, sort_edges
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_flow
-from gatv2.torch_internals import made_once, refuse_mapped
+from gatv2.torch_internals import made_once, outlives_inference_mode, refuse_mapped
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,6 +71,7 @@ class Graph(SortedEdges):
     """
 
     @classmethod
+    @outlives_inference_mode
     def from_edge_index(
         cls,
         edge_index: Tensor | NumPyArray,
@@ -98,6 +99,7 @@ class Graph(SortedEdges):
         return trusted(cls(*edges, n_keys=n_keys, flow=flow))
 
     @classmethod
+    @outlives_inference_mode
     def from_mask(cls, mask: Tensor, *, flow: Flow = "target_to_source") -> "Graph":
         """Prepare a mask; edges are numbered as in `mask.any(-1).nonzero()`.
 
@@ -141,6 +143,7 @@ class Graph(SortedEdges):
         return changed(graph, head_mask=head_mask, n_blocks=n_blocks, batch_shape=batch)
 
     @classmethod
+    @outlives_inference_mode
     def batch(cls, graphs: Iterable["Graph"]) -> "Graph":
         """Many graphs of any sizes as one, block-diagonal: nodes and edges are theirs, in turn.
 
@@ -166,6 +169,7 @@ class Graph(SortedEdges):
             raise ValueError("a batch needs at least one graph; got none")
         return join(cls, graphs)
 
+    @outlives_inference_mode
     def coalesce(self) -> "Graph":
         """The graph with each set of parallel edges replaced by one edge, numbered by (query, key)."""
         refuse_mapped(self.key_index, "coalesce the graphs before vmap")
@@ -227,6 +231,7 @@ class Graph(SortedEdges):
             mask[query // block_queries, query % block_queries, key % block_keys] = heads
         return mask.reshape(*self.batch_dims, *mask.shape[1:])
 
+    @outlives_inference_mode
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Graph":
         """The graph on another device.
 
@@ -237,6 +242,7 @@ class Graph(SortedEdges):
         device = torch.device(device)  # and not a dtype
         return _with_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    @outlives_inference_mode
     def pin_memory(self) -> "Graph":
         """The graph in pinned memory, from which a GPU copies while the CPU goes on.
 
@@ -279,6 +285,7 @@ class Graph(SortedEdges):
         save_graph(self, path)
 
     @classmethod
+    @outlives_inference_mode
     def load(cls, path: str | PathLike[str], *, mmap: bool = True) -> "Graph":
         """Load a graph that `save` has written, on the CPU.
 

@@ -122,6 +122,13 @@ def test_self_loops_made_in_inference_mode_train() -> None:
     layer(torch.randn(3, 3), part).backward(torch.randn(3, 4))
 
 
+def test_parts_made_in_inference_mode_train() -> None:
+    h, (query, key) = torch.randn(3, 3), torch.tensor([[0, 1], [1, 2]])
+    with torch.inference_mode():
+        (part,) = Partition.split(Graph.from_edge_index(torch.stack((query, key)), 3), 1)
+    GraphAttentionV2Layer(3, 4, 2)(h, part).backward(torch.randn(3, 4))
+
+
 @given(
     graph=graphs(),
     n_parts=st.integers(2, 7),

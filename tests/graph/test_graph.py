@@ -2,7 +2,9 @@
 
 import io
 import pickle
+from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gatv2 import Graph
+from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.distributed import Partition
 from gatv2.graph.edges import is_trusted
 from gatv2.testing import SIZES, edge_indices
@@ -141,3 +143,40 @@ def test_a_graph_is_pinned() -> None:
             graph.pin_memory()
         return
     assert graph.pin_memory().key_index.is_pinned()
+
+
+MASK = torch.rand(5, 5, 2, generator=torch.Generator().manual_seed(3)) < 0.6
+MADE: dict[str, Callable[[], Graph]] = {
+    "from_edge_index": lambda: Graph.from_edge_index(MASK.any(-1).nonzero().T, 5),
+    "from_edge_index of NumPy": lambda: Graph.from_edge_index(MASK.any(-1).nonzero().T.numpy(), 5),
+    "from_mask": lambda: Graph.from_mask(MASK),
+    "batch": lambda: Graph.batch([Graph.from_mask(MASK)]),
+    "coalesce": lambda: Graph.from_mask(MASK).coalesce(),
+    "add_self_loops": lambda: Graph.from_mask(MASK).add_self_loops(),
+    "to": lambda: Graph.from_mask(MASK).to("cpu"),
+}
+
+
+@pytest.mark.parametrize("kernel", ["numba", "torch"])
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE.keys())
+def test_one_made_in_inference_mode_is_trained_on(make: Callable[[], Graph], kernel: str) -> None:
+    if kernel == "numba":
+        pytest.importorskip("numba")
+    layer = GraphAttentionV2Layer(3, 4, 2, dropout=0.0, kernel=kernel)
+    h, d_out = torch.randn(5, 3), torch.randn(5, 4)
+    with torch.inference_mode():
+        made = make()
+    gradients = [
+        torch.autograd.grad(layer(h, graph), list(layer.parameters()), d_out)
+        for graph in (made, make())
+    ]
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_one_loaded_in_inference_mode_is_trained_on(tmp_path: Path, mmap: bool) -> None:
+    pytest.importorskip("safetensors")
+    MADE["from_mask"]().save(tmp_path / "graph")
+    with torch.inference_mode():
+        graph = Graph.load(tmp_path / "graph", mmap=mmap)
+    GraphAttentionV2Layer(3, 4, 2)(torch.randn(5, 3), graph).backward(torch.randn(5, 4))

@@ -126,6 +126,29 @@ def test_sizes_that_the_first_input_tells(layer_class: Any) -> None:
     assert shared.linear_l is shared.linear_r
 
 
+@pytest.mark.parametrize("share_weights", [False, True])
+def test_one_that_waits_for_its_sizes_is_compiled(layer_class: Any, share_weights: bool) -> None:
+    """As `nn.LazyLinear` is: the first call tells it the sizes."""
+    torch.compiler.reset()
+    options: Any = {"share_weights": share_weights, "dropout": 0.0, "dtype": torch.float64}
+    lazy = layer_class(-1, 8, 2, bias=True, residual=True, **options)
+    compiled: Any = torch.compile(lazy, fullgraph=True, backend="aot_eager")
+    h, d_out = torch.randn(4, 3).double(), torch.randn(4, 8).double()
+    for _ in range(2):
+        compiled(h, EDGE_INDEX).backward(d_out)
+        gradients = [p.grad for p in lazy.parameters()]
+        assert lazy.in_features == 3
+        expected = lazy(h, EDGE_INDEX)
+        assert_agrees(compiled(h, EDGE_INDEX), expected)
+        wanted = torch.autograd.grad(expected, list(lazy.parameters()), d_out)
+        for gradient, of_eager in zip(gradients, wanted, strict=True):
+            assert gradient is not None
+            assert_agrees(gradient, of_eager)
+        lazy.zero_grad()
+    with pytest.raises(ValueError, match="in_features=3"):
+        lazy(torch.randn(4, 5).double(), EDGE_INDEX)
+
+
 @pytest.fixture
 def group_of_one(tmp_path: Path) -> Iterator[None]:
     """A process group, without which there is no FSDP."""

@@ -162,7 +162,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "another aggregation": (
         lambda: from_pyg(GATv2Conv(3, 4, aggr="max")),
         ValueError,
-        "our layer sums over the keys; `conv` has aggr='max'",
+        "our layer sums over the keys; `conv` has aggr=MaxAggregation()",
     ),
     "their flow on two sets of nodes": (
         lambda: from_pyg(GATv2Conv((3, 5), 4, flow="target_to_source")),

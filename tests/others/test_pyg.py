@@ -2,6 +2,8 @@
 
 import importlib
 import io
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +15,11 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.explain import AttentionExplainer, Explainer, Explanation
 from torch_geometric.loader import NeighborLoader
+from torch_geometric.nn.aggr import MaxAggregation, SumAggregation
 from torch_geometric.utils import k_hop_subgraph
 
 import gatv2.pyg
-from gatv2 import GraphAttentionV2Layer
+from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.convert import from_pyg
 from gatv2.testing import assert_agrees
 
@@ -197,6 +200,35 @@ def test_attention_explainer() -> None:
     assert_agrees(ours(x, EDGE_INDEX), theirs(x, EDGE_INDEX))
 
 
+def test_gnn_explainer_after_a_layer_of_theirs() -> None:
+    """Which has PyTorch Geometric compile its own `propagate`; ours must not explain by that one."""
+    script = """
+import torch, torch_geometric.nn as pyg
+from torch_geometric.explain import Explainer, GNNExplainer
+from gatv2.pyg import GATv2Conv
+torch.manual_seed(0)
+x, edge_index = torch.randn(9, 3).double(), torch.randint(9, (2, 30))
+theirs = pyg.GATv2Conv(3, 4, heads=2).double()
+ours = GATv2Conv(3, 4, heads=2).double()
+ours.load_state_dict(theirs.state_dict())
+masks = []
+for conv in (theirs, ours):
+    explainer = Explainer(
+        conv,
+        algorithm=GNNExplainer(epochs=3),
+        explanation_type="model",
+        node_mask_type="attributes",
+        edge_mask_type="object",
+        model_config=dict(mode="regression", task_level="node", return_type="raw"),
+    )
+    torch.manual_seed(1)
+    masks.append(explainer(x, edge_index).edge_mask)
+torch.testing.assert_close(masks[1], masks[0], rtol=0, atol=1e-10)
+assert masks[0].std() > 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.parametrize("layout", ["csr", "coo", "torch_sparse"])
 def test_adj_t_is_read_as_pyg_reads_it(layout: str) -> None:
     """A sparse matrix's rows are targets: the class takes it as it is, the layer its transpose."""
@@ -262,6 +294,91 @@ def test_another_aggregation_and_other_messages_are_kept() -> None:
     assert_agrees(doubled(x, EDGE_INDEX), 2 * plain(x, EDGE_INDEX))
     with pytest.raises(ValueError, match=r"Doubled has \['message'\] of its own"):
         from_pyg(doubled)
+
+
+class DoubledAtOnce(gatv2.pyg.GATv2Conv):
+    def propagate(self, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = 2 * super().propagate(*args, **kwargs)
+        return out
+
+
+class DoubledCoefficients(gatv2.pyg.GATv2Conv):
+    def edge_updater(self, *args: Any, **kwargs: Any) -> Tensor:
+        alpha: Tensor = 2 * super().edge_updater(*args, **kwargs)
+        return alpha
+
+
+def with_message(conv: Any) -> Any:
+    conv.message = lambda x_j, alpha: 2 * x_j * alpha.unsqueeze(-1)
+    return conv
+
+
+def with_propagate(conv: Any) -> Any:
+    propagate = conv.propagate
+    conv.propagate = lambda *args, **kwargs: 2 * propagate(*args, **kwargs)
+    return conv
+
+
+@pytest.mark.parametrize(
+    ("make_doubled", "name"),
+    [
+        (lambda: DoubledAtOnce(3, 4, heads=2, bias=False), "propagate"),
+        (lambda: DoubledCoefficients(3, 4, heads=2, bias=False), "edge_updater"),
+        (lambda: with_message(drop_in(3, 4, bias=False)), "message"),
+        (lambda: with_propagate(drop_in(3, 4, bias=False)), "propagate"),
+    ],
+    ids=["propagate", "edge_updater", "message of one layer", "propagate of one layer"],
+)
+def test_what_calls_for_messages_is_kept(make_doubled: Any, name: str) -> None:
+    """Of a subclass and of one layer; a class that has none of its own has our kernels."""
+    x, doubled = torch.randn(N_NODES, 3).double(), make_doubled().double()
+    plain = drop_in(3, 4, bias=False)
+    plain.load_state_dict(doubled.state_dict())
+    assert not plain._needs_messages()
+    assert_agrees(doubled(x, EDGE_INDEX), 2 * plain(x, EDGE_INDEX))
+    with pytest.raises(ValueError, match=rf"has \['{name}'\] of its own"):
+        from_pyg(doubled)
+
+
+def test_an_aggregation_that_is_put_in_or_listened_to() -> None:
+    """What sums is the layer's `aggr_module`, whatever name it was made with."""
+    x, ours = torch.randn(N_NODES, 3).double(), drop_in(3, 4, aggr=SumAggregation())
+    assert not ours._needs_messages()
+    theirs = theirs_of(ours)
+    assert_agrees(ours(x, EDGE_INDEX), theirs(x, EDGE_INDEX))
+    seen: list[Any] = []
+    handle = ours.aggr_module.register_forward_hook(lambda module, args, out: seen.append(out))
+    out = ours(x, EDGE_INDEX)
+    handle.remove()
+    assert_agrees(out, seen[0].flatten(1) + ours.bias)
+    for conv in (ours, theirs):
+        conv.aggr_module = MaxAggregation()
+    assert_agrees(ours(x, EDGE_INDEX), theirs(x, EDGE_INDEX))
+    with pytest.raises(ValueError, match=r"`conv` has aggr=MaxAggregation\(\)"):
+        from_pyg(ours)
+
+
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+def test_a_graph_where_messages_are_needed(flow: str) -> None:
+    """It goes to the base class as its edge index, by the checks that our kernels have."""
+    x, edge_attr = torch.randn(N_NODES, 3).double(), torch.randn(120, 2).double()
+    options: Any = {"aggr": "max", "edge_dim": 2, "fill_value": 2.0, "flow": flow}
+    graph = Graph.from_edge_index(EDGE_INDEX, N_NODES, flow=flow)  # type: ignore[arg-type]
+    for add_self_loops in (False, True):
+        conv = drop_in(3, 4, **options, add_self_loops=add_self_loops)
+        out, (edges, alpha) = conv(x, graph, edge_attr, return_attention_weights=True)
+        expected = conv(x, EDGE_INDEX, edge_attr, return_attention_weights=True)
+        assert_agrees(out, expected[0])
+        assert torch.equal(edges, expected[1][0])
+        assert_agrees(alpha, expected[1][1])
+    with pytest.raises(ValueError, match=r"has 30 queries and 30 keys, but the features have 31"):
+        conv(torch.randn(N_NODES + 1, 3).double(), graph, edge_attr)
+    if flow == "source_to_target":
+        with pytest.raises(ValueError, match="flow"):
+            conv(x, Graph.from_edge_index(EDGE_INDEX, N_NODES), edge_attr)
+    masked = Graph.from_mask(torch.rand(N_NODES, N_NODES, 2) < 0.5, flow=flow)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a graph with a `head_mask` has no messages"):
+        conv(x, masked)
 
 
 def test_a_module_that_is_read_again() -> None:
@@ -349,6 +466,18 @@ def test_errors_have_their_names() -> None:
         ValueError, match=r"`edge_attr` must have shape \(n_edges=\d+, edge_dim=2\)"
     ):
         drop_in(3, 4, edge_dim=2, add_self_loops=False)(x, adj_t, attr[:7])
+    kinds: list[tuple[Any, str]] = [
+        (attr.numpy(), "must be a dense torch.Tensor; got ndarray"),
+        (attr.tolist(), "must be a dense torch.Tensor; got list"),
+        (attr.to_sparse(), "must be a dense torch.Tensor; got torch.sparse_coo"),
+        (attr + 0j, "must hold real numbers; got torch.complex128"),
+        (attr.to("meta"), "is on meta and the layer is on cpu"),
+    ]
+    for given, text in kinds:
+        for add_self_loops in (False, True):
+            conv = drop_in(3, 4, edge_dim=2, add_self_loops=add_self_loops)
+            with pytest.raises((TypeError, ValueError), match=f"`edge_attr` {text}"):
+                conv(x, EDGE_INDEX, given)
     lazy = drop_in(3, 4, edge_dim=-1)
     with pytest.raises(ValueError, match=r"\(n_edges=120, edge_dim\); got \(119, 2\)"):
         lazy(x, EDGE_INDEX, attr[1:])
