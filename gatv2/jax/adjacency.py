@@ -171,6 +171,11 @@ def to_backend(adjacency: Graph | ArrayLike, sizes: Sizes, backend: Backend) -> 
 
 def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
     check_flow_of_graph(graph.flow, flow)
+    if graph.stacked:
+        raise ValueError(
+            f"the graph is {math.prod(graph.stacked)} graphs, stacked: map over them with `jax.vmap`, "
+            "`jax.lax.scan` or `jax.shard_map`, or join graphs with `Graph.batch` instead"
+        )
     has, wants = graph.block_shape, (sizes.n_queries, sizes.n_keys)
     if has != wants and graph.n_blocks:  # an empty batch is one of any graphs
         raise ValueError(

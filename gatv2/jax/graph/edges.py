@@ -1,6 +1,6 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Generic, TypeVar
 
 import jax
@@ -39,14 +39,20 @@ class SortedEdges(Generic[Array]):
     @property
     def n_queries(self) -> int:
         """Number of queries, with padding."""
-        n_queries: int = self.query_ptr.shape[0] - 1
+        n_queries: int = self.query_ptr.shape[-1] - 1
         return n_queries
 
     @property
     def n_edges(self) -> int:
         """Number of edges, with padding."""
-        n_edges: int = self.key_index.shape[0]
+        n_edges: int = self.key_index.shape[-1]
         return n_edges
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """Axes in front of each array, where graphs of one size are stacked; () for a graph alone."""
+        axes: tuple[int, ...] = self.query_ptr.shape[:-1]
+        return axes
 
     @property
     def block_shape(self) -> tuple[int, int]:
@@ -88,9 +94,14 @@ class SortedEdges(Generic[Array]):
         return jnp.take(values, position, axis=axis)
 
     def __repr__(self) -> str:
+        if not (getattr(self.query_ptr, "ndim", 0) and getattr(self.key_index, "ndim", 0)):
+            # axes, specifications or None, which transformations of JAX have in the place of arrays
+            named = (f"{own.name}={getattr(self, own.name)!r}" for own in fields(self))
+            return f"Graph({', '.join(named)})"
         blocks = f", n_blocks={self.n_blocks}" if self.n_blocks != 1 else ""
         if self.batch_shape not in (None, (self.n_blocks,)) or self.batch_shape == (1,):
             blocks += f", batch_shape={self.batch_shape}"
+        blocks += f", stacked={self.stacked}" if self.stacked else ""
         blocks += ", is_bipartite=True" if self.is_bipartite else ""
         blocks += f", flow={self.flow!r}" if self.flow != "target_to_source" else ""
         return (
