@@ -100,6 +100,10 @@ def test_stacked_graphs_are_mapped_over(n_graphs: int) -> None:
     for attend in (gat.gatv2_attention, jax.jit(gat.gatv2_attention), gat.gatv2_scores):
         with pytest.raises(ValueError, match=rf"is {n_graphs} graphs, stacked: map over them"):
             attend(x, x, attn, stacked)
+    makers = (stacked.coalesce, partial(stacked.split, 3), stacked.to_torch)
+    for make in (*makers, partial(gat.Graph.batch, [stacked])):
+        with pytest.raises(ValueError, match=rf"is {n_graphs} graphs, stacked: map over them"):
+            make()
     mapped = jax.vmap(lambda graph: gat.gatv2_attention(x, x, attn, graph))(stacked)
     assert np.allclose(mapped, gat.gatv2_attention(x, x, attn, graph))
 
@@ -218,6 +222,18 @@ def test_errors_say_what_was_expected_and_what_came() -> None:
         gat.Graph.from_edge_index(np.zeros((2, 2), int), 3).padded(1)
     with pytest.raises(ValueError, match=r"divide by 2"):
         gat.Graph.from_edge_index(np.zeros((2, 2), int), 3).split(2)
+    graph = gat.Graph.from_edge_index(np.zeros((2, 2), int), 3)
+    with pytest.raises(ValueError, match=r"`n_parts` must be positive; got 0"):
+        graph.split(0)
+    with pytest.raises(TypeError, match=r"`n_edges` must be an int; got float"):
+        graph.padded(4.5)
+    with pytest.raises(TypeError, match=r"`n_edges` must be an int; got .*Tracer"):
+        jax.jit(graph.padded)(4)
+    for other in (np.zeros((2, 2), int), graph.to_torch()):
+        with pytest.raises(TypeError, match=r"a gatv2\.jax\.Graph was expected; got"):
+            gat.Graph.batch([graph, other])
+    with pytest.raises(TypeError, match=r"a gatv2\.Graph was expected; got Tensor"):
+        gat.Graph.from_torch(torch.zeros(2, 2))
     with pytest.raises(TypeError, match=r"outside of `jit`"):
         jax.jit(lambda mask: attend(mask, backend="sparse"))(jnp.ones((3, 3, 1), bool))
 

@@ -476,7 +476,7 @@ def test_views_and_streams_of_nnx() -> None:
         assert np.array_equal(block.layer(h, edges, rngs=given), drawn)
     assert not np.array_equal(block.layer(h, edges, rngs=nnx.Rngs(dropout=4)), drawn)
     with pytest.raises(TypeError, match=r"must be a JAX key.* got int"):
-        block.layer(h, edges, rngs=3)
+        block.layer(h, edges, rngs=3)  # type: ignore[call-overload]
 
 
 def test_kernel_init_of_nnx() -> None:

@@ -1,5 +1,6 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Generic, TypeVar
 
@@ -164,9 +165,24 @@ def is_known(graph: SortedEdges[jax.Array]) -> bool:
 
 
 def require_concrete(graph: SortedEdges[jax.Array], verb: str) -> None:
-    """Raise a TypeError if the edges of a graph are traced."""
+    """Raise unless `graph` is one graph, whose edges are known."""
+    if not isinstance(graph, SortedEdges):
+        raise TypeError(
+            f"a gatv2.jax.Graph was expected; got {type(graph).__name__}: make one with "
+            "`Graph.from_edge_index(edge_index, n_nodes)`, or of one of PyTorch with `Graph.from_torch`"
+        )
+    require_unstacked(graph)
     if not is_known(graph):
         raise TypeError(f"to {verb} a graph its edges must be known: do it outside of `jit`")
+
+
+def require_unstacked(graph: SortedEdges[jax.Array]) -> None:
+    """Raise a ValueError if several graphs are stacked in the arrays of one."""
+    if graph.stacked:
+        raise ValueError(
+            f"the graph is {math.prod(graph.stacked)} graphs, stacked: map over them with `jax.vmap`, "
+            "`jax.lax.scan` or `jax.shard_map`, or join graphs with `Graph.batch` instead"
+        )
 
 
 def repeated_edges(graph: SortedEdges[jax.Array]) -> NumPyArray:
