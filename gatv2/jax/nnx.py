@@ -14,7 +14,7 @@ from gatv2.jax.interop import Params
 from gatv2.jax.layer import Config, apply
 from gatv2.jax.modules import PROJECTIONS, check_params, named_params
 from gatv2.jax.projected import NodeFeatures
-from gatv2.jax.random import Seed
+from gatv2.jax.random import Seed, check_key
 
 Streams = nnx.Rngs | nnx.RngStream | jax.Array
 """What gives a key to `nnx.Dropout`: the stream "dropout" of many, one stream, or a key itself."""
@@ -204,6 +204,7 @@ class GraphAttentionV2Layer(nnx.Module):
             given = self.rngs if rngs is None else rngs
             stream = given.dropout if isinstance(given, nnx.Rngs) else given
             rng = stream() if isinstance(stream, nnx.RngStream) else stream
+            check_key(rng, "rngs")
         return apply(
             self.config,
             self.params,

@@ -411,6 +411,10 @@ def test_equinox_module() -> None:
     with pytest.raises(ValueError, match=r"`params` must have"):
         layer.with_params({"attn": layer.attn})
     graph = gat.Graph.from_edge_index(EDGE_INDEX.numpy(), N_NODES)
+    with pytest.raises(TypeError, match=r"`key` must be a JAX key.* got int"):
+        GraphAttentionV2Layer(7, 6, 3, key=0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`key` must be a JAX key.* got int"):
+        layer(h.numpy(), graph, key=0)  # type: ignore[call-overload]
     call = eqx.filter_jit(lambda layer, h, graph, **rest: layer(h, graph, **rest))
     expected = torch_layer(h, EDGE_INDEX, seed=3).detach()
     assert_agrees(gat.as_torch(call(layer, gat.as_jax(h), graph, seed=3)), expected)
@@ -475,7 +479,7 @@ def test_views_and_streams_of_nnx() -> None:
     for given in (nnx.Rngs(dropout=3).dropout, key, jax.random.key_data(key)):
         assert np.array_equal(block.layer(h, edges, rngs=given), drawn)
     assert not np.array_equal(block.layer(h, edges, rngs=nnx.Rngs(dropout=4)), drawn)
-    with pytest.raises(TypeError, match=r"must be a JAX key.* got int"):
+    with pytest.raises(TypeError, match=r"`rngs` must be a JAX key.* got int"):
         block.layer(h, edges, rngs=3)  # type: ignore[call-overload]
 
 
