@@ -29,6 +29,7 @@ from gatv2.jax.interop import Params, as_jax, as_torch, from_torch, to_torch
 from gatv2.jax.join import join_parts
 from gatv2.jax.layer import Config, StaticConfig, apply, attention_scores, init
 from gatv2.jax.model import GATv2
+from gatv2.jax.numba.targets import register_kernels
 from gatv2.jax.random import seed_from_key
 from gatv2.jax.self_loops import add_self_loops
 
@@ -50,6 +51,7 @@ __all__ = [
     "gatv2_scores",
     "init",
     "join_parts",
+    "register_kernels",
     "seed_from_key",
     "select_kernel",
     "to_torch",

@@ -15,6 +15,7 @@ import numpy as np
 
 from gatv2.jax.arrays import ArrayLike, NumPyArray, computed_where, is_concrete
 from gatv2.jax.graph import Graph
+from gatv2.jax.graph.edges import require_unstacked
 from gatv2.jax.interop import as_jax
 from gatv2.optional import check_scipy_matrix, is_from
 from gatv2.options import (
@@ -171,6 +172,7 @@ def to_backend(adjacency: Graph | ArrayLike, sizes: Sizes, backend: Backend) -> 
 
 def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
     check_flow_of_graph(graph.flow, flow)
+    require_unstacked(graph)
     has, wants = graph.block_shape, (sizes.n_queries, sizes.n_keys)
     if has != wants and graph.n_blocks:  # an empty batch is one of any graphs
         raise ValueError(

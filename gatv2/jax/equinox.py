@@ -14,7 +14,7 @@ from gatv2.jax.interop import Params
 from gatv2.jax.layer import Config, apply, init
 from gatv2.jax.modules import PROJECTIONS, check_params, named_params
 from gatv2.jax.projected import NodeFeatures
-from gatv2.jax.random import Seed
+from gatv2.jax.random import Seed, check_key
 
 
 class CallOptions(TypedDict, total=False):
@@ -90,6 +90,7 @@ class GraphAttentionV2Layer(eqx.Module):
             param_dtype=dtype,
             **options,
         )
+        check_key(key, "key")
         params = init(key, self.config)
         linears = {
             name: _linear(params[f"{name}.weight"], params.get(f"{name}.bias"))
@@ -179,8 +180,11 @@ class GraphAttentionV2Layer(eqx.Module):
         """
         is_off = self.inference if inference is None else inference
         check_static(inference=is_off)
-        if not is_off and self.config.dropout > 0 and key is None and seed is None:
-            raise ValueError("pass a `key` for dropout, or set `inference=True`")
+        if not is_off and self.config.dropout > 0:
+            if key is None and seed is None:
+                raise ValueError("pass a `key` for dropout, or set `inference=True`")
+            if key is not None:
+                check_key(key, "key")
         return apply(
             self.config,
             self.params,

@@ -14,7 +14,10 @@ from gatv2.jax.interop import Params
 from gatv2.jax.layer import Config, apply
 from gatv2.jax.modules import PROJECTIONS, check_params, named_params
 from gatv2.jax.projected import NodeFeatures
-from gatv2.jax.random import Seed
+from gatv2.jax.random import Seed, check_key
+
+Streams = nnx.Rngs | nnx.RngStream | jax.Array
+"""What gives a key to `nnx.Dropout`: the stream "dropout" of many, one stream, or a key itself."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -22,7 +25,7 @@ class CallOptions(TypedDict, total=False):
 
     edge_features: ArrayLike | None
     score_bias: ArrayLike | None
-    rngs: nnx.Rngs | None
+    rngs: Streams | None
     seed: Seed
     deterministic: bool | None
 
@@ -31,10 +34,10 @@ class GraphAttentionV2Layer(nnx.Module):
     """Graph Attention v2 for Flax NNX.
 
     Arguments are those of :class:`gatv2.jax.Config`. `rngs` gives the parameters (stream "params") and
-    the dropout masks (stream "dropout"); `eval()` turns dropout off and `train()` on, and
-    `deterministic` and `rngs` at the call take their place. `kernel_init` draws the
-    projections and the attention vectors; `nnx.with_partitioning` gives the projections metadata of
-    sharding.
+    the dropout masks (stream "dropout"). `eval()` turns dropout off and `train()` on, as does
+    `nnx.view(layer, deterministic=...)` in a copy, and `deterministic` and `rngs` at the call take
+    their place. `kernel_init` draws the projections and the attention vectors; `nnx.with_partitioning`
+    gives the projections metadata of sharding.
 
     Attributes:
         linear_l: projects queries.
@@ -112,6 +115,15 @@ class GraphAttentionV2Layer(nnx.Module):
         self.rngs = rngs.dropout.fork() if dropout > 0 else None
         self.deterministic = deterministic
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Called by `nnx.view`.
+
+        Args:
+            deterministic: whether dropout is off.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     @property
     def n_heads(self) -> int:
         """Number of heads."""
@@ -175,20 +187,24 @@ class GraphAttentionV2Layer(nnx.Module):
         *,
         edge_features: ArrayLike | None = None,
         score_bias: ArrayLike | None = None,
-        rngs: nnx.Rngs | None = None,
+        rngs: Streams | None = None,
         seed: Seed = None,
         deterministic: bool | None = None,
         return_attention: bool = False,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Attend over the graph, with dropout unless `deterministic`.
 
-        Randomness is that of `seed`, of the "dropout" stream of `rngs`, or of the layer's own.
+        Randomness is that of `seed`, of `rngs`, as `nnx.Dropout` takes them (the "dropout" stream of
+        many, one stream, or a key), or of the layer's own stream.
         """
         is_off = self.deterministic if deterministic is None else deterministic
         check_static(deterministic=is_off)
         rng: jax.Array | None = None
         if not is_off and seed is None and self.rngs is not None:
-            rng = (self.rngs if rngs is None else rngs.dropout)()
+            given = self.rngs if rngs is None else rngs
+            stream = given.dropout if isinstance(given, nnx.Rngs) else given
+            rng = stream() if isinstance(stream, nnx.RngStream) else stream
+            check_key(rng, "rngs")
         return apply(
             self.config,
             self.params,

@@ -130,8 +130,8 @@ def as_seed(seed: Seed) -> jax.Array:
     return jnp.stack((seed.astype(jnp.uint32), high.astype(jnp.uint32)))
 
 
-def check_key(rng: object) -> None:
-    """Raise a TypeError unless `rng` is a key of JAX, of the new kind or the old."""
+def check_key(rng: object, name: str = "rng") -> None:
+    """Raise a TypeError unless the argument `name` is a key of JAX, of the new kind or the old."""
     if not isinstance(rng, jax.Array | np.ndarray):
         got = type(rng).__name__
     elif jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) or (rng.dtype == np.uint32 and rng.ndim):
@@ -139,8 +139,8 @@ def check_key(rng: object) -> None:
     else:
         got = f"{rng.dtype} with shape {rng.shape}"
     raise TypeError(
-        f"`rng` must be a JAX key, such as `jax.random.key(0)`; got {got}: make a key of a number, or "
-        "pass it to a layer as `seed=`, for dropout"
+        f"`{name}` must be a JAX key, such as `jax.random.key(0)`; got {got}: make a key of a number, "
+        "or pass it to a layer as `seed=`, for dropout"
     )
 
 

@@ -80,6 +80,34 @@ def test_a_graph_is_a_pytree_with_static_sizes() -> None:
     assert len(jax.tree.leaves(graph)) == 7
 
 
+def test_what_transformations_make_of_a_graph_can_be_shown() -> None:
+    graph = gat.Graph.from_edge_index(np.array([[0, 1], [1, 0]]), 2)
+    for leaf in (None, 0, "spec", jnp.zeros(())):
+        other = jax.tree.map(lambda _, leaf=leaf: leaf, graph)
+        assert f"key_index={leaf!r}" in repr(other)
+    shapes = jax.eval_shape(lambda: graph)
+    assert repr(shapes) == repr(graph) == "Graph(n_queries=2, n_keys=2, n_edges=2, dtype=int32)"
+
+
+@pytest.mark.parametrize("n_graphs", [2, 4])
+def test_stacked_graphs_are_mapped_over(n_graphs: int) -> None:
+    """Also if there is one more of them than nodes."""
+    graph = gat.Graph.from_edge_index(np.array([[0, 1, 2], [1, 0, 2]]), 3)
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *[graph] * n_graphs)
+    assert (stacked.n_queries, stacked.n_edges, stacked.stacked) == (3, 3, (n_graphs,))
+    assert f"n_queries=3, n_keys=3, n_edges=3, stacked=({n_graphs},)" in repr(stacked)
+    x, attn = jnp.arange(24.0).reshape(3, 2, 4), jnp.ones((2, 4))
+    for attend in (gat.gatv2_attention, jax.jit(gat.gatv2_attention), gat.gatv2_scores):
+        with pytest.raises(ValueError, match=rf"is {n_graphs} graphs, stacked: map over them"):
+            attend(x, x, attn, stacked)
+    makers = (stacked.coalesce, partial(stacked.split, 3), stacked.to_torch)
+    for make in (*makers, partial(gat.Graph.batch, [stacked])):
+        with pytest.raises(ValueError, match=rf"is {n_graphs} graphs, stacked: map over them"):
+            make()
+    mapped = jax.vmap(lambda graph: gat.gatv2_attention(x, x, attn, graph))(stacked)
+    assert np.allclose(mapped, gat.gatv2_attention(x, x, attn, graph))
+
+
 @pytest.mark.parametrize("kernel", ["jax", "numba"])
 def test_padding_changes_nothing(kernel: str) -> None:
     """No bit of the result, and no more than the order of a sum in the gradients."""
@@ -194,6 +222,18 @@ def test_errors_say_what_was_expected_and_what_came() -> None:
         gat.Graph.from_edge_index(np.zeros((2, 2), int), 3).padded(1)
     with pytest.raises(ValueError, match=r"divide by 2"):
         gat.Graph.from_edge_index(np.zeros((2, 2), int), 3).split(2)
+    graph = gat.Graph.from_edge_index(np.zeros((2, 2), int), 3)
+    with pytest.raises(ValueError, match=r"`n_parts` must be positive; got 0"):
+        graph.split(0)
+    with pytest.raises(TypeError, match=r"`n_edges` must be an int; got float"):
+        graph.padded(4.5)
+    with pytest.raises(TypeError, match=r"`n_edges` must be an int; got .*Tracer"):
+        jax.jit(graph.padded)(4)
+    for other in (np.zeros((2, 2), int), graph.to_torch()):
+        with pytest.raises(TypeError, match=r"a gatv2\.jax\.Graph was expected; got"):
+            gat.Graph.batch([graph, other])
+    with pytest.raises(TypeError, match=r"a gatv2\.Graph was expected; got Tensor"):
+        gat.Graph.from_torch(torch.zeros(2, 2))
     with pytest.raises(TypeError, match=r"outside of `jit`"):
         jax.jit(lambda mask: attend(mask, backend="sparse"))(jnp.ones((3, 3, 1), bool))
 

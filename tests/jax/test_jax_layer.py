@@ -411,6 +411,10 @@ def test_equinox_module() -> None:
     with pytest.raises(ValueError, match=r"`params` must have"):
         layer.with_params({"attn": layer.attn})
     graph = gat.Graph.from_edge_index(EDGE_INDEX.numpy(), N_NODES)
+    with pytest.raises(TypeError, match=r"`key` must be a JAX key.* got int"):
+        GraphAttentionV2Layer(7, 6, 3, key=0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`key` must be a JAX key.* got int"):
+        layer(h.numpy(), graph, key=0)  # type: ignore[call-overload]
     call = eqx.filter_jit(lambda layer, h, graph, **rest: layer(h, graph, **rest))
     expected = torch_layer(h, EDGE_INDEX, seed=3).detach()
     assert_agrees(gat.as_torch(call(layer, gat.as_jax(h), graph, seed=3)), expected)
@@ -452,6 +456,31 @@ def test_nnx_module() -> None:
     assert_agrees(gat.as_torch(call(layer, gat.as_jax(h), graph)), expected)
     gradients = nnx.grad(lambda layer: (layer(gat.as_jax(h), graph) ** 2).sum())(layer)
     assert set(gradients) == {"attn", "linear_l", "linear_r"}
+
+
+def test_views_and_streams_of_nnx() -> None:
+    """As `nnx.Dropout` has them: a view turns both off, and a stream or a key stands for `rngs`."""
+    nnx = pytest.importorskip("flax.nnx")
+    from gatv2.jax.nnx import GraphAttentionV2Layer
+
+    class Block(nnx.Module):  # type: ignore[misc, name-defined]
+        def __init__(self, rngs: Any) -> None:
+            self.layer = GraphAttentionV2Layer(7, 6, 3, rngs=rngs, param_dtype=jnp.float64)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    block, h, edges = Block(nnx.Rngs(0)), gat.as_jax(features()), EDGE_INDEX.numpy()
+    viewed = nnx.view(block, deterministic=True)
+    assert viewed.dropout.deterministic
+    assert np.array_equal(viewed.layer(h, edges), block.layer(h, edges, deterministic=True))
+    assert not block.layer.deterministic
+    assert not nnx.view(viewed, deterministic=False).layer.deterministic
+    drawn = block.layer(h, edges, rngs=nnx.Rngs(dropout=3))
+    key = nnx.Rngs(dropout=3).dropout()
+    for given in (nnx.Rngs(dropout=3).dropout, key, jax.random.key_data(key)):
+        assert np.array_equal(block.layer(h, edges, rngs=given), drawn)
+    assert not np.array_equal(block.layer(h, edges, rngs=nnx.Rngs(dropout=4)), drawn)
+    with pytest.raises(TypeError, match=r"`rngs` must be a JAX key.* got int"):
+        block.layer(h, edges, rngs=3)  # type: ignore[call-overload]
 
 
 def test_kernel_init_of_nnx() -> None:

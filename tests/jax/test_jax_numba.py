@@ -1,5 +1,7 @@
 """The fused CPU kernels under JAX: transformations, and errors that say what to do."""
 
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -182,10 +184,36 @@ def test_what_it_can_not_do_names_what_can(graph: Any) -> None:
     assert gat.select_kernel(*odd, graph).name == "jax"
 
 
+LOADED_TWICE = """
+import gc, sys
+import jax.numpy as jnp
+
+x, a, mask = jnp.ones((3, 2, 4)), jnp.ones((2, 4)), jnp.ones((3, 3, 1), bool)
+for n_nodes in (3, 2, 1):  # each compiled anew
+    import gatv2.jax as gat
+
+    out = gat.gatv2_attention(x[:n_nodes], x, a, mask[:n_nodes], kernel="numba")
+    assert jnp.allclose(out, 1)
+    for name in [name for name in sys.modules if name.startswith("gatv2")]:
+        del sys.modules[name]
+    del gat
+    gc.collect()
+"""
+
+
+def test_kernels_serve_modules_that_are_loaded_again() -> None:
+    """The first that XLA knows by a name stays, and is there as long as the process."""
+    result = subprocess.run(
+        [sys.executable, "-c", LOADED_TWICE], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_an_error_in_a_target_is_reported() -> None:
     def fail(*_: Any) -> None:
         raise KeyError("what went wrong")
 
-    xla_ffi.register("gatv2_test_fail", fail)
+    for function in (fail, print):  # of one name the first stays, as of threads that begin together
+        xla_ffi.register("gatv2_test_fail", function)
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"KeyError: 'what went wrong'"):
         jax.ffi.ffi_call("gatv2_test_fail", jax.ShapeDtypeStruct((1,), "f4"))().block_until_ready()

@@ -302,6 +302,30 @@ def batch_and_heads() -> None:
         check(function, on_devices, everywhere, cotangents, expected)
 
 
+def batch_in_shard_map_heads_by_xla() -> None:
+    """One axis of a mesh in `shard_map`, the other left to XLA, with derivatives of both modes."""
+    mesh = jax.make_mesh((2, 2), ("b", "h"), axis_types=(AxisType.Auto,) * 2)
+    sparse, cotangent, mask = draw(B)
+    batch, nodes, heads = P("b"), P("b", None, "h"), P("h")
+    in_specs = (Inputs(batch, batch, P(), P(), P(), P()), P())
+    function = jax.shard_map(
+        attend, mesh=mesh, in_specs=in_specs, out_specs=batch, axis_names={"b"}
+    )
+
+    def along(function: Attend, inputs: Inputs, graph: Any) -> Any:
+        return jax.jvp(lambda inputs: function(inputs, graph), (inputs,), (inputs,))
+
+    pairs = ((sparse, gat.Graph.from_mask(mask)), (laid_out_as(mask, sparse), jnp.asarray(mask)))
+    for inputs, adjacency in pairs:
+        own = Inputs(nodes, nodes, heads, P(), heads, P())
+        on_devices, everywhere = placed(mesh, own, inputs), placed(mesh, P(), adjacency)
+        both = jax.jit(partial(value_and_gradients, function))
+        expected = reference(inputs, adjacency, cotangent)
+        assert_same(both(on_devices, everywhere, placed(mesh, nodes, cotangent)), expected)
+        directional = jax.jit(partial(along, function))(on_devices, everywhere)
+        assert_same(directional, along(attend, inputs, adjacency))
+
+
 def results_on_explicit_axes() -> None:
     """Coefficients, log-sum-exp, scores and the static control, of types that say how they lie."""
     mesh = jax.make_mesh((2, 2), ("b", "h"), axis_types=(AxisType.Explicit,) * 2)
@@ -355,6 +379,7 @@ CASES = (
     interpreted_in_shard_map,
     keys_in_shard_map,
     batch_and_heads,
+    batch_in_shard_map_heads_by_xla,
     results_on_explicit_axes,
     queries_by_xla,
     what_is_sent_is_seen,

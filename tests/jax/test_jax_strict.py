@@ -1,7 +1,11 @@
 """Strict settings of JAX, export for any size, and arguments that are not what they should be."""
 
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +84,40 @@ def test_export() -> None:
         edge_index = np.random.default_rng(size).integers(0, N, (2, size), dtype=np.int32)
         actual = exported.call(edge_index, *features())
         assert np.allclose(actual, of_edges(edge_index, *features()), atol=1e-5)
+
+
+LOADING = """
+import pickle, sys
+import jax
+from jax.experimental.serialize_executable import deserialize_and_load
+import gatv2.jax as gat
+
+with open(sys.argv[1], "rb") as file:
+    written, arguments, expected = pickle.load(file)
+try:
+    deserialize_and_load(*written)
+except jax.errors.JaxRuntimeError as error:
+    assert "gatv2_sparse_forward" in str(error)
+else:
+    raise AssertionError("kernels are known before they are asked for")
+gat.register_kernels()
+gradients = deserialize_and_load(*written)(*arguments)
+for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+    assert (one == other).all()
+"""
+
+
+def test_a_compiled_program_is_loaded_by_another_process(tmp_path: Path) -> None:
+    serialize = pytest.importorskip("jax.experimental.serialize_executable").serialize
+    arguments = (gat.Graph.from_mask(mask()), *features())
+    gradients = jax.grad(partial(loss, kernel="auto"), argnums=(1, 2, 3))
+    program = jax.jit(gradients).lower(*arguments).compile()
+    path = tmp_path / "program.pickle"
+    path.write_bytes(pickle.dumps((serialize(program), arguments, program(*arguments))))
+    result = subprocess.run(
+        [sys.executable, "-c", LOADING, path], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_export_for_any_batch() -> None:

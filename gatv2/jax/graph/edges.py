@@ -1,6 +1,7 @@
 """SortedEdges: what a graph holds, and what follows from that alone."""
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, replace
 from typing import Generic, TypeVar
 
 import jax
@@ -39,14 +40,20 @@ class SortedEdges(Generic[Array]):
     @property
     def n_queries(self) -> int:
         """Number of queries, with padding."""
-        n_queries: int = self.query_ptr.shape[0] - 1
+        n_queries: int = self.query_ptr.shape[-1] - 1
         return n_queries
 
     @property
     def n_edges(self) -> int:
         """Number of edges, with padding."""
-        n_edges: int = self.key_index.shape[0]
+        n_edges: int = self.key_index.shape[-1]
         return n_edges
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        """Axes in front of each array, where graphs of one size are stacked; () for a graph alone."""
+        axes: tuple[int, ...] = self.query_ptr.shape[:-1]
+        return axes
 
     @property
     def block_shape(self) -> tuple[int, int]:
@@ -88,9 +95,14 @@ class SortedEdges(Generic[Array]):
         return jnp.take(values, position, axis=axis)
 
     def __repr__(self) -> str:
+        if not (getattr(self.query_ptr, "ndim", 0) and getattr(self.key_index, "ndim", 0)):
+            # axes, specifications or None, which transformations of JAX have in the place of arrays
+            named = (f"{own.name}={getattr(self, own.name)!r}" for own in fields(self))
+            return f"Graph({', '.join(named)})"
         blocks = f", n_blocks={self.n_blocks}" if self.n_blocks != 1 else ""
         if self.batch_shape not in (None, (self.n_blocks,)) or self.batch_shape == (1,):
             blocks += f", batch_shape={self.batch_shape}"
+        blocks += f", stacked={self.stacked}" if self.stacked else ""
         blocks += ", is_bipartite=True" if self.is_bipartite else ""
         blocks += f", flow={self.flow!r}" if self.flow != "target_to_source" else ""
         return (
@@ -153,9 +165,24 @@ def is_known(graph: SortedEdges[jax.Array]) -> bool:
 
 
 def require_concrete(graph: SortedEdges[jax.Array], verb: str) -> None:
-    """Raise a TypeError if the edges of a graph are traced."""
+    """Raise unless `graph` is one graph, whose edges are known."""
+    if not isinstance(graph, SortedEdges):
+        raise TypeError(
+            f"a gatv2.jax.Graph was expected; got {type(graph).__name__}: make one with "
+            "`Graph.from_edge_index(edge_index, n_nodes)`, or of one of PyTorch with `Graph.from_torch`"
+        )
+    require_unstacked(graph)
     if not is_known(graph):
         raise TypeError(f"to {verb} a graph its edges must be known: do it outside of `jit`")
+
+
+def require_unstacked(graph: SortedEdges[jax.Array]) -> None:
+    """Raise a ValueError if several graphs are stacked in the arrays of one."""
+    if graph.stacked:
+        raise ValueError(
+            f"the graph is {math.prod(graph.stacked)} graphs, stacked: map over them with `jax.vmap`, "
+            "`jax.lax.scan` or `jax.shard_map`, or join graphs with `Graph.batch` instead"
+        )
 
 
 def repeated_edges(graph: SortedEdges[jax.Array]) -> NumPyArray:

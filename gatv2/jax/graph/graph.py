@@ -179,8 +179,12 @@ class Graph(SortedEdges[jax.Array]):
         """Take over a PyTorch graph, without a copy where the memory allows.
 
         Raises:
-            TypeError: the graph needs 64-bit indices, and JAX does not have them enabled.
+            TypeError: it is no graph of PyTorch, or needs 64-bit indices, and JAX does not have them
+                enabled.
         """
+        from gatv2.graph.check import check_once
+
+        check_once(graph)
         ids = [
             None if own is None else on_device(parts.narrow(own.numpy()))
             for own in (graph.query_id, graph.key_id)
@@ -238,7 +242,7 @@ class Graph(SortedEdges[jax.Array]):
         of edges and nodes, batches of any graphs share one compilation. Nothing is sorted again.
 
         Raises:
-            TypeError: a graph is traced.
+            TypeError: one is no graph, or traced.
             ValueError: there are no graphs, one is padded, their masks are for different numbers of
                 heads, or they were made with different flows.
 
@@ -329,6 +333,7 @@ class Graph(SortedEdges[jax.Array]):
             n_nodes: number of nodes with padding, or the pair (queries, keys); None for no padding.
 
         Raises:
+            TypeError: a number is no integer.
             ValueError: the graph has more edges or nodes, or it is a batch of graphs of one size, whose
                 nodes can't be padded.
 
@@ -351,7 +356,7 @@ class Graph(SortedEdges[jax.Array]):
         `jax.tree.map(lambda x: x[part], ...)` a part is a `Graph` like any other.
 
         Raises:
-            TypeError: the graph is traced.
+            TypeError: the graph is traced, or `n_parts` is no integer.
             ValueError: the nodes do not divide evenly, the graph is a batch of graphs, or `side` is
                 neither.
 

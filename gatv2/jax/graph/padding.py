@@ -11,10 +11,12 @@ from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete, on_device
 from gatv2.jax.graph.edge_index import NumberOfNodes, read_sizes
 from gatv2.jax.graph.edges import Traced
 from gatv2.jax.graph.sort import KeyOrder
+from gatv2.options import as_int
 
 
 def padded(graph: Traced, n_edges: int, n_nodes: NumberOfNodes | None = None) -> Traced:
     """The graph with `n_edges` edges and `n_nodes` nodes; see :meth:`gatv2.jax.Graph.padded`."""
+    n_edges = as_int(n_edges, "n_edges")
     extra = n_edges - graph.n_edges
     if extra < 0:
         raise ValueError(f"the graph has {graph.n_edges} edges: it can't be padded to {n_edges}")

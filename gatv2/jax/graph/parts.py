@@ -19,7 +19,7 @@ from gatv2.jax.graph.edges import (
 )
 from gatv2.jax.graph.padding import padded
 from gatv2.jax.graph.sort import Edges, KeyOrder, sort_edges
-from gatv2.options import common_flow
+from gatv2.options import check_sizes, common_flow
 
 Side = Literal["queries", "keys"]
 
@@ -120,6 +120,7 @@ def _edges_of_parts(
     """The graph on the host, the nodes of a part, and where each part's edges stand, ascending."""
     if side not in ("queries", "keys"):
         raise ValueError(f"`side` must be 'queries' or 'keys'; got {side!r}")
+    check_sizes(n_parts=n_parts)
     require_concrete(graph, "split")
     n_nodes = graph.n_queries if side == "queries" else graph.n_keys
     if graph.batch_dims or n_nodes % n_parts:

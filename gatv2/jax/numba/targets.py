@@ -168,3 +168,22 @@ def target(backend: str, direction: Literal["forward", "backward"]) -> str:
     name = f"gatv2_{backend}_{direction}"
     register(name, partial(_forward if direction == "forward" else _backward, backend))
     return name
+
+
+def register_kernels() -> None:
+    """Make the fused CPU kernels known to XLA, for a compiled program that is to be loaded.
+
+    Nothing else needs it: what this process traces knows its kernels. A program that another process
+    compiled, and `jax.experimental.serialize_executable` wrote, only has their names.
+
+    Example:
+        >>> from jax.experimental import serialize_executable
+        >>> program = jax.jit(lambda x: x + 1).lower(1.0).compile()
+        >>> written = serialize_executable.serialize(program)
+        >>> register_kernels()  # in the process that loads it
+        >>> serialize_executable.deserialize_and_load(*written)(1.0)
+        Array(2., dtype=float32, weak_type=True)
+    """
+    for backend in ARRAYS:
+        target(backend, "forward")
+        target(backend, "backward")

@@ -133,12 +133,12 @@ class _CallFrame(ctypes.Structure):
 
 
 _Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
-_handlers: list[object] = []  # XLA holds their addresses for the life of the process
 
 
 def register(name: str, function: Function) -> None:
     """Make a Python function the target `name` of `jax.ffi.ffi_call` on the CPU.
 
+    The first of a name stays: another thread may be as far, or these modules have been loaded twice.
     What the function raises is raised where the result of the call is waited for, as a
     `jax.errors.JaxRuntimeError` with its message.
 
@@ -165,10 +165,15 @@ def register(name: str, function: Function) -> None:
         return None
 
     handler = _Handler(handle)
-    _handlers.append(handler)
+    # XLA has its address for the life of the process, which may be longer than that of this module
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handler))
     address = ctypes.cast(handler, ctypes.c_void_p).value
     capsule = jax.ffi.pycapsule(address)
-    jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+    try:
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+    except jax.errors.JaxRuntimeError as error:
+        if "Duplicate" not in str(error):
+            raise
 
 
 def _tell_version(frame: _CallFrame) -> None:

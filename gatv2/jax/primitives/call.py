@@ -12,6 +12,7 @@ from gatv2.jax.dense import reference as dense
 from gatv2.jax.edge_features import EdgeInputs
 from gatv2.jax.fused import Options
 from gatv2.jax.graph import Graph
+from gatv2.jax.mesh import vary_alike
 from gatv2.jax.numba import kernel as numba_kernel
 from gatv2.jax.sparse import pallas_kernel
 from gatv2.jax.sparse import reference as sparse
@@ -81,7 +82,7 @@ def attend_plainly(*arrays: jax.Array, call: Call) -> Arrays:
         return_attention=call.with_alpha,
         score_bias=score_bias,
     )
-    return out, lse, jnp.zeros(0, out.dtype) if alpha is None else alpha
+    return out, lse, _nothing_like(out) if alpha is None else alpha
 
 
 def tangent_plainly(*arrays: jax.Array, call: Call) -> Arrays:
@@ -104,7 +105,7 @@ def tangent_plainly(*arrays: jax.Array, call: Call) -> Arrays:
             seed=seed if call.dropout > 0 else None,
             with_alpha=call.with_alpha,
         )
-        return d_out, d_lse, jnp.zeros(0, out.dtype) if d_alpha is None else d_alpha
+        return d_out, d_lse, _nothing_like(d_out) if d_alpha is None else d_alpha
 
     def of_features(*features: jax.Array) -> Arrays:
         return attend_plainly(*features, *arrays[call.n_features :], call=call)
@@ -131,6 +132,11 @@ def cotangent_plainly(*arrays: jax.Array, call: Call, wanted: tuple[bool, ...]) 
         )
     )
     return gradients
+
+
+def _nothing_like(out: jax.Array) -> jax.Array:
+    """In the place of coefficients that are not wanted: empty, varying over devices as `out` does."""
+    return vary_alike(out, jnp.zeros(0, out.dtype))[1]
 
 
 def attend_by_numba(*arrays: jax.Array, call: Call) -> Arrays:
