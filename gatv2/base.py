@@ -30,6 +30,7 @@ from gatv2.options import (
     as_slope,
     check_backend,
     check_bias,
+    check_flags,
     check_flow,
     check_flow_of_graph,
     check_sizes,
@@ -102,6 +103,12 @@ class GraphAttention(nn.Module, ABC):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_flags(
+            is_concat=is_concat,
+            share_weights=share_weights,
+            residual=residual,
+            add_self_loops=add_self_loops,
+        )
         n_query, n_key = _sizes_of_sides(in_features, share_weights)
         check_sizes(out_features=out_features, n_heads=n_heads)
         out_features, n_heads = int(out_features), int(n_heads)  # not NumPy's

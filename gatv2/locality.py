@@ -38,15 +38,20 @@ class Reordered:
         return _inverse(self.order)
 
     def apply(self, h: Tensor, dim: int = -2) -> Tensor:
-        """Bring what nodes have, along `dim`, to the new order; a ValueError if they are others."""
+        """Bring what nodes have, along `dim`, to the new order; an error if they are others."""
         return self._of_nodes(h, dim).index_select(dim, self.order)
 
     def undo(self, out: Tensor, dim: int = -2) -> Tensor:
-        """Bring what nodes have, along `dim`, back to the old order; a ValueError if they are others."""
+        """Bring what nodes have, along `dim`, back to the old order; an error if they are others."""
         return self._of_nodes(out, dim).index_select(dim, self.rank)
 
     def _of_nodes(self, values: Tensor, dim: int) -> Tensor:
         n_nodes = self.order.shape[0]
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"what nodes have must be a torch.Tensor; got {type(values).__name__}: convert it with "
+                "`torch.as_tensor`"
+            )
         if values.size(dim) != n_nodes:  # of more rows, some would be left out
             raise ValueError(
                 f"dimension {dim} must be of the graph's {n_nodes} nodes; got {tuple(values.shape)}"

@@ -1,6 +1,7 @@
 """GATv2: a ready stack of layers for node classification."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
 
 import torch
@@ -33,8 +34,6 @@ class LayerOptions(TypedDict, total=False):
     backend: Backend
     kernel: str
     flow: Flow
-    device: torch.device | str | None
-    dtype: torch.dtype | None
 
 
 class GATv2(nn.Module):
@@ -62,6 +61,8 @@ class GATv2(nn.Module):
             layer.
         activation: :math:`\sigma`, between layers.
         layer: the class of the layers; :class:`gatv2.GraphAttentionLayer` for the static control.
+        device: where the parameters are made.
+        dtype: dtype of the parameters.
         **options: options of every layer, such as `bias`, `residual` or `backend`.
 
     Attributes:
@@ -96,6 +97,8 @@ class GATv2(nn.Module):
         feature_dropout: float = 0.6,
         activation: Callable[[Tensor], Tensor] = elu,
         layer: type[GraphAttention] = GraphAttentionV2Layer,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
@@ -103,12 +106,9 @@ class GATv2(nn.Module):
         self.feature_dropout = as_dropout(feature_dropout, "feature_dropout")
         self.activation = activation
         sizes = [in_features] + [hidden_features] * (n_layers - 1)
-        self.layers = nn.ModuleList(
-            layer(size, hidden_features, n_heads, dropout=dropout, **options) for size in sizes[:-1]
-        )
-        self.layers.append(
-            layer(sizes[-1], out_features, out_heads, False, dropout=dropout, **options)
-        )
+        make = partial(layer, dropout=dropout, device=device, dtype=dtype, **options)
+        self.layers = nn.ModuleList(make(size, hidden_features, n_heads) for size in sizes[:-1])
+        self.layers.append(make(sizes[-1], out_features, out_heads, False))
 
     def reset_parameters(self) -> None:
         """Draw the parameters of all layers anew."""

@@ -10,6 +10,8 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, TypeVar, cast, get_args
 
+import numpy as np
+
 Method = TypeVar("Method", bound=Callable[..., object])
 
 Flow = Literal["target_to_source", "source_to_target"]
@@ -129,6 +131,13 @@ def check_bias(bias: object) -> None:
     """Raise a ValueError unless `bias` is False, True or "projections": 1 equals True and is not it."""
     if not isinstance(bias, bool) and bias != "projections":
         raise ValueError(f"`bias` must be False, True or 'projections'; got {bias!r}")
+
+
+def check_flags(**flags: object) -> None:
+    """Raise a TypeError unless each is True or False: a number was meant for another argument."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(f"`{name}` must be True or False; got {flag!r}")
 
 
 def check_reduction(fill_value: str, name: str) -> None:

@@ -54,9 +54,10 @@ def as_features(h: object, name: str = "h") -> Tensor:
         check_layout(h, name)
         return _of_torch(h, name)
     if not is_from("scipy.sparse", "issparse", h):
+        remedy = "" if h is None else f": convert it with `torch.as_tensor({name})`"
         raise TypeError(
             f"`{name}` must be a torch.Tensor, dense or sparse, or a scipy.sparse matrix; "
-            f"got {type(h).__name__}"
+            f"got {type(h).__name__}{remedy}"
         )
     matrix: Any = h
     _check_ndim(matrix.ndim, tuple(matrix.shape), name)

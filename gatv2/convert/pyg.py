@@ -58,11 +58,11 @@ def from_pyg(conv: "GATv2Conv") -> GraphAttentionV2Layer:
     state = {our_name(name): x for name, x in known_state(conv, shapes_of(conv.concat)).items()}
     layer = layer_of(
         state | {"attn": conv.att[0]},
-        is_concat=conv.concat,
+        is_concat=bool(conv.concat),  # theirs may be any
         dropout=conv.dropout,
         leaky_relu_negative_slope=conv.negative_slope,
-        share_weights=conv.share_weights,
-        add_self_loops=conv.add_self_loops,
+        share_weights=bool(conv.share_weights),
+        add_self_loops=bool(conv.add_self_loops),
         fill_value=our_fill_value(conv),
         flow=conv.flow,
         is_pair=not isinstance(conv.in_channels, int),

@@ -158,8 +158,8 @@ def _check_shapes(tensors: State, prefix: str, shapes: Shapes) -> None:
         )
         if not fits:
             told = ", ".join(
-                size if want is None or isinstance(size, int) else f"{size}={want}"
-                for size, want in zip(map(str, shape), wanted, strict=True)
+                str(size) if want is None or isinstance(size, int) else f"{size}={want}"
+                for size, want in zip(shape, wanted, strict=True)
             )
             raise ValueError(f"`{prefix}{name}` must have shape ({told}), no size 0; got {actual}")
         known |= zip(shape, actual, strict=True)

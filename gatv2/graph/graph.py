@@ -109,10 +109,15 @@ class Graph(SortedEdges):
             flow: with "source_to_target", `mask` is `[*batch, n_keys, n_queries, 1 or n_heads]`.
 
         Raises:
-            TypeError: `mask` is sparse.
+            TypeError: `mask` is no tensor, or sparse.
             ValueError: `mask` is not bool or has fewer than three dimensions, or `flow` is unknown.
         """
         check_flow(flow)
+        if not isinstance(mask, Tensor):
+            raise TypeError(
+                f"`mask` must be a torch.Tensor; got {type(mask).__name__}: convert it with "
+                "`torch.as_tensor(mask)`"
+            )
         if mask.layout is not torch.strided:
             raise TypeError(
                 f"`mask` must be a dense tensor; got one of layout {mask.layout}: convert it with "

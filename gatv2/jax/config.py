@@ -22,6 +22,7 @@ from gatv2.options import (
     as_slope,
     check_backend,
     check_bias,
+    check_flags,
     check_flow,
     check_sizes,
     hidden_of,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 FillValue = float | tuple[float, ...] | Reduction
 """Features of a self-loop: a number, D of them, or how those of the node's other edges are reduced."""
+_FLAGS = ("is_concat", "share_weights", "residual", "add_self_loops")
 _MANY = {"fill_value": "D", "loop_bias": "n_heads"}
 
 KERNEL_NAMES = ("auto", "jax", "numba", "pallas")
@@ -139,6 +141,7 @@ class LayerOptions:
 
     def __post_init__(self) -> None:
         check_static(**{field.name: getattr(self, field.name) for field in fields(self)})
+        check_flags(**{name: getattr(self, name) for name in _FLAGS})
         self._check_sizes()
         check_bias(self.bias)
         for name, read in (("dropout", as_dropout), ("leaky_relu_negative_slope", as_slope)):

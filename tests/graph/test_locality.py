@@ -152,3 +152,13 @@ def test_rows_of_other_nodes_are_refused(n_rows: int) -> None:
     for there_or_back in (reordered.apply, reordered.undo):
         with pytest.raises(ValueError, match=r"of the graph's 3 nodes; got \("):
             there_or_back(torch.ones(n_rows, 5))
+
+
+def test_rows_of_numpy_are_refused() -> None:
+    reordered = locality.reorder(Graph.from_edge_index(torch.tensor([[0], [1]]), 3))
+    rows: Any = torch.ones(3, 5).numpy()
+    for there_or_back in (reordered.apply, reordered.undo):
+        with pytest.raises(
+            TypeError, match=r"must be a torch.Tensor; got ndarray: convert it with"
+        ):
+            there_or_back(rows)

@@ -228,6 +228,9 @@ def test_options_that_do_not_fit() -> None:
         gat.Config(3, 7, 2)
     with pytest.raises(TypeError, match=r"`n_heads` must be an int; got float"):
         gat.Config(3, 8, 2.0)
+    for name in ("is_concat", "share_weights", "residual", "add_self_loops"):
+        with pytest.raises(TypeError, match=f"`{name}` must be True or False; got 0.0"):
+            gat.Config(3, 8, 2, **{name: 0.0})
     with pytest.raises(ValueError, match=r"`dropout` must lie in \[0, 1\); got 1.5"):
         gat.Config(3, 8, 2, dropout=1.5)
     with pytest.raises(ValueError, match=r"`kernel` must be one of .*; got 'cuda'"):

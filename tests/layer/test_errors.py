@@ -253,7 +253,8 @@ CALLS: dict[str, Case] = {
     "features of NumPy": (
         lambda: layer()(H.numpy(), EDGE_INDEX),  # type: ignore[call-overload]
         TypeError,
-        "`h` must be a torch.Tensor, dense or sparse, or a scipy.sparse matrix; got ndarray",
+        "`h` must be a torch.Tensor, dense or sparse, or a scipy.sparse matrix; got ndarray: convert it "
+        "with `torch.as_tensor(h)`",
     ),
     "mask of another size": (
         lambda: layer()(H, torch.ones(5, 4, 1)),
@@ -648,6 +649,11 @@ FUNCTIONS: dict[str, Case] = {
         lambda: Graph.from_edge_index(EDGE_INDEX, -1),
         ValueError,
         "numbers of nodes must not be negative; got (-1, -1)",
+    ),
+    "graph of a mask of NumPy": (
+        lambda: Graph.from_mask(wrong(np.ones((5, 5, 1), np.bool_))),
+        TypeError,
+        "`mask` must be a torch.Tensor; got ndarray: convert it with `torch.as_tensor(mask)`",
     ),
     "graph of a two-dimensional mask": (
         lambda: Graph.from_mask(torch.ones(5, 5, dtype=torch.bool)),

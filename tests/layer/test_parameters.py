@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gatv2 import Graph, GraphAttentionLayer, GraphAttentionV2Layer
+from gatv2 import GATv2, Graph, GraphAttentionLayer, GraphAttentionV2Layer
 from gatv2.testing import assert_agrees, masks
 
 LAYERS = [GraphAttentionV2Layer, GraphAttentionLayer]
@@ -74,6 +74,17 @@ def test_conversion_of_dtype(layer_class: Any) -> None:
         assert float((out.double() - exact).abs().max()) < allowed * float(exact.abs().max())
     made = layer_class(3, 8, 2, dtype=torch.float64, device="cpu")
     assert {p.dtype for p in made.parameters()} == {torch.float64}
+
+
+def test_skipped_initialisation(layer_class: Any) -> None:
+    """PyTorch wants `device` among the names of a constructor's arguments."""
+    skip_init: Any = torch.nn.utils.skip_init
+    one = skip_init(layer_class, 3, 8, 2, dtype=torch.float64)
+    model = skip_init(GATv2, 3, 8, 7, layer=layer_class, dtype=torch.float64)
+    for module in (one, model):
+        assert {(p.dtype, p.device.type) for p in module.parameters()} == {(torch.float64, "cpu")}
+        module.reset_parameters()
+        assert module.eval()(torch.randn(4, 3).double(), EDGE_INDEX).isfinite().all()
 
 
 def test_meta_device(layer_class: Any) -> None:
@@ -319,6 +330,17 @@ def test_separate_weights_are_not_loaded_into_shared_ones(layer_class: Any) -> N
     shared.load_state_dict(equal)
     assert torch.equal(shared.linear_r.weight, separate["linear_l.weight"])
     assert not torch.equal(before["linear_l.weight"], separate["linear_l.weight"])
+
+
+@pytest.mark.parametrize("name", ["is_concat", "share_weights", "residual", "add_self_loops"])
+def test_a_flag_is_true_or_false(layer_class: Any, name: str) -> None:
+    """A dropout of zero in the fourth place would average the heads."""
+    for flag in (0.0, 0, 0.6, None, "no"):
+        with pytest.raises(TypeError, match=f"`{name}` must be True or False; got {flag!r}"):
+            layer_class(3, 8, 2, **{name: flag})
+    assert layer_class(3, 8, 2, **{name: numpy.True_})
+    with pytest.raises(TypeError, match=r"`is_concat` must be True or False; got 0\.0"):
+        layer_class(3, 8, 2, 0.0)
 
 
 @pytest.mark.parametrize("bias", [1, 0, numpy.True_, "output", None])

@@ -186,6 +186,11 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         KeyError,
         "lacks ['gat.attn', 'gat.fc_src.weight', 'gat.fc_dst.weight']; it has ['attn']",
     ),
+    "vector without its first dimension": (
+        lambda: from_dgl(dgl_state() | {"attn": torch.zeros(2, 4)}),
+        ValueError,
+        "`attn` must have shape (1, H, F), no size 0; got (2, 4)",
+    ),
     "residual not told": (
         lambda: from_dgl(dgl_state(residual=True)),
         ValueError,
@@ -405,3 +410,12 @@ def test_matrices_with_nan_do_not_differ_from_themselves() -> None:
     layer = from_dgl(other, share_weights=True)
     assert layer.share_weights
     assert layer.linear_l.weight.isnan().sum() == 1
+
+
+@torch.no_grad()
+def test_flags_of_theirs_may_be_numbers() -> None:
+    """PyTorch Geometric takes 0 and 1 for them."""
+    flags: dict[str, Any] = {"concat": 0, "share_weights": 1, "add_self_loops": 0}
+    conv, h = GATv2Conv(3, 4, 2, **flags).double(), torch.randn(5, 3).double()
+    edges = torch.randint(5, (2, 9))
+    assert_agrees(from_pyg(conv)(h, edges), conv(h, edges))
