@@ -21,7 +21,7 @@ def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Parts and tiles that show all and take little time: for many edges, all are larger."""
     split, rows, edges = 4, Tile(rows=64, edges=4, warps=1), Tile(rows=64, edges=1, warps=1)
     if request.node.get_closest_marker("many_edges"):
-        split, rows, edges = 256, Tile(1024, 8, 1), Tile(2048, 1, 1)
+        split, rows, edges = 256, Tile(512, 8, 1), Tile(2048, 1, 1)
     monkeypatch.setattr(launch, "SPLIT", split)
     monkeypatch.setattr(launch, "CHUNKS", 2)
     monkeypatch.setattr(launch, "row_tile", lambda *_: rows)
