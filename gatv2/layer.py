@@ -7,7 +7,7 @@ from gatv2.functional import attend, attend_projected, gatv2_scores, join_in_pla
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
-from gatv2.options import check_flow_of_graph
+from gatv2.options import by_role, check_flow_of_graph
 from gatv2.projection import PLAIN, as_projections, edge_projection
 from gatv2.random import as_seed
 from gatv2.torch_internals import is_seen
@@ -127,7 +127,7 @@ class GraphAttentionV2Layer(GraphAttention):
         linear_e = own["linear_e"] if "linear_e" in own else modules.get("linear_e")
         h_query = h_key = h
         if type(h) is tuple and len(h) == 2:
-            h_query, h_key = self._by_role(h)
+            h_query, h_key = by_role(h, self.flow)
         if (
             is_seen()
             or type(self) is not GraphAttentionV2Layer  # a class of the user's may do other things
