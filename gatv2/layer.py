@@ -19,7 +19,8 @@ _GENERAL_WAY = {
     *("_forward", "as_pair", "_check_features", "check_edge_features", "_project", "_heads"),
     *("attend", "join", "further_terms", "is_block", "attn", "linear_l", "linear_r"),
 }
-"""Attributes that are a class's or registered: a layer that has one of its own is asked for it."""
+"""What `attend_at_once` leaves out, or reads past `__getattr__`. A layer with one of these in `__dict__`
+has been patched, and goes the general way."""
 _LISTS_OF_EDGES = Graph, Tensor
 
 
@@ -78,7 +79,7 @@ class GraphAttentionV2Layer(GraphAttention):
         linear_residual: projects queries to the result, or None.
 
     Raises:
-        TypeError: a size is not an int.
+        TypeError: an argument is of the wrong type, such as a size that is not an int.
         ValueError: a size is not positive, `out_features` does not divide by `n_heads`, `dropout` is
             outside [0, 1), the slope is not finite, or an option is unknown.
 
