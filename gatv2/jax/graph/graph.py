@@ -210,9 +210,8 @@ class Graph(SortedEdges[jax.Array]):
         """Prepare jraph's `GraphsTuple`, padded or not; inside `jit` too.
 
         Its receivers are our queries, and its senders our keys: a node attends to those that send to it,
-        so the flow is "source_to_target".
-        Nodes and edges keep their numbers, so `graphs.nodes` are features, and `graphs.edges` features
-        of edges, as they are.
+        so the flow is "source_to_target". Nodes and edges keep their numbers, so `graphs.nodes` are
+        features, and `graphs.edges` features of edges, as they are.
 
         Example:
             >>> from types import SimpleNamespace
