@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from gatv2.options import (
     Flow,
     as_dropout,
     as_slope,
+    by_role,
     check_backend,
     check_bias,
     check_flags,
@@ -52,7 +53,6 @@ from gatv2.random import as_seed
 from gatv2.sparse_features import Features, as_features, project, project_sides
 from gatv2.torch_internals import refuse_tracing
 
-T = TypeVar("T")
 NodeFeatures = Features | tuple[Features, Features]
 """Features of the nodes of one graph, or of the two sides of a bipartite one."""
 
@@ -109,7 +109,7 @@ class GraphAttention(nn.Module, ABC):
             residual=residual,
             add_self_loops=add_self_loops,
         )
-        n_query, n_key = _sizes_of_sides(in_features, share_weights)
+        sides = _sizes_of_sides(in_features, share_weights)
         check_sizes(out_features=out_features, n_heads=n_heads)
         out_features, n_heads = int(out_features), int(n_heads)  # not NumPy's
         if edge_dim is not None:
@@ -140,7 +140,7 @@ class GraphAttention(nn.Module, ABC):
         self.flow = flow
         self._is_pair = isinstance(in_features, (tuple, list))
 
-        n_query, n_key = self._by_role((n_query, n_key))
+        n_query, n_key = by_role(sides, flow)
         where = Where(device=device, dtype=dtype)
         width = n_heads * self.n_hidden
         self.linear_l = linear(n_query, width, bias=bool(bias), **where)
@@ -161,7 +161,7 @@ class GraphAttention(nn.Module, ABC):
     def in_features(self) -> int | tuple[int, int]:
         """Features of a node, or of the nodes of each side; -1 where the first input will tell."""
         sizes = n_inputs_of(self.linear_l), n_inputs_of(self.linear_r)
-        return self._by_role(sizes) if self._is_pair else sizes[0]
+        return by_role(sizes, self.flow) if self._is_pair else sizes[0]
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew: Glorot uniform, as the paper's code; biases are zero."""
@@ -326,11 +326,6 @@ class GraphAttention(nn.Module, ABC):
     def score(self, inputs: Projected) -> Tensor:
         """The scores that `attention_scores` returns."""
 
-    def _by_role(self, pair: tuple[T, T]) -> tuple[T, T]:
-        """A pair in the order of an edge index's rows as (query's, key's), and the way back."""
-        first, second = pair
-        return (first, second) if self.flow == "target_to_source" else (second, first)
-
     def as_pair(self, h: NodeFeatures) -> tuple[Tensor, Tensor]:
         """Features of queries and of keys, checked."""
         refuse_tracing()
@@ -339,8 +334,8 @@ class GraphAttention(nn.Module, ABC):
                 raise TypeError(
                     f"`h` must be a torch.Tensor or a pair of them; got {len(h)} of them"
                 )
-            names = self._by_role(("h[0]", "h[1]"))
-            h_query, h_key = map(as_features, self._by_role((h[0], h[1])), names)
+            names = by_role(("h[0]", "h[1]"), self.flow)
+            h_query, h_key = map(as_features, by_role(h, self.flow), names)
         else:
             names = ("h", "h")
             h_query = h_key = as_features(h)

@@ -7,7 +7,7 @@ from gatv2.functional import attend, attend_projected, gatv2_scores, join_in_pla
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.graph.part import AttendOptions, is_part
-from gatv2.options import check_flow_of_graph
+from gatv2.options import by_role, check_flow_of_graph
 from gatv2.projection import PLAIN, as_projections, edge_projection
 from gatv2.random import as_seed
 from gatv2.torch_internals import is_seen
@@ -19,7 +19,8 @@ _GENERAL_WAY = {
     *("_forward", "as_pair", "_check_features", "check_edge_features", "_project", "_heads"),
     *("attend", "join", "further_terms", "is_block", "attn", "linear_l", "linear_r"),
 }
-"""Attributes that are a class's or registered: a layer that has one of its own is asked for it."""
+"""What `attend_at_once` leaves out, or reads past `__getattr__`. A layer with one of these in `__dict__`
+has been patched, and goes the general way."""
 _LISTS_OF_EDGES = Graph, Tensor
 
 
@@ -78,7 +79,7 @@ class GraphAttentionV2Layer(GraphAttention):
         linear_residual: projects queries to the result, or None.
 
     Raises:
-        TypeError: a size is not an int.
+        TypeError: an argument is of the wrong type, such as a size that is not an int.
         ValueError: a size is not positive, `out_features` does not divide by `n_heads`, `dropout` is
             outside [0, 1), the slope is not finite, or an option is unknown.
 
@@ -127,7 +128,7 @@ class GraphAttentionV2Layer(GraphAttention):
         linear_e = own["linear_e"] if "linear_e" in own else modules.get("linear_e")
         h_query = h_key = h
         if type(h) is tuple and len(h) == 2:
-            h_query, h_key = self._by_role(h)
+            h_query, h_key = by_role(h, self.flow)
         if (
             is_seen()
             or type(self) is not GraphAttentionV2Layer  # a class of the user's may do other things

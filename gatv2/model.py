@@ -69,6 +69,7 @@ class GATv2(nn.Module):
         layers: the layers, an `nn.ModuleList`.
 
     Raises:
+        TypeError: a layer does not know an option, or refuses its type.
         ValueError: `n_layers` is not positive, or a layer refuses its sizes or options.
 
     Example:

@@ -13,6 +13,7 @@ from typing import Any, Literal, SupportsIndex, TypeVar, cast, get_args
 import numpy as np
 
 Method = TypeVar("Method", bound=Callable[..., object])
+T = TypeVar("T")
 
 Flow = Literal["target_to_source", "source_to_target"]
 FLOWS: tuple[Flow, ...] = get_args(Flow)
@@ -82,8 +83,27 @@ def shape_of_all_pairs(sides: tuple[int, int], has_bias: bool, flow: Flow) -> tu
             "the graph is None: pass a mask, an edge index or another form of a graph, or a "
             "`score_bias` for every query to attend to every key"
         )
-    n_queries, n_keys = sides
-    return sides if flow == "target_to_source" else (n_keys, n_queries)
+    return by_role(sides, flow)
+
+
+def by_role(pair: Iterable[T], flow: Flow) -> tuple[T, T]:
+    """A pair in the order of an edge index's rows as (of queries, of keys), and the way back."""
+    first, second = pair
+    return (first, second) if flow == "target_to_source" else (second, first)
+
+
+def check_has_self_loops(n_queries: int, n_keys: int, *, is_bipartite: bool = False) -> None:
+    """Raise a ValueError unless queries and keys can be the same nodes."""
+    advice = "with add_self_loops=False pass the edges that you want"
+    if n_queries != n_keys:
+        raise ValueError(
+            f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: {advice}"
+        )
+    if is_bipartite:
+        raise ValueError(
+            "a batch of bipartite graphs has no self-loops to add, though it has as many queries as "
+            f"keys, {n_queries}: {advice}"
+        )
 
 
 def check_flow(flow: str) -> None:

@@ -44,8 +44,9 @@ def compile_kernels(
 ) -> Iterator[tuple[Shape, str]]:
     """Compile forward and backward, and say what is done when it is.
 
-    What has been compiled is kept on disk, in the directory of the sources, or in `NUMBA_CACHE_DIR`, or
-    in the user's cache directory; what is there already is only loaded.
+    Each is compiled when a loop over the result asks for it. What has been compiled is kept on disk, in
+    the directory of the sources, or in `NUMBA_CACHE_DIR`, or in the user's cache directory; what is
+    there already is only loaded.
 
     Args:
         shapes: (heads, features of a head); by default one of each kind, so that all are served.
@@ -74,13 +75,13 @@ def compile_kernels(
     graph = Graph.from_edge_index(graphs["sparse"], 2)
     _ = graph.by_key, graph.self_loops, Graph.batch([graph])
     _compile_for_many_edges()
+
+    def ones(*shape: int) -> Tensor:
+        return torch.ones(shape, dtype=dtype, requires_grad=True)
+
     for n_heads, n_hidden in shapes or shapes_to_compile(dtype):
+        heads = (n_heads, n_hidden)
         for backend in backends:
-            heads = (n_heads, n_hidden)
-
-            def ones(*shape: int) -> Tensor:
-                return torch.ones(shape, dtype=dtype, requires_grad=True)
-
             options: KernelOptions = {"kernel": "numba"}
             if has_edge_features:
                 options["edge_features"] = ones(*((2,) if backend == "sparse" else (2, 2)), 1)

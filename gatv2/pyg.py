@@ -19,7 +19,7 @@ from gatv2.functional import attend, attend_projected, join_in_place
 from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, prepare_edge_index
 from gatv2.graph.edge_index import check_edge_index
-from gatv2.graph.edge_inputs import EdgeInputs
+from gatv2.graph.edge_inputs import EdgeInputs, check_tensor
 from gatv2.graph.kept import prepared_once
 from gatv2.graph.part import AttendOptions
 from gatv2.graph.self_loops import add_self_loops
@@ -242,18 +242,9 @@ class GATv2Conv(gatv2_conv.GATv2Conv):  # type: ignore[misc]
             return None
         if self.lin_edge is None:
             raise ValueError("`edge_attr` came to a layer without `edge_dim`")
-        if not isinstance(edge_attr, Tensor) or edge_attr.layout is not torch.strided:
-            kind = edge_attr.layout if isinstance(edge_attr, Tensor) else type(edge_attr).__name__
-            raise TypeError(
-                f"`edge_attr` must be a dense torch.Tensor; got {kind}: convert it with "
-                "`.to_dense()` or `torch.as_tensor(edge_attr)`"
-            )
+        check_tensor(edge_attr, "edge_attr", self.att, "att")
         if edge_attr.is_complex():
             raise TypeError(f"`edge_attr` must hold real numbers; got {edge_attr.dtype}")
-        if edge_attr.device != self.att.device:
-            raise ValueError(
-                f"`edge_attr` is on {edge_attr.device} and the layer is on {self.att.device}"
-            )
         rows = edge_attr.unsqueeze(1) if edge_attr.ndim == 1 else edge_attr
         width = getattr(self.lin_edge, "in_channels", -1)  # not known of a wrapped or a lazy one
         if rows.ndim != 2 or rows.shape != (n_edges, rows.shape[1] if width < 0 else width):

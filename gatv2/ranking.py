@@ -33,7 +33,7 @@ from gatv2.graph import Graph
 from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.layer import GraphAttention
 from gatv2.numba.memory import Array as NumPyArray
-from gatv2.options import Flow, as_int, check_flow
+from gatv2.options import Flow, as_int, by_role, check_flow
 
 ArrayLike = NumPyArray | torch.Tensor
 Ints = npt.NDArray[np.int64]
@@ -424,7 +424,7 @@ def _from_edges(scores: Floats, edge_index: NumPyArray, flow: Flow) -> tuple[Int
         )
     if edge_index.min(initial=0) < 0:
         raise ValueError(f"`edge_index` must not be negative; got {edge_index.min()}")
-    query, key = edge_index.astype(np.int64)[:: 1 if flow == "target_to_source" else -1]
+    query, key = by_role(edge_index.astype(np.int64), flow)
     return _check_scores(query, key, scores[:, None] if scores.ndim == 1 else scores)
 
 

@@ -153,7 +153,7 @@ if TYPE_CHECKING:
     made_once = cached_property
     AutogradBase: TypeAlias = _SingleLevelFunction
 
-    class Operator(OpOverload):
+    class RegisteredOperator(OpOverload):
         """What `torch.ops` has of ours."""
 
         def __call__(self, *arguments: object, **_: object) -> tuple[Tensor, ...]:  # noqa: D102

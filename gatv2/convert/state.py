@@ -10,7 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from gatv2.checks import is_same
 from gatv2.layer import GraphAttentionV2Layer
-from gatv2.options import Bias, Flow
+from gatv2.options import Bias, Flow, by_role
 
 State = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int | str, ...]]
@@ -34,7 +34,7 @@ def layer_of(
 ) -> GraphAttentionV2Layer:
     """A layer with these parameters, sizes taken from them."""
     n_query, n_key = (state[f"linear_{side}.weight"].shape[1] for side in "lr")
-    pair = (n_query, n_key) if flow == "target_to_source" else (n_key, n_query)
+    pair = by_role((n_query, n_key), flow)
     n_heads, n_hidden = state["attn"].shape
     if options["share_weights"]:
         for name in [name for name in state if name.startswith("linear_l.")]:

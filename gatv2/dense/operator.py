@@ -9,7 +9,8 @@ from torch import Tensor
 from gatv2.dense import reference
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.operator.arguments import Arguments
-from gatv2.operator.define import Kernels, define
+from gatv2.operator.define import define
+from gatv2.operator.shortcut import Kernels
 from gatv2.triton.support import IS_INTERPRETED
 
 

@@ -14,7 +14,12 @@ from gatv2.distributed.halo import Exchange, finish, start
 from gatv2.distributed.part import PartData
 from gatv2.functional import Attended
 from gatv2.graph import Graph
-from gatv2.graph.edge_inputs import EdgeInputs, check_edge_inputs, check_score_bias
+from gatv2.graph.edge_inputs import (
+    EdgeInputs,
+    check_edge_inputs,
+    check_score_bias,
+    given_of_edges,
+)
 from gatv2.graph.part import AttendOptions
 from gatv2.options import Backend, as_dropout, as_slope
 from gatv2.precision import largest_in
@@ -193,8 +198,7 @@ def _attend_together(
     kernel: str,
     return_attention: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    _check(query, key, attn, part, edges, backend)
-    _check_bias(score_bias, query, part)
+    _check(query, key, attn, part, edges, score_bias, backend)
     negative_slope = as_slope(negative_slope, largest=largest_in(query.dtype))
     dropout = as_dropout(dropout)
     has_seed = seed is not None
@@ -290,10 +294,12 @@ def _check(
     attn: Tensor,
     part: PartData,
     edges: EdgeInputs | None,
+    score_bias: Tensor | None,
     backend: Backend,
 ) -> None:
     check_projections(query, key, attn=attn)
     check_edge_inputs(edges, query)
+    check_score_bias(score_bias, query, query.shape[-2])
     if backend not in ("auto", "sparse"):
         raise ValueError(
             f"a Partition is a list of edges: it needs backend='sparse' or 'auto'; got {backend!r}"
@@ -304,8 +310,12 @@ def _check(
                 f"`{name}` must have a row for each of the {part.n_own} nodes of rank "
                 f"{part.rank}, `partition.own`; got {tuple(of_nodes.shape)}"
             )
-    if edges is not None:
-        _check_rows(edges.features, "edge_features", part)
+    for name, of_edges in given_of_edges(edges and edges.features, score_bias).items():
+        if of_edges.shape[-2] != part.n_edges:
+            raise ValueError(
+                f"`{name}` must have a row for each of the {part.n_edges} edges of rank "
+                f"{part.rank}, `partition.edge_id`; got {tuple(of_edges.shape)}"
+            )
     if part.n_parts == 1:
         return
     place = place_in(part.group)
@@ -318,18 +328,4 @@ def _check(
         raise RuntimeError(
             "attention over several processes needs tensors with values, and no transform of torch.func "
             "goes across processes: differentiate with `backward` or `torch.autograd.grad`, twice too"
-        )
-
-
-def _check_bias(score_bias: Tensor | None, query: Tensor, part: PartData) -> None:
-    check_score_bias(score_bias, query, query.shape[-2])
-    if score_bias is not None:
-        _check_rows(score_bias, "score_bias", part)
-
-
-def _check_rows(of_edges: Tensor, name: str, part: PartData) -> None:
-    if of_edges.shape[-2] != part.n_edges:
-        raise ValueError(
-            f"`{name}` must have a row for each of the {part.n_edges} edges of rank "
-            f"{part.rank}, `partition.edge_id`; got {tuple(of_edges.shape)}"
         )

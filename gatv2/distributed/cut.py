@@ -4,7 +4,7 @@ import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gatv2.distributed.agreement import gather_from_ranks, place_in
 from gatv2.distributed.halo import Exchange
-from gatv2.distributed.part import PartData
+from gatv2.distributed.part import Data, PartData
 from gatv2.graph import Graph
 from gatv2.graph.check import check_once
 from gatv2.graph.edge_index import check_ranges, queries_and_keys, read_edge_index
@@ -20,7 +20,6 @@ from gatv2.graph.edges import changed
 from gatv2.numba.memory import Array as NumPyArray
 from gatv2.options import Flow, check_sizes
 
-Data = TypeVar("Data", bound=PartData)
 _CHUNK = 1 << 22  # edges that are digested in one go
 
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,12 +11,11 @@ from torch import Tensor
 
 from gatv2.distributed.agreement import gather_from_ranks, place_in
 from gatv2.distributed.cut import halo_counts_of
-from gatv2.distributed.part import PartData
+from gatv2.distributed.part import Data, PartData
 from gatv2.graph import Graph
 from gatv2.graph.file import TENSORS
 from gatv2.tensor_file import PathLike, decimal, load_tensors, save_tensors
 
-Data = TypeVar("Data", bound=PartData)
 _GRAPHS = ("local", "remote")
 _TENSORS = ("edge_id", "is_local", "halo", "sent")
 _NAMES = _TENSORS + tuple(f"{graph}.{name}" for graph in _GRAPHS for name in TENSORS)

@@ -73,6 +73,7 @@ class Partition(PartData, Part):
             n_parts: number of parts. With more parts than nodes, some are empty.
 
         Raises:
+            TypeError: `graph` is no graph, or `n_parts` no int.
             ValueError: the graph is bipartite or a batch, or `n_parts` is not positive.
         """
         return cut.split(graph, n_parts, cls)
@@ -114,7 +115,7 @@ class Partition(PartData, Part):
 
         Raises:
             RuntimeError: there is no group, or another process raised.
-            TypeError: `edge_index` is not an integer tensor.
+            TypeError: `edge_index` is not an integer tensor or array.
             ValueError: `edge_index` or `bounds` are of another form, or the processes' bounds differ.
             IndexError: a query is not this rank's, or there is no such key.
         """

@@ -27,6 +27,7 @@ from gatv2.options import (
     FLOWS,
     Backend,
     Flow,
+    by_role,
     check_backend,
     check_flow,
     check_flow_of_graph,
@@ -177,7 +178,7 @@ def _check_is_edge_index(tensor: Tensor, sizes: Sizes, flow: Flow) -> None:
     is_whole = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
     if is_whole and tensor.shape[0] == 2:
         return
-    remedies, matrix_shape = [], _matrix_shape(sizes, flow)
+    remedies, matrix_shape = [], by_role((sizes.n_queries, sizes.n_keys), flow)
     if 2 in tensor.shape:
         remedies.append(f"`adj_mat{remedy_for_edge_index(tensor)}` for an edge index")
     if tensor.shape == matrix_shape:
@@ -187,12 +188,6 @@ def _check_is_edge_index(tensor: Tensor, sizes: Sizes, flow: Flow) -> None:
         f"{matrix_shape}; got {tensor.dtype} with shape {tuple(tensor.shape)}: "
         f"pass {', '.join(remedies) or 'one of these'}"
     )
-
-
-def _matrix_shape(sizes: Sizes, flow: Flow) -> tuple[int, int]:
-    """The shape of the matrix `adj_mat`, as the caller has it."""
-    n, m = sizes.n_queries, sizes.n_keys
-    return (n, m) if flow == "target_to_source" else (m, n)
 
 
 def _as_mask(tensor: Tensor, sizes: Sizes, flow: Flow) -> Tensor:
@@ -205,7 +200,7 @@ def _as_mask(tensor: Tensor, sizes: Sizes, flow: Flow) -> Tensor:
         mask = mask.transpose(-3, -2)
     sides, heads = (sizes.n_queries, sizes.n_keys), sizes.n_heads
     if mask.ndim < 3 or mask.shape[-3:] not in ((*sides, 1), (*sides, heads)):
-        n, m = _matrix_shape(sizes, flow)
+        n, m = by_role(sides, flow)
         is_short = tensor.ndim > 2 and tuple(tensor.shape[-2:]) == (n, m)
         remedy = (
             ": the last dimension is of heads, add it with `.unsqueeze(-1)`" if is_short else ""

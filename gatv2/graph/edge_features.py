@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gatv2.graph.adjacency import Adjacency, Sizes
 from gatv2.graph.graph import Graph
-from gatv2.options import Flow
+from gatv2.options import Flow, by_role
 
 _LAST = {"edge_features": "D", "score_bias": "1 or n_heads"}
 
@@ -90,7 +90,7 @@ def _from_list(
     n_features = values.shape[-1]
     if values.shape[-2] != graph.n_edges:
         raise ValueError(
-            f"`{name}` must have shape (*batch, n_edges={graph.n_edges}, {_LAST[name]}={n_features}), "
+            f"`{name}` must have shape (*batch, n_edges={graph.n_edges}, {_last(name, values)}), "
             "in the order of the edges, as the graph is a list of edges (with a mask, the shape is "
             f"(*batch, n_queries, n_keys, {_LAST[name]})); got {tuple(values.shape)}"
         )
@@ -106,12 +106,12 @@ def _from_list(
 
 
 def _from_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow, name: str) -> Tensor:
-    pair, n_features = (sizes.n_queries, sizes.n_keys), values.shape[-1]
-    expected = pair if flow == "target_to_source" else pair[::-1]
+    pair = (sizes.n_queries, sizes.n_keys)
+    expected = by_role(pair, flow)
     if values.ndim < 3 or values.shape[-3:-1] != expected:
         raise ValueError(
             f"`{name}` must have shape (*batch, {expected[0]}, {expected[1]}, "
-            f"{_LAST[name]}={n_features}), entry for entry as the mask (with a list of edges, the shape "
+            f"{_last(name, values)}), entry for entry as the mask (with a list of edges, the shape "
             f"is (*batch, n_edges, {_LAST[name]})); got {tuple(values.shape)}"
         )
     if flow == "source_to_target":
@@ -124,3 +124,8 @@ def _from_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow, n
         return values[..., query, key, :]  # a mask's edges are numbered as they are sorted
     blocks = values.reshape(adjacency.n_blocks, *values.shape[-3:])
     return blocks[query // pair[0], query % pair[0], key % pair[1]]
+
+
+def _last(name: str, values: Tensor) -> str:
+    """The last dimension of values, with its name and, unless that says it, its size."""
+    return f"D={values.shape[-1]}" if name == "edge_features" else _LAST[name]

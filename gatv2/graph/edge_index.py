@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gatv2.numba.memory import Array as NumPyArray
-from gatv2.options import Flow, check_flow
+from gatv2.options import Flow, by_role, check_flow
 
 _CHUNK = 1 << 22  # indices that are looked at in one go
 
@@ -33,8 +33,7 @@ def read_edge_index(
 
 def queries_and_keys(edge_index: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
     """Queries and keys of the edges, views of the rows."""
-    first, second = edge_index.unbind()
-    return (first, second) if flow == "target_to_source" else (second, first)
+    return by_role(edge_index.unbind(), flow)
 
 
 def check_edge_index(edge_index: Tensor) -> None:

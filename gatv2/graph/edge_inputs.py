@@ -77,21 +77,32 @@ def check_score_bias(
         )
 
 
-def _check_fits(tensor: Tensor, name: str, nodes: Tensor, of: str = "query") -> None:
+def check_tensor(tensor: object, name: str, nodes: Tensor, of: str) -> None:
+    """Raise unless what edges have is a dense tensor on the device of `nodes`.
+
+    Errors call the two `name` and `of`.
+    """
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}")
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor; got {type(tensor).__name__}: convert it with "
+            f"`torch.as_tensor({name})`"
+        )
     if tensor.layout != torch.strided:
         raise TypeError(
             f"`{name}` must be a dense tensor; got one of layout {tensor.layout}: pass the values of "
             "its entries, in the order of the edges"
         )
-    if tensor.dtype != nodes.dtype:
-        raise TypeError(
-            f"`{name}` must have the dtype of `{of}`, {nodes.dtype}; got {tensor.dtype}: "
-            f"convert it with `.to({of}.dtype)`"
-        )
     if tensor.device != nodes.device:
         raise ValueError(
             f"`{name}` is on {tensor.device} and `{of}` is on {nodes.device}: "
             "move one of them with `.to(device)`"
+        )
+
+
+def _check_fits(tensor: Tensor, name: str, nodes: Tensor, of: str = "query") -> None:
+    check_tensor(tensor, name, nodes, of)
+    if tensor.dtype != nodes.dtype:
+        raise TypeError(
+            f"`{name}` must have the dtype of `{of}`, {nodes.dtype}; got {tensor.dtype}: "
+            f"convert it with `.to({of}.dtype)`"
         )

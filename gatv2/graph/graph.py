@@ -23,7 +23,7 @@ from gatv2.graph.file import load_graph, save_graph
 from gatv2.graph.join import join
 from gatv2.graph.sort import merge_loops, sort_both_ways, sort_edges
 from gatv2.numba.memory import Array as NumPyArray
-from gatv2.options import Flow, check_flow
+from gatv2.options import Flow, by_role, check_flow, check_has_self_loops
 from gatv2.torch_internals import made_once, outlives_inference_mode, refuse_mapped
 
 
@@ -136,7 +136,7 @@ class Graph(SortedEdges):
         sizes = n_blocks * n_rows, n_blocks * n_columns
         graph = cls.from_edge_index(
             torch.stack((row + block * n_rows, column + block * n_columns)),
-            sizes if flow == "target_to_source" else sizes[::-1],
+            by_role(sizes, flow),
             flow=flow,
         )
         head_mask = None
@@ -362,12 +362,7 @@ def _with_tensors(graph: Graph, change: Callable[[Tensor], Tensor]) -> Graph:
 
 
 def _add_self_loops(graph: Graph) -> SelfLoops:
-    check_has_self_loops(*graph.block_shape)
-    if graph.is_bipartite:
-        raise ValueError(
-            "a batch of bipartite graphs has no self-loops to add, though it has as many queries as "
-            f"keys, {graph.n_queries}: with add_self_loops=False pass the edges that you want"
-        )
+    check_has_self_loops(*graph.block_shape, is_bipartite=graph.is_bipartite)
     refuse_mapped(graph.key_index, "add the self-loops before vmap, or pass masks")
     result, kept, query = loops_at_first(graph, graph.n_queries)
     head_mask = graph.head_mask
@@ -400,12 +395,3 @@ def _with_nodes_of(graph: Graph, other: Graph) -> Graph:
     names = ("n_blocks", "query_id", "key_id", "flow", "is_bipartite", "batch_shape")
     result = replace(other, **{name: getattr(graph, name) for name in names})
     return trusted(result) if is_trusted(graph) else result
-
-
-def check_has_self_loops(n_queries: int, n_keys: int) -> None:
-    """Raise a ValueError unless queries and keys can be the same nodes."""
-    if n_queries != n_keys:
-        raise ValueError(
-            f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
-            "add_self_loops=False pass the edges that you want"
-        )

@@ -123,7 +123,7 @@ def _has_record(graph: SortedEdges) -> bool:
     if not is_trusted(graph):
         return False
     tensors = graph.query_index, graph.key_index, graph.edge_id
-    # of a subclass, which may have a mind of its own, zeros; how else a tensor is, it is asked later
+    # a subclass may have a mind of its own: zeros, with which `find_edges` fails; the rest it asks later
     is_plain = set(map(type, tensors)) == {Tensor} and not any(x.is_neg() for x in tensors)
     n_queries, n_keys = graph.n_queries, graph.n_keys
     kind = _HAS_MORE if _has_more(graph) else 0

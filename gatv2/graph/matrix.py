@@ -11,7 +11,7 @@ from gatv2.graph.graph import Graph
 from gatv2.graph.kept import prepared_once
 from gatv2.graph.part import Part
 from gatv2.optional import check_scipy_matrix, is_from
-from gatv2.options import Flow
+from gatv2.options import Flow, by_role
 from gatv2.torch_internals import coo_entries
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def graph_of_matrix(matrix: "Matrix", n_nodes: tuple[int, int], flow: Flow) -> G
     """
     reader = _reader_of(matrix)
     shape = tuple(reader.shape(matrix))
-    expected = n_nodes if flow == "target_to_source" else n_nodes[::-1]
+    expected = by_role(n_nodes, flow)
     if shape != expected:
         raise ValueError(f"a sparse `adj_mat` must have shape {expected}; got {shape}")
     check_wants_no_gradient(reader.wants_gradient(matrix))

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class AttendOptions(TypedDict):
-    """Options of attention over a part; see :func:`gatv2.distributed.gatv2_attention`."""
+    """Options of attention, over a graph or a part; see :func:`gatv2.functional.gatv2_attention`."""
 
     edges: EdgeInputs | None
     score_bias: Tensor | None

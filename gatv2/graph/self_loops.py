@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gatv2.graph.adjacency import Adjacency
-from gatv2.graph.graph import Graph, SelfLoops, check_has_self_loops, loops_at_first
+from gatv2.graph.graph import Graph, SelfLoops, loops_at_first
 from gatv2.graph.part import Loops, Part
 from gatv2.graph.sort import fill_features
-from gatv2.options import Reduction, check_reduction
+from gatv2.options import Reduction, check_has_self_loops, check_reduction
 from gatv2.precision import summed_in, without_autocast
 from gatv2.torch_internals import refuse_mapped
 
@@ -140,10 +140,8 @@ def _with_filled(
 
 
 def _as_features(fill_value: float | Tensor, edge_features: Tensor, is_bias: bool) -> Tensor:
-    filled, n_features = (
-        torch.as_tensor(fill_value, dtype=edge_features.dtype, device=edge_features.device),
-        edge_features.shape[-1],
-    )
+    n_features = edge_features.shape[-1]
+    filled = torch.as_tensor(fill_value, dtype=edge_features.dtype, device=edge_features.device)
     if filled.shape not in ((), (1,), (n_features,)):
         raise ValueError(
             f"`{'loop_bias' if is_bias else 'fill_value'}` must be a number or have shape "

@@ -165,7 +165,7 @@ def _ids_of(graph: Graph) -> tuple[Hashable, ...]:
 
 
 def has_served(graph: Graph) -> bool:
-    """Whether a graph has served a call; for another kind of call it may have been written to."""
+    """Whether a graph has served a call: its tensors may have been written to since."""
     return "_served" in graph.__dict__
 
 

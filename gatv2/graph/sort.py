@@ -10,7 +10,7 @@ from torch import Tensor
 from gatv2.graph.edge_index import check_ranges, queries_and_keys
 from gatv2.numba.memory import Array
 from gatv2.numba.support import import_failure
-from gatv2.options import Flow, Reduction
+from gatv2.options import Flow, Reduction, by_role
 from gatv2.torch_internals import (
     fits_int32,
     is_exported_to_onnx,
@@ -155,9 +155,7 @@ def _counted(
     *options: int,
 ) -> Arrays:
     """What one of our sorts gives; to be called without transforms, which would wrap new tensors."""
-    query, key = edge_index.numpy()
-    if flow == "source_to_target":
-        query, key = key, query
+    query, key = by_role(edge_index.numpy(), flow)
     try:
         return sort(query, key, n_queries, n_keys, *options)
     except IndexError:

@@ -22,6 +22,7 @@ from gatv2.options import (
     ADDED,
     Backend,
     Flow,
+    by_role,
     check_backend,
     check_flow,
     check_flow_of_graph,
@@ -188,8 +189,8 @@ def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
         )
     if graph.head_mask is not None and graph.head_mask.shape[1] != sizes.n_heads:
         raise ValueError(
-            f"the graph's mask is for {graph.head_mask.shape[1]} heads, "
-            f"but there are {sizes.n_heads} heads"
+            f"`head_mask` must have {sizes.n_heads} heads, as the features do; got "
+            f"{graph.head_mask.shape[1]}: make the mask for {sizes.n_heads} heads"
         )
     return graph
 
@@ -197,7 +198,7 @@ def _checked_graph(graph: Graph, sizes: Sizes, flow: Flow) -> Graph:
 def _read_array(array: ArrayLike, sizes: Sizes, flow: Flow) -> Graph | ArrayLike:
     pair = (sizes.n_queries, sizes.n_keys)
     if array.ndim == 2 and array.dtype != bool:
-        expected = _matrix_shape(sizes, flow)
+        expected = by_role(pair, flow)
         if array.shape[0] != 2 or not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(
                 "a 2-D `adj_mat` must be an integer edge index of shape (2, n_edges) or a bool mask "
@@ -208,12 +209,6 @@ def _read_array(array: ArrayLike, sizes: Sizes, flow: Flow) -> Graph | ArrayLike
         return Graph.from_edge_index(array, pair, flow=flow)
     with computed_where(array):
         return _as_mask(array, sizes, flow)
-
-
-def _matrix_shape(sizes: Sizes, flow: Flow) -> tuple[int, int]:
-    """The shape of the matrix `adj_mat`, as the caller has it."""
-    n, m = sizes.n_queries, sizes.n_keys
-    return (n, m) if flow == "target_to_source" else (m, n)
 
 
 def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
@@ -227,7 +222,7 @@ def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
         mask = xp.swapaxes(mask, -3, -2)
     sides, heads = (sizes.n_queries, sizes.n_keys), sizes.n_heads
     if mask.ndim < 3 or mask.shape[-3:] not in ((*sides, 1), (*sides, heads)):
-        n, m = _matrix_shape(sizes, flow)
+        n, m = by_role(sides, flow)
         names = f"n={n}" if n == m else f"{sides[0]} queries and {sides[1]} keys"
         raise ValueError(
             f"`adj_mat` must have shape ({n}, {m}, 1) or ({n}, {m}, {heads}) with {names} and "
@@ -263,12 +258,13 @@ def _shape_of(
     matrix: "JAXSparse | sparray | spmatrix", sizes: Sizes, flow: Flow
 ) -> tuple[int, int]:
     """Number of queries and keys; raises a ValueError if a matrix has others."""
-    expected = _matrix_shape(sizes, flow)
+    pair = (sizes.n_queries, sizes.n_keys)
+    expected = by_role(pair, flow)
     if tuple(matrix.shape) != expected:
         raise ValueError(
             f"a sparse `adj_mat` must have shape {expected}; got {tuple(matrix.shape)}"
         )
-    return sizes.n_queries, sizes.n_keys
+    return pair
 
 
 class _Entries(NamedTuple):

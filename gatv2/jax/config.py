@@ -20,6 +20,7 @@ from gatv2.options import (
     Reduction,
     as_dropout,
     as_slope,
+    by_role,
     check_backend,
     check_bias,
     check_flags,
@@ -196,8 +197,7 @@ class LayerOptions:
 
     def by_role(self, pair: Sequence[T]) -> tuple[T, T]:
         """A pair in the order of an edge index's rows as (of queries, of keys), and the way back."""
-        first, second = pair
-        return (first, second) if self.flow == "target_to_source" else (second, first)
+        return by_role(pair, self.flow)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

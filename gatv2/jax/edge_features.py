@@ -14,7 +14,7 @@ from gatv2.jax.adjacency import Adjacency, Sizes, is_graph, is_mask
 from gatv2.jax.arrays import ArrayLike
 from gatv2.jax.checks import as_array
 from gatv2.jax.graph import Graph
-from gatv2.options import Flow
+from gatv2.options import Flow, by_role
 
 _LAST = {"edge_features": "D", "score_bias": "1 or n_heads"}
 
@@ -181,7 +181,7 @@ def _of_mask(
     values: jax.Array, adjacency: Adjacency, sizes: Sizes, flow: Flow, name: str
 ) -> jax.Array:
     pair = (sizes.n_queries, sizes.n_keys)
-    expected = pair if flow == "target_to_source" else pair[::-1]
+    expected = by_role(pair, flow)
     if values.ndim < 3 or values.shape[-3:-1] != expected:
         raise ValueError(
             f"`{name}` must have shape (*batch, {expected[0]}, {expected[1]}, "

@@ -15,8 +15,8 @@ from gatv2.jax.arrays import ArrayLike, computed_where
 from gatv2.jax.blocks import lead
 from gatv2.jax.config import FillValue
 from gatv2.jax.graph import Graph, SelfLoops
-from gatv2.jax.graph.loops import check_has_self_loops
 from gatv2.jax.precision import computed_in
+from gatv2.options import check_has_self_loops
 
 _NEUTRAL = {"mul": 1.0, "min": np.inf, "max": -np.inf}
 

@@ -22,7 +22,7 @@ from gatv2.torch_internals import (
 )
 
 if TYPE_CHECKING:
-    from gatv2.torch_internals import AutogradBase, AutogradFunction, Operator
+    from gatv2.torch_internals import AutogradBase, AutogradFunction, RegisteredOperator
 
 Call = Callable[..., tuple[Tensor, ...]]
 
@@ -59,7 +59,7 @@ class Formula(NamedTuple):
 
 
 def make_differentiable(
-    operator: "Operator", formula: Formula, library: torch.library.Library
+    operator: "RegisteredOperator", formula: Formula, library: torch.library.Library
 ) -> Call:
     """Register an operator's autograd and vmap; returns what calls it."""
     torch.library.register_vmap(operator, formula.batching(operator), lib=library)
@@ -78,7 +78,7 @@ def make_differentiable(
 
 
 def _autograd_kernel(
-    operator: "Operator", formula: Formula, internals: SingleLevelAutograd
+    operator: "RegisteredOperator", formula: Formula, internals: SingleLevelAutograd
 ) -> Call:
     """What differentiates at one level: under a transform, the dispatcher calls it at each."""
 
@@ -108,7 +108,7 @@ def _autograd_kernel(
 
 
 def _by_public_names(
-    operator: "Operator", formula: Formula, library: torch.library.Library
+    operator: "RegisteredOperator", formula: Formula, library: torch.library.Library
 ) -> Call:
     """An autograd function where Python runs, and the operator's own under the compiler.
 
@@ -130,7 +130,7 @@ def _by_public_names(
 
 
 def _function(
-    operator: "Operator", formula: Formula, forward: Call, base: "type[AutogradBase]"
+    operator: "RegisteredOperator", formula: Formula, forward: Call, base: "type[AutogradBase]"
 ) -> "type[AutogradFunction]":
     members: dict[str, Callable[..., object]] = {
         "forward": forward,
@@ -144,6 +144,6 @@ def _function(
     )
 
 
-def _name(operator: "Operator") -> str:
+def _name(operator: "RegisteredOperator") -> str:
     """The name without its namespace and overload."""
     return str(operator).split(".")[1]

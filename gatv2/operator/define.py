@@ -27,13 +27,11 @@ from gatv2.operator.gradient import (
     double_backward,
     wanted,
 )
-from gatv2.operator.shortcut import Dispatched, Kernels, Operator, Outputs
+from gatv2.operator.shortcut import Dispatched, Kernels, Operator
 from gatv2.precision import computed_in
 
 if TYPE_CHECKING:
-    from gatv2.torch_internals import Operator as RegisteredOperator
-
-__all__ = ["Arguments", "Cotangents", "Kernels", "Operator", "Outputs", "define"]
+    from gatv2.torch_internals import RegisteredOperator
 
 
 class _Defined(NamedTuple):

@@ -112,7 +112,7 @@ class OnArrays:
 
 
 def _as_arrays(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
-    """Of a call of this dtype."""
+    """Tensors of a call of this dtype as arrays, those of half precision in float32."""
     if dtype in _HALF:
         tensors = [x if x is None or x.dtype not in _HALF else _wide(x) for x in tensors]
     # of one that requires a gradient, too
@@ -126,5 +126,6 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _as_tensors(arrays: Sequence[Array | None], dtype: torch.dtype) -> list[Any]:
+    """The way back: results of a call of this dtype."""
     tensors = [x if x is None else torch.from_numpy(x) for x in arrays]
     return [x if x is None else x.to(dtype) for x in tensors] if dtype in _HALF else tensors

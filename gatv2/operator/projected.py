@@ -15,7 +15,6 @@ from gatv2.operator.shortcut import Bound, FunctionBase, must_be_seen
 from gatv2.projection import Projections
 from gatv2.torch_internals import keeps_graph
 
-_N = len(Projections._fields)
 _EDGE_FEATURES = Projections._fields.index("edge_features")
 _NOTHING = None, None, None
 _OVERWRITTEN = (

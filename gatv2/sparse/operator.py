@@ -10,8 +10,8 @@ from torch import Tensor
 from gatv2.graph import Graph
 from gatv2.graph.edge_inputs import EdgeInputs
 from gatv2.operator.arguments import Arguments, is_differentiated
-from gatv2.operator.define import Kernels, Outputs, define
-from gatv2.operator.shortcut import Bound
+from gatv2.operator.define import define
+from gatv2.operator.shortcut import Bound, Kernels, Outputs
 from gatv2.sparse import reference
 from gatv2.triton.support import IS_INTERPRETED
 

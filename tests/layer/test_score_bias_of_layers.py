@@ -183,17 +183,17 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "too few edges": (
         lambda: LAYER(H, EDGE_INDEX, score_bias=BIAS[1:]),
         ValueError,
-        "`score_bias` must have shape (*batch, n_edges=8, 1 or n_heads=1), in the order of the edges",
+        "`score_bias` must have shape (*batch, n_edges=8, 1 or n_heads), in the order of the edges",
     ),
     "a list for a mask": (
         lambda: LAYER(H, MASK, score_bias=BIAS),
         ValueError,
-        "`score_bias` must have shape (*batch, 5, 5, 1 or n_heads=1), entry for entry as the mask",
+        "`score_bias` must have shape (*batch, 5, 5, 1 or n_heads), entry for entry as the mask",
     ),
     "a list for no graph": (
         lambda: LAYER(H, None, score_bias=BIAS),
         ValueError,
-        "`score_bias` must have shape (*batch, 5, 5, 1 or n_heads=1), entry for entry as the mask",
+        "`score_bias` must have shape (*batch, 5, 5, 1 or n_heads), entry for entry as the mask",
     ),
     "neither": (
         lambda: LAYER(H, None),

@@ -467,11 +467,11 @@ def test_errors_have_their_names() -> None:
     ):
         drop_in(3, 4, edge_dim=2, add_self_loops=False)(x, adj_t, attr[:7])
     kinds: list[tuple[Any, str]] = [
-        (attr.numpy(), "must be a dense torch.Tensor; got ndarray"),
-        (attr.tolist(), "must be a dense torch.Tensor; got list"),
-        (attr.to_sparse(), "must be a dense torch.Tensor; got torch.sparse_coo"),
+        (attr.numpy(), "must be a torch.Tensor; got ndarray: convert it with"),
+        (attr.tolist(), "must be a torch.Tensor; got list: convert it with"),
+        (attr.to_sparse(), "must be a dense tensor; got one of layout torch.sparse_coo"),
         (attr + 0j, "must hold real numbers; got torch.complex128"),
-        (attr.to("meta"), "is on meta and the layer is on cpu"),
+        (attr.to("meta"), "is on meta and `att` is on cpu"),
     ]
     for given, text in kinds:
         for add_self_loops in (False, True):

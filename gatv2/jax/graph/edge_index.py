@@ -11,7 +11,7 @@ import numpy as np
 
 from gatv2.jax.arrays import ArrayLike, NumPyArray, is_concrete
 from gatv2.jax.graph.sort import Sorted, sort_edges, sort_traced
-from gatv2.options import Flow
+from gatv2.options import Flow, by_role
 
 NumberOfNodes = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
 
@@ -26,7 +26,7 @@ def sort_edge_index(
     """
     if is_concrete(edge_index):
         edge_index = np.asarray(edge_index)  # slicing an array of JAX would trace it under `jit`
-    query, key = edge_index if flow == "target_to_source" else edge_index[::-1]
+    query, key = by_role(edge_index, flow)
     if isinstance(query, np.ndarray) and isinstance(key, np.ndarray):
         return sort_edges(query, key, n_queries, n_keys)
     return sort_traced(query, key, n_queries, n_keys)

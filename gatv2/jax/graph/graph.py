@@ -34,7 +34,7 @@ from gatv2.jax.graph.edges import (
 )
 from gatv2.jax.graph.sort import KeyOrder, sort_edges
 from gatv2.jax.interop import as_jax
-from gatv2.options import Flow, check_flow
+from gatv2.options import Flow, by_role, check_flow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,7 +160,7 @@ class Graph(SortedEdges[jax.Array]):
         block, row, column = np.nonzero(blocks.any(-1))
         edge_index = np.stack((row + block * n_rows, column + block * n_columns))
         sizes = n_blocks * n_rows, n_blocks * n_columns
-        n_queries, n_keys = sizes if flow == "target_to_source" else sizes[::-1]
+        n_queries, n_keys = by_role(sizes, flow)
         sorted_edges = sort_edge_index(edge_index, n_queries, n_keys, flow)
         order = np.asarray(sorted_edges[0].edge_id)
         head_mask = blocks[block, row, column][order] if n_heads > 1 else None
@@ -210,9 +210,8 @@ class Graph(SortedEdges[jax.Array]):
         """Prepare jraph's `GraphsTuple`, padded or not; inside `jit` too.
 
         Its receivers are our queries, and its senders our keys: a node attends to those that send to it,
-        so the flow is "source_to_target".
-        Nodes and edges keep their numbers, so `graphs.nodes` are features, and `graphs.edges` features
-        of edges, as they are.
+        so the flow is "source_to_target". Nodes and edges keep their numbers, so `graphs.nodes` are
+        features, and `graphs.edges` features of edges, as they are.
 
         Example:
             >>> from types import SimpleNamespace

@@ -10,6 +10,7 @@ import numpy as np
 from gatv2.jax.arrays import computed_where, on_device
 from gatv2.jax.graph.edge_index import sort_edge_index
 from gatv2.jax.graph.edges import Traced, is_known, of_sorted, with_nodes_of
+from gatv2.options import check_has_self_loops
 
 
 def with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
@@ -22,12 +23,7 @@ def with_self_loops(graph: Traced) -> tuple[Traced, jax.Array, jax.Array, jax.Ar
 def _with_self_loops(
     graph: Traced, xp: ModuleType
 ) -> tuple[Traced, jax.Array, jax.Array, jax.Array]:
-    check_has_self_loops(*graph.block_shape)
-    if graph.is_bipartite:
-        raise ValueError(
-            "a batch of bipartite graphs has no self-loops to add, though it has as many queries as "
-            f"keys, {graph.n_queries}: with add_self_loops=False pass the edges that you want"
-        )
+    check_has_self_loops(*graph.block_shape, is_bipartite=graph.is_bipartite)
     n_nodes = graph.n_queries
     query, key = xp.asarray(graph.edge_index)
     is_edge = xp.asarray(graph.in_callers_order(graph.is_edge, axis=0))
@@ -50,12 +46,3 @@ def _with_self_loops(
         of_loops = jnp.ones((node.shape[0], head_mask.shape[1]), bool)
         result = replace(result, head_mask=jnp.concatenate((of_kept, of_loops))[result.edge_id])
     return result, on_device(kept), on_device(is_other), on_device(query)
-
-
-def check_has_self_loops(n_queries: int, n_keys: int) -> None:
-    """Raise a ValueError unless queries and keys can be the same nodes."""
-    if n_queries != n_keys:
-        raise ValueError(
-            f"a graph of {n_queries} queries and {n_keys} keys has no self-loops to add: with "
-            "add_self_loops=False pass the edges that you want"
-        )
