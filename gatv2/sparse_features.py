@@ -15,6 +15,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import embedding_bag
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gatv2.graph.edge_index import in_its_memory
 from gatv2.graph.kept import prepared_once
 from gatv2.graph.matrix import LAYOUTS, check_layout, stored_in
 from gatv2.graph.sort import sort_by_key
@@ -52,7 +53,8 @@ def as_features(h: object, name: str = "h") -> Tensor:
         if h.layout is torch.strided:
             return h
         check_layout(h, name)
-        return _of_torch(h, name)
+        with without_transforms():  # which would wrap the matrix, and can't
+            return _of_torch(h, name)
     if not is_from("scipy.sparse", "issparse", h):
         remedy = "" if h is None else f": convert it with `torch.as_tensor({name})`"
         raise TypeError(
@@ -64,8 +66,9 @@ def as_features(h: object, name: str = "h") -> Tensor:
     if matrix.format != "csr":  # which is checked when its order is used
         check_scipy_matrix(matrix, name)
         matrix = matrix.tocsr()
-    crow, column, value = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
-    return _matrix(crow, column, value, matrix.shape, _order_of(matrix, crow, column))
+    with without_transforms():
+        crow, column, value = map(in_its_memory, (matrix.indptr, matrix.indices, matrix.data))
+        return _matrix(crow, column, value, matrix.shape, _order_of(matrix, crow, column))
 
 
 def project(projection: nn.Module, h: Tensor, plain: type[nn.Module] = nn.Linear) -> Tensor:
@@ -191,7 +194,8 @@ def _of_torch(h: Tensor, name: str) -> Tensor:
         _ours[matrix] = _Order.of(matrix.crow_indices(), matrix.col_indices(), matrix.shape[1])
         return matrix
 
-    return prepared_once(h, coo_entries(h), torch.sparse_csr, convert)
+    reading = (torch.sparse_csr, *h.shape)  # which `sparse_resize_` changes, and no entry
+    return prepared_once(h, coo_entries(h), reading, convert)
 
 
 def _check_entries(h: Tensor, name: str) -> None:

@@ -173,13 +173,16 @@ else:
         """A property of a graph that is made when first asked for, and kept with it.
 
         It outlives transforms, as the graph does (its `edge_id`), and takes no lock, which
-        torch.compile can't trace.
+        torch.compile can't trace. Where operations are recorded it is made each time: what a mode makes
+        is fake, and no later call can read it.
         """
         name = f"_{make.__name__}"
 
         @wraps(make)
         def read(owner: object) -> object:
             if name not in owner.__dict__:
+                if not torch.compiler.is_compiling() and _is_recorded():
+                    return make(owner)
                 with made_to_last(owner.edge_id):
                     owner.__dict__[name] = make(owner)
             return owner.__dict__[name]

@@ -124,7 +124,7 @@ class _Unlocked:
 
 
 def _as_tensor(array: NumPyArray) -> Tensor:
-    """A tensor in the memory of an array, unless PyTorch can't have one there: then of a copy."""
+    """A tensor of an array of indices, checked to be one."""
     if not isinstance(array, np.ndarray):
         raise TypeError(
             "an edge index must be a torch.Tensor or a numpy.ndarray; "
@@ -136,6 +136,17 @@ def _as_tensor(array: NumPyArray) -> Tensor:
             f"an edge index must hold integers; got {array.dtype}: "
             f"convert it with `edge_index{turned}.astype(numpy.int64)`"
         )
+    return in_its_memory(array)
+
+
+def in_its_memory(array: NumPyArray) -> Tensor:
+    """A tensor in the memory of an array, or of a copy where PyTorch can't have one there.
+
+    Nobody may write to it: the array may be read-only.
+
+    Args:
+        array: of a dtype that PyTorch has.
+    """
     is_readable = (
         array.dtype.isnative
         and array.flags.aligned

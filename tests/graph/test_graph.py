@@ -11,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
 
 from gatv2 import Graph, GraphAttentionV2Layer
 from gatv2.distributed import Partition
@@ -171,6 +173,15 @@ def test_one_made_in_inference_mode_is_trained_on(make: Callable[[], Graph], ker
         for graph in (made, make())
     ]
     assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("has_loops", [False, True])
+def test_one_of_which_operations_were_recorded_is_trained_on(has_loops: bool) -> None:
+    layer = GraphAttentionV2Layer(3, 4, 2, dropout=0.0, add_self_loops=has_loops)
+    graph, h = Graph.from_mask(MASK), torch.randn(5, 3)
+    expected = torch.autograd.grad(layer(h, Graph.from_mask(MASK)).sum(), layer.attn)
+    make_fx(lambda h: layer(h, graph), tracing_mode="fake", _allow_non_fake_inputs=True)(h)
+    assert_close(torch.autograd.grad(layer(h, graph).sum(), layer.attn), expected)
 
 
 @pytest.mark.parametrize("mmap", [False, True])

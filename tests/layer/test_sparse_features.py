@@ -282,14 +282,15 @@ def test_feature_dropout_is_of_what_is_stored() -> None:
     )
 
 
-def test_transforms() -> None:
+@pytest.mark.parametrize("form", ["csr", "csc", "coo, in parts", "scipy csc"])
+def test_transforms(form: str) -> None:
     """Of functions of the parameters: PyTorch's own can't take a matrix in CSR as an argument."""
     layer = GraphAttentionV2Layer(N_FEATURES, 8, 2, dtype=torch.float64).eval()
     parameters = {name: x.detach() for name, x in layer.named_parameters()}
     of_two = {name: torch.stack((x, -2 * x)) for name, x in parameters.items()}
     weight = parameters["linear_l.weight"]
 
-    def transformed(h: Tensor) -> list[Tensor]:
+    def transformed(h: Any) -> list[Tensor]:
         def loss(parameters: dict[str, Tensor]) -> Any:
             return functional_call(layer, parameters, (h, EDGES)).sin().sum()
 
@@ -303,7 +304,7 @@ def test_transforms() -> None:
             jacrev(jacrev(lambda weight: out(weight)[1].sin().sum()))(weight),
         ]
 
-    assert_same(transformed(features().to_sparse_csr()), transformed(features()), 1e-11)
+    assert_same(transformed(FORMS[form](features())), transformed(features()), 1e-11)
 
 
 def test_gradients_of_gradients() -> None:
@@ -418,6 +419,24 @@ def test_a_matrix_is_converted_and_sorted_once_unless_it_has_changed() -> None:
     changed = as_features(h)
     assert changed is not first
     assert changed.values().tolist() == [3, 1]
+    h.sparse_resize_((3, 4), 2, 0)
+    assert as_features(h).shape == (3, 4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("change", ["read-only", "of another byte order"])
+def test_a_matrix_of_scipy_whose_arrays_pytorch_can_not_share(change: str) -> None:
+    """As those of a file that is mapped, or of one that another machine has written."""
+    h = features()
+    matrix = scipy.sparse.csr_array(h.numpy())
+    for name in ("data", "indices", "indptr"):
+        array = getattr(matrix, name)
+        if change == "read-only":
+            array.flags.writeable = False
+        elif name == "data":
+            matrix.data = array.astype(array.dtype.newbyteorder("S"))
+    for _ in range(2):
+        assert torch.equal(as_features(matrix).to_dense(), h)
 
 
 def test_a_matrix_of_scipy_and_what_dropout_leaves_are_sorted_once() -> None:

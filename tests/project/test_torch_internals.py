@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -155,6 +156,14 @@ def test_made_once() -> None:
     assert torch_internals.is_inspectable(owner.twice)
     assert owner.twice is owner.twice
     assert owner.n_made == 1
+
+
+def test_what_a_mode_makes_is_not_kept() -> None:
+    owner = Owner()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(owner.twice, FakeTensor)
+    assert owner.twice.tolist() == [0, 2, 4]
+    assert owner.twice is owner.twice
 
 
 def test_fits_int32() -> None:
