@@ -190,6 +190,18 @@ else:
         return property(read)
 
 
+def n_writes_of(tensors: Sequence[Tensor]) -> list[int]:
+    """How many operations have written to each tensor, as autograd counts them; [] if it does not.
+
+    It does not for what is made in inference mode. Private because no public function tells; without
+    it, what has been written to stays unseen.
+    """
+    try:
+        return [x._version for x in tensors]
+    except (AttributeError, RuntimeError):
+        return []
+
+
 def has_hooks() -> bool:
     """Whether there is a hook of all modules, or of all that is saved for a backward pass.
 

@@ -63,6 +63,7 @@ def check_again(graph: SortedEdges) -> None:
 def check_once(graph: SortedEdges) -> None:
     """Check a graph that was made by hand, unless it has been checked; those that we make are not.
 
+    One that an operation has written to since is checked again, and what was made of it is forgotten.
     Where values can't be looked at, under torch.compile and the transforms, there is no check. What is
     no graph at all, as an edge index, is a TypeError.
     """
@@ -75,6 +76,7 @@ def check_once(graph: SortedEdges) -> None:
         )
     if is_trusted(graph):
         return
+    forget(graph)
     _check_layout(graph)
     if is_inspectable(graph.key_index):
         check_graph(graph)

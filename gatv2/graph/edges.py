@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gatv2.graph.sort import sort_by_key
 from gatv2.options import Flow
-from gatv2.torch_internals import made_once
+from gatv2.torch_internals import made_once, n_writes_of
 
 Edges = TypeVar("Edges", bound="SortedEdges")
 
@@ -123,9 +123,9 @@ def of_sorted(make: type[Edges], edges: Sequence[Tensor], **further: object) -> 
         key_index=key_index,
         query_index=query_index,
         edge_id=edge_id,
-        _is_trusted=True,
         **further,
     )
+    graph.__dict__["_trusted"] = _as_it_is(graph)
     return graph
 
 
@@ -138,13 +138,27 @@ def forget(graph: SortedEdges, *names: str) -> None:
 def trusted(graph: Edges) -> Edges:
     """A graph that kernels can run on, because it was made to be one or has been checked, marked so."""
     if not torch.compiler.is_compiling():
-        graph.__dict__["_is_trusted"] = True
+        graph.__dict__["_trusted"] = _as_it_is(graph)
     return graph
 
 
 def is_trusted(graph: SortedEdges) -> bool:
-    """Whether kernels can run on a graph, or nobody knows."""
-    return "_is_trusted" in graph.__dict__
+    """Whether kernels can run on a graph, or nobody knows; not once an operation has written to it.
+
+    Nobody counts what writes past PyTorch's operations: NumPy, or `.data`.
+    """
+    known = graph.__dict__.get("_trusted")
+    if known is None:
+        return False
+    tensors, n_writes = known
+    return torch.compiler.is_compiling() or n_writes_of(tensors) == n_writes
+
+
+def _as_it_is(graph: SortedEdges) -> tuple[list[Tensor], list[int]]:
+    """The tensors of a graph, and how often each has been written to."""
+    tensors = [graph.query_ptr, graph.key_index, graph.query_index, graph.edge_id]
+    tensors += [x for x in (graph.head_mask, graph.query_id, graph.key_id) if x is not None]
+    return tensors, n_writes_of(tensors)
 
 
 def changed(graph: Edges, **changes: Any) -> Edges:

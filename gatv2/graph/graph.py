@@ -262,8 +262,8 @@ class Graph(SortedEdges):
         """Raise a ValueError unless this is a graph that kernels can run on.
 
         A graph that was made by hand, by the class itself or by `dataclasses.replace`, is checked when
-        it is first used. One whose tensors have been written to since is checked only here, and what
-        was made of them is made again.
+        it is first used, and again when operations of PyTorch have written to its tensors. What writes
+        past these, NumPy or `.data`, is seen only here. What was made of the tensors is made again.
 
         Example:
             >>> from dataclasses import replace

@@ -57,7 +57,7 @@ def join(make: type[Edges], graphs: Sequence[Edges]) -> Edges:
     Raises:
         ValueError: their masks are for different numbers of heads, or they were made with different
             flows.
-        IndexError: a graph has been written to, so that a query is none of its own.
+        IndexError: a graph has been written to, so that a node or an edge is none of its own.
     """
     joined = None if torch.compiler.is_compiling() else _joined_in_place(graphs)
     edges, n_keys, flow, is_bipartite, has_more = joined or _joined_by_copies(graphs)

@@ -78,7 +78,8 @@ def join_edges(
         `query_ptr`, `key_index`, `query_index` and `edge_id` of the joined graph.
 
     Raises:
-        IndexError: a query is none of its graph's, or out of order: the graph has been written to.
+        IndexError: a query, a key or a number of an edge is none of its graph's, or queries are out of
+            order: the graph has been written to.
 
     Example:
         >>> parts = np.array([0, 1, 0, 0, 0, 1, 0, 1, 0])
@@ -97,8 +98,8 @@ def join_edges(
 
 def _written_to() -> IndexError:
     return IndexError(
-        "`query_index` of a graph has a query out of range or out of order, as one that has been "
-        "written to may have: `graph.check()` tells more"
+        "a graph has a query, a key or a number of an edge out of range, or queries out of order, as "
+        "one that has been written to may have: `graph.check()` tells more"
     )
 
 
@@ -111,10 +112,11 @@ def _join_edges(
     query_index: Integers,
     edge_id: Integers,
 ) -> Truth:
-    """Fill the last three, and `query_ptr`, which is zero; whether queries ascend and are in range."""
+    """Fill the last three, and `query_ptr`, which is zero; whether all fit, and queries ascend."""
     first_query, first_key, start = 0, 0, np.uint64(0)
     for row in range(0, table.size, N_COLUMNS):
-        n_queries, n_edges = table[row + _N_QUERIES], np.uint64(table[row + _N_EDGES])
+        n_queries, n_keys = table[row + _N_QUERIES], table[row + _N_KEYS]
+        n_edges = np.uint64(table[row + _N_EDGES])
         queries = integers_at(table[row], n_edges, like)
         keys = integers_at(table[row + 1], n_edges, like)
         ids = integers_at(table[row + 2], n_edges, like)
@@ -125,16 +127,18 @@ def _join_edges(
             n_wrong += (np.uint64(i) >= np.uint64(n_queries)) | (i < before)
             query_index[start + e] = i + first_query
             before = i
+        for e in range(n_edges):
+            n_wrong += np.uint64(keys[e]) >= np.uint64(n_keys)
+            key_index[start + e] = keys[e] + first_key
+        for e in range(n_edges):
+            n_wrong += np.uint64(ids[e]) >= n_edges
+            edge_id[start + e] = ids[e] + start
         if n_wrong > 0:
             return False
         for e in range(start, start + n_edges):
             query_ptr[np.uint64(query_index[e]) + np.uint64(1)] = e + np.uint64(1)
-        for e in range(n_edges):
-            key_index[start + e] = keys[e] + first_key
-        for e in range(n_edges):
-            edge_id[start + e] = ids[e] + start
         first_query += n_queries
-        first_key += table[row + _N_KEYS]
+        first_key += n_keys
         start += n_edges
     stop = query_ptr[0]
     for i in range(1, query_ptr.size):  # of a query without edges, where those before it end

@@ -183,7 +183,15 @@ def outcome(graph: Graph, **options: Any) -> list[Tensor]:
     return [*results, *torch.autograd.grad(sum(x.sin().sum() for x in results), leaves)]
 
 
+def lead_elsewhere(graph: Graph) -> None:
+    """The same numbers of edges, to other keys."""
+    keys = (graph.key_index + 2) % N_NODES
+    order = torch.argsort(graph.query_index.long() * N_NODES + keys, stable=True)
+    graph.key_index.copy_(keys[order])
+
+
 WRITTEN: dict[str, Callable[[Graph], object]] = {
+    "other keys": lead_elsewhere,
     "elsewhere in memory": lambda graph: [
         x.share_memory_() for x in (*graph.by_key, *vars(graph).values()) if isinstance(x, Tensor)
     ],
@@ -215,6 +223,18 @@ def test_what_is_written_to_a_graph_is_read(
     expected = outcome(fresh, kernel="torch")
     for actual, e in zip(outcome(graph), expected, strict=True):
         torch.testing.assert_close(actual, e)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize("backend", ["sparse", "dense"])
+def test_a_graph_that_an_operation_has_spoiled_is_refused(backend: Any, kernel: str) -> None:
+    graph, options = fresh_graph(), {"backend": backend, "kernel": kernel}
+    for _ in range(2):
+        gatv2_attention(graph=graph, **good_call(), **options)
+    graph.key_index.fill_(N_NODES)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`key_index` must lie in"):
+            gatv2_attention(graph=graph, **good_call(), **options)
 
 
 def test_memory_may_move_before_backward() -> None:
