@@ -65,6 +65,8 @@ def test_of_a_hub(
     kernel: Kernel, given: torch.dtype, degree: int, to_hub: bool, of_edges: bool
 ) -> None:
     """Of edges that have features and a bias of their scores, too."""
+    if kernel.name == "triton":  # interpreted, where an edge takes long: 25,000 at most
+        degree = min(degree, 25_000)
     graph = star(degree, to_hub=to_hub)
     sizes = graph.n_queries, graph.n_keys
     options: Any = {"backend": kernel.backend, "of_edges": of_edges}
