@@ -223,6 +223,7 @@ def _forward(
         for row in range(n_rows * chunk // chunks[1], n_rows * (chunk + 1) // chunks[1]):
             i = row % problem.n_queries
             n = list_row(vectors, mask, i, n_keys, n_mask_heads, keys, head_mask, n_heads)
+            listed = keys[:n]
             forward_strip(
                 vectors,
                 problem,
@@ -230,21 +231,21 @@ def _forward(
                 None,
                 Strip(_place_of(problem, row, n), i, 0, 1, 0, n),
                 None,
-                EdgeList(keys[:n], keys[:n]),
+                EdgeList(listed, listed),
                 head_mask,
                 buffers,
                 row_results,
             )
             if alpha.size > 0:
-                _write_alpha(alpha, row * n_keys * n_heads, n_keys, n_heads, keys[:n], row_alpha)
+                _write_alpha(alpha, row * n_keys * n_heads, n_keys, n_heads, listed, row_alpha)
         chunk = next_chunk(chunks)
 
 
 @inline
 def _place_of(problem: Problem, row: Index, n: Index) -> Place:
     """Where a query stands, of whose block and its cells keys are listed: the first `n` of the list."""
-    i = row % problem.n_queries
-    place = place_of(problem, None, row // problem.n_queries, i, 0, 0, n)
+    i, first = row % problem.n_queries, np.int64(0)  # a literal has a type of its own to compile
+    place = place_of(problem, None, row // problem.n_queries, i, first, first, n)
     return Place(
         place.row,
         0,
@@ -268,7 +269,8 @@ def _write_alpha(
     row_alpha: Floats,
 ) -> None:
     """Write a row of coefficients: zero where there is no edge."""
-    alpha[begin : begin + n_keys * n_heads] = 0.0
+    for at in range(begin, begin + n_keys * n_heads):
+        alpha[at] = 0.0
     for e in range(keys.size):
         for head in range(n_heads):
             alpha[begin + keys[e] * n_heads + head] = row_alpha[e * n_heads + head]

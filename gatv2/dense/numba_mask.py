@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from gatv2.numba.arguments import Flags, HeadMask, Index, Integers, VectorClasses
+from gatv2.numba.arguments import Flags, HeadMask, Index, Integers, VectorClass, VectorClasses
 from gatv2.numba.compile import inline, kernel
-from gatv2.numba.simd import bits_of, count_bits, load_mask, lowest_bit
+from gatv2.numba.simd import bits_of, count_bits, element, load_mask, lowest_bit
 from gatv2.numba.team import share_out
 from gatv2.numba.threads import Chunks, next_chunk
 from gatv2.numba.tiles import MASK_LANES
@@ -87,7 +87,9 @@ def list_keys(
             query = first_query + i
             begin, first_key = query * n_keys * n_heads, query // block_queries * n_keys
             if head_mask is None:
-                _keys_of_row(vectors, mask, begin, n_keys, key_index, ptr[i], first_key)
+                _keys_of_row(
+                    vectors.word, mask, begin, n_keys, key_index, element(ptr, i), first_key
+                )
             else:
                 _keys_of_heads(
                     mask,
@@ -95,7 +97,7 @@ def list_keys(
                     n_keys,
                     n_heads,
                     key_index,
-                    ptr[i],
+                    element(ptr, i),
                     first_key,
                     head_mask,
                     n_heads,
@@ -115,15 +117,16 @@ def list_row(
     n_heads: Index,
 ) -> Index:
     """List the keys of query `i`, and which of the padded heads use them; return their number."""
+    first = np.int64(0)  # a literal has a type of its own to compile
     if n_mask_heads is None:
-        return _keys_of_row(vectors, mask, i * n_keys, n_keys, keys, 0, 0)
+        return _keys_of_row(vectors.word, mask, i * n_keys, n_keys, keys, first, first)
     begin = i * n_keys * n_mask_heads
-    return _keys_of_heads(mask, begin, n_keys, n_mask_heads, keys, 0, 0, head_mask, n_heads)
+    return _keys_of_heads(mask, begin, n_keys, n_mask_heads, keys, first, first, head_mask, n_heads)
 
 
 @inline
 def _keys_of_row(
-    vectors: VectorClasses,
+    word: VectorClass,
     mask: Flags,
     begin: Index,
     n_keys: Index,
@@ -134,7 +137,7 @@ def _keys_of_row(
     """List the true elements of a row of the mask, and return where the list ends."""
     whole = n_keys // MASK_LANES * MASK_LANES
     for j in range(0, whole, MASK_LANES):
-        bits = bits_of(load_mask(vectors.word, mask, begin + j))
+        bits = bits_of(load_mask(word, mask, begin + j))
         while bits != 0:
             keys[to] = first_key + j + lowest_bit(bits)
             to += 1

@@ -187,7 +187,7 @@ def _coefficients(
             incoming.d_out,
             per_edge.signs,
         )
-    apply_dropout(vectors, problem, node_ids, strip, ptr, edge_list, block, buffers, d_scores)
+    apply_dropout(vectors, problem, node_ids, strip, ptr, edge_list.key, block, buffers, d_scores)
     n = (block.end - block.begin) * heads.lanes
     store(scores, n, splat(flat, -np.inf))
     store(d_scores, n, splat(flat, 0.0))

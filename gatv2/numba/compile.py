@@ -182,6 +182,15 @@ class _SharedCache:
 _told_of: set[str] = set()
 
 
+def field_of(context: Context, builder: Builder, kind: Any, array: Value, name: str) -> Value:
+    """`data`, an array's address, or its `shape`, as a value.
+
+    Numba's own struct of an array is written to memory first, and read from there: as many times the
+    code, for each element that is read.
+    """
+    return context.data_model_manager[kind].get(builder, array, name)
+
+
 def inline(function: Function) -> Function:
     """`numba.njit` for the parts of a kernel: LLVM always inlines them, Python can't call them."""
     return njit(  # type: ignore[no-any-return]

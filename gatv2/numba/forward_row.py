@@ -64,7 +64,9 @@ def forward_strip(
                     _subtract(vectors, part, scores, subtracted)
                     subtracted = splat(heads, 0.0)
             _exponentials(vectors, block, scores, subtracted)
-            apply_dropout(vectors, problem, node_ids, strip, ptr, edge_list, block, buffers, scores)
+            apply_dropout(
+                vectors, problem, node_ids, strip, ptr, edge_list.key, block, buffers, scores
+            )
             for k in range(strip.n_queries):
                 place = place_in(strip, ptr, node_ids, k)
                 part = part_of(block, place)

@@ -4,7 +4,6 @@ from gatv2.numba.arguments import (
     Block,
     Buffers,
     Dropout,
-    EdgeList,
     Index,
     Integers,
     NodeIds,
@@ -17,7 +16,7 @@ from gatv2.numba.arguments import (
 )
 from gatv2.numba.compile import inline
 from gatv2.numba.rows import part_of, place_in
-from gatv2.numba.simd import high_product, load, splat, store
+from gatv2.numba.simd import element, high_product, load, splat, store
 from gatv2.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1, WORDS_PER_COUNTER
 
 LANES = 16
@@ -30,7 +29,7 @@ def keep_factors(
     strip: Strip,
     ptr: Integers | None,
     node_ids: NodeIds | None,
-    edge_list: EdgeList,
+    keys: Integers,
     block: Block,
     n_heads: Index,
     buffers: Buffers,
@@ -43,7 +42,7 @@ def keep_factors(
         strip: queries.
         ptr: where the edges of each start; None if there is one.
         node_ids: numbers of the nodes; None if they are the positions.
-        edge_list: the edges.
+        keys: of the edges.
         block: whose factors are written.
         n_heads: heads of a group, a power of two.
         buffers: whose counters have room for `3 * (edges + LANES) + 4 * LANES`.
@@ -55,7 +54,7 @@ def keep_factors(
     for k in range(strip.n_queries):
         place = place_in(strip, ptr, node_ids, k)
         part = part_of(block, place)
-        _write_counters(place, edge_list, key_ids(node_ids), part, counters, length)
+        _write_counters(place, keys, key_ids(node_ids), part, counters, length)
     first_head = block.group * n_heads
     for e in range(0, n_edges, LANES):
         for head in range(0, n_heads, WORDS_PER_COUNTER):
@@ -81,25 +80,27 @@ def keep_factors(
 @inline
 def _write_counters(
     place: Place,
-    edge_list: EdgeList,
+    keys: Integers,
     key_id: Integers | None,
     block: Block,
     counters: Words,
     length: Index,
 ) -> None:
     """Write of each edge its key, how many parallel ones came before, and its query: `length` apart."""
-    key, begin = edge_list.key, block.begin
-    multiplicity = 0
-    while begin - multiplicity > place.start and key[begin - multiplicity - 1] == key[begin]:
+    begin, multiplicity = block.begin, 0
+    while begin - multiplicity > place.start and (
+        element(keys, begin - multiplicity - 1) == element(keys, begin)
+    ):
         multiplicity += 1
     for e in range(begin, block.end):
+        key = element(keys, e)
         if e > begin:
-            multiplicity = multiplicity + 1 if key[e] == key[e - 1] else 0
+            multiplicity = multiplicity + 1 if key == element(keys, e - 1) else 0
         at = e - block.first
         if key_id is None:
-            counters[at] = key[e] - place.drop_key
+            counters[at] = key - place.drop_key
         else:
-            counters[at] = key_id[key[e]]
+            counters[at] = element(key_id, key)
         counters[at + length] = multiplicity
         counters[at + 2 * length] = place.drop_query
 

@@ -186,7 +186,7 @@ def apply_dropout(
     node_ids: NodeIds | None,
     strip: Strip,
     ptr: Integers | None,
-    edge_list: EdgeList,
+    keys: Integers,
     block: Block,
     buffers: Buffers,
     coefficients: Floats,
@@ -198,7 +198,7 @@ def apply_dropout(
     flat, n_lanes = vectors.flat, vectors.heads.lanes
     if problem.dropout.least_word > 0:
         keep_factors(
-            vectors.words, problem.dropout, strip, ptr, node_ids, edge_list, block, n_lanes, buffers
+            vectors.words, problem.dropout, strip, ptr, node_ids, keys, block, n_lanes, buffers
         )
         for at in range(0, (block.end - block.begin) * n_lanes, flat.lanes):
             kept = load(flat, coefficients, at) * load(flat, buffers.keep, at)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.np.arrayobj import make_array
 
 from gatv2.numba.arguments import (
     Bits,
@@ -33,6 +32,7 @@ from gatv2.numba.compile import (
     Typing,
     Value,
     Values,
+    field_of,
     intrinsic,
     lower_builtin,
     type_callable,
@@ -541,10 +541,10 @@ def _pointer(
 ) -> Value:
     """Address of `array[index]`; with NUMBA_BOUNDSCHECK=1, `length` elements must be there."""
     array, index = args[position : position + 2]
-    struct = make_array(sig.args[position])(context, builder, array)
+    kind = sig.args[position]
     if context.enable_boundscheck and length:
-        size = builder.extract_value(struct.shape, 0)
+        size = builder.extract_value(field_of(context, builder, kind, array, "shape"), 0)
         cgutils.do_boundscheck(context, builder, index, size)
         last = builder.add(index, ir.Constant(index.type, length - 1))
         cgutils.do_boundscheck(context, builder, last, size)
-    return builder.gep(struct.data, [index])
+    return builder.gep(field_of(context, builder, kind, array, "data"), [index])

@@ -27,7 +27,16 @@ from numba.core import callconv, cgutils
 from numba.np.arrayobj import populate_array
 
 from gatv2.numba.arguments import Index, Plain
-from gatv2.numba.compile import Builder, Context, Signature, Typing, Value, Values, intrinsic
+from gatv2.numba.compile import (
+    Builder,
+    Context,
+    Signature,
+    Typing,
+    Value,
+    Values,
+    field_of,
+    intrinsic,
+)
 from gatv2.numba.memory import Array
 from gatv2.numba.support import PROCESS
 
@@ -136,7 +145,7 @@ def share_out(_typing: Typing, chunks: Plain) -> Index:
 
     def lower(context: Context, builder: Builder, _sig: Signature, args: Values) -> Value:
         array = builder.extract_value(args[0], 0)
-        data = context.make_array(chunks.types[0])(context, builder, array).data
+        data = field_of(context, builder, chunks.types[0], array, "data")
 
         def at(i: int) -> Value:
             return builder.gep(data, [ir.Constant(_LONG, i)])

@@ -25,6 +25,7 @@ from gatv2.numba.compile import (
     Typing,
     Value,
     Values,
+    field_of,
     inline,
     intrinsic,
 )
@@ -133,7 +134,7 @@ def next_chunk(_typing: Typing, chunks: Chunks) -> Index:
 
     def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
         counter = builder.extract_value(args[0], 0)
-        data = context.make_array(chunks.types[0])(context, builder, counter).data
+        data = field_of(context, builder, chunks.types[0], counter, "data")
         return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(chunks), lower

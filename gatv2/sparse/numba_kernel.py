@@ -3,6 +3,8 @@
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from gatv2.numba.arguments import (
     EdgeList,
     HeadMask,
@@ -127,13 +129,13 @@ def _forward(
     problem, edges, node_ids = as_problem(problem), as_edge_features(edges), as_node_ids(node_ids)
     edge_list, head_mask = EdgeList(*edge_list), as_head_mask(head_mask)
     buffers, results = buffers_of(member, buffers), Results(*results)
-    n_edges = edge_list.key.size
+    n_edges, first = edge_list.key.size, np.int64(0)  # a literal has a type of its own to compile
     chunk = next_chunk(chunks)
     while chunk < chunks[1]:
         copy = chunk // chunks[2]
         i, stop = rows_of(query_ptr, chunk, chunks)
         while i < stop:
-            strip = strip_of(problem, node_ids, copy, query_ptr, 0, i, stop, copy * n_edges)
+            strip = strip_of(problem, node_ids, copy, query_ptr, first, i, stop, copy * n_edges)
             forward_strip(
                 vectors,
                 problem,

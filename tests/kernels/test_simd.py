@@ -11,7 +11,7 @@ from gatv2.random import philox_4x32_10
 
 simd = pytest.importorskip("gatv2.numba.simd", reason="needs Numba")
 
-from gatv2.numba.arguments import Block, Buffers, Dropout, EdgeList, Place, Strip  # noqa: E402
+from gatv2.numba.arguments import Block, Buffers, Dropout, Place, Strip  # noqa: E402
 from gatv2.numba.compile import kernel  # noqa: E402
 from gatv2.numba.exp import exp  # noqa: E402
 from gatv2.numba.log import log  # noqa: E402
@@ -188,9 +188,9 @@ def _philox(vectors: Any, keys: Any, counters: Any, keep: Any) -> None:
         drop_key=0,
         drop_word=0x03707344,
     )
-    edge_list, buffers = EdgeList(keys, keys), Buffers(keep, keep, keep, counters)
+    buffers = Buffers(keep, keep, keep, counters)
     strip, block = Strip(place, 0, 0, 1, 0, 1), Block(0, 0, 1, 0)
-    keep_factors(vectors.words, dropout, strip, None, None, edge_list, block, 4, buffers)
+    keep_factors(vectors.words, dropout, strip, None, None, keys, block, 4, buffers)
 
 
 def test_philox_gives_the_words_of_the_reference() -> None:
