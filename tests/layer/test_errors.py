@@ -427,7 +427,7 @@ CALLS: dict[str, Case] = {
         "'return_attention', 'seed'); got 3 by position",
     ),
     "too many by position where others are handed on": (
-        lambda: GATv2(3, 8, 2, 2, 2, 0.5),  # type: ignore[arg-type]
+        lambda: GATv2(3, 8, 2, 2, 2, 0.5),  # type: ignore[arg-type, call-arg]
         TypeError,
         "'n_layers', 'n_heads') by position, and by name ('out_heads',",
     ),
