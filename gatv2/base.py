@@ -18,7 +18,7 @@ from gatv2.graph.adjacency import (
     common_batch_shape,
 )
 from gatv2.graph.edge_features import as_backend_reads, broadcast_batch, is_mask
-from gatv2.graph.edge_inputs import check_score_bias, given_of_edges
+from gatv2.graph.edge_inputs import check_score_bias, given_of_edges, refuse_bool_bias
 from gatv2.graph.graph import Graph
 from gatv2.graph.part import Part, is_part
 from gatv2.graph.self_loops import FillValue, add_self_loops, check_fill_value
@@ -384,9 +384,11 @@ class GraphAttention(nn.Module, ABC):
                 f"got {type(edge_features).__name__}{_how_to_convert(edge_features)}"
             )
         if edge_features.shape[-1:] != (self.edge_dim,):
+            is_short = self.edge_dim == 1 and edge_features.ndim == 1
+            remedy = ": add it with `.unsqueeze(-1)`" if is_short else ""
             raise ValueError(
                 f"`edge_features` must have edge_dim={self.edge_dim} as its last dimension; "
-                f"got {tuple(edge_features.shape)}"
+                f"got {tuple(edge_features.shape)}{remedy}"
             )
         if weight is None:
             return
@@ -400,6 +402,7 @@ class GraphAttention(nn.Module, ABC):
 
     def check_score_bias(self, score_bias: Tensor | None, h: Tensor) -> None:
         """Raise unless a bias of the scores fits the layer's heads, and features of nodes."""
+        refuse_bool_bias(score_bias)
         if isinstance(score_bias, Tensor) and is_autocast(h.device):
             score_bias = score_bias.to(h.dtype)  # as it will be converted to what heads are
         check_score_bias(score_bias, h, self.n_heads, "h")

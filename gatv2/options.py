@@ -5,7 +5,7 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any, Literal, SupportsIndex, TypeVar, cast, get_args
@@ -20,11 +20,20 @@ FLOWS: tuple[Flow, ...] = get_args(Flow)
 Backend = Literal["auto", "dense", "sparse"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Bias = bool | Literal["projections"]
+Library = Literal["torch", "jax"]
 Reduction = Literal["mean", "sum", "add", "min", "max", "mul"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 ADDED = -1e4
 """What is added to a score to have no edge is this or less."""
+
+_ADD_HEADS: dict[Library, str] = {"torch": ".unsqueeze(-1)", "jax": "[..., None]"}
+_MOVE_HEADS: dict[Library, str] = {"torch": ".movedim(-3, -1)", "jax": "jnp.moveaxis(x, -3, -1)"}
+
+BOOL_BIAS = (
+    "`score_bias` holds numbers that are added to the scores; got a mask of bools: pass it in the place "
+    "of the graph, as `adj_mat`, True where a query may attend"
+)
 
 
 _OUR_NAMES = {
@@ -45,7 +54,9 @@ _OUR_NAMES = {
     "graph": "adj_mat",
     "edge_attr": "edge_features",
     "edge_weight": "score_bias, of edge_weight.log().unsqueeze(-1)",
-    "attn_mask": "score_bias, laid out as a mask, with a last dimension of heads or of 1",
+    "mask": "adj_mat",
+    "adj": "adj_mat",
+    "attn_mask": "score_bias, or adj_mat if it is of bools, with a last dimension of heads or of 1",
     "return_attention_weights": "return_attention",
     "get_attention": "return_attention",
 }
@@ -55,14 +66,24 @@ _OUR_NAMES = {
 def tells_our_names(function: Method) -> Method:
     """A method whose TypeError for an unknown keyword says how we call what it is elsewhere.
 
-    Where a method hands on keywords that it does not name, only those of other libraries are refused.
+    That for an argument too many, such as edge features by position, says which go by name. Where a
+    method hands on keywords that it does not name, only those of other libraries are refused.
     """
     parameters = inspect.signature(function).parameters
     hands_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     names = tuple(parameters)[1:]
+    by_name = tuple(
+        each.name for each in parameters.values() if each.kind is inspect.Parameter.KEYWORD_ONLY
+    )
+    n_by_position = len(names) - len(by_name) - hands_on
 
     @functools.wraps(function)
     def checked(self: object, *args: object, **kwargs: object) -> object:
+        if len(args) > n_by_position:
+            raise TypeError(
+                f"{type(self).__name__} takes {names[:n_by_position]} by position, and by name "
+                f"{by_name}; got {len(args)} by position"
+            )
         for name in kwargs:
             if name not in names and (name in _OUR_NAMES or not hands_on):
                 ours = f"here it is {_OUR_NAMES[name]}" if name in _OUR_NAMES else f"it has {names}"
@@ -84,6 +105,30 @@ def shape_of_all_pairs(sides: tuple[int, int], has_bias: bool, flow: Flow) -> tu
             "`score_bias` for every query to attend to every key"
         )
     return by_role(sides, flow)
+
+
+def how_to_add_heads(shape: Sequence[int], n_heads: int, library: Library = "torch") -> str:
+    """The advice for what has no last dimension of heads; elsewhere it is before the pairs."""
+    add, move = _ADD_HEADS[library], _MOVE_HEADS[library]
+    is_in_front = len(shape) >= 3 and shape[-3] in (1, n_heads)
+    return f"add it with `{add}` for all heads" + (
+        f", or move the one there is, `{move}`" if is_in_front else ""
+    )
+
+
+def how_to_expand(shape: Sequence[int], sides: tuple[int, int], library: Library = "torch") -> str:
+    """The advice for a mask, or what is laid out as one, that has one row or column for all nodes."""
+    is_for_all = len(shape) >= 3 and all(
+        own in (1, side) for own, side in zip(shape[-3:-1], sides, strict=True)
+    )
+    if not is_for_all or tuple(shape[-3:-1]) == sides:
+        return ""
+    if library == "jax":
+        return (
+            f": repeat it for all pairs, `jnp.broadcast_to(x, {(*shape[:-3], *sides, shape[-1])})`"
+        )
+    sizes = ", ".join(map(str, (*[-1] * (len(shape) - 3), *sides, -1)))
+    return f": repeat it for all pairs with `.expand({sizes})`"
 
 
 def by_role(pair: Iterable[T], flow: Flow) -> tuple[T, T]:

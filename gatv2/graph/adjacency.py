@@ -31,6 +31,8 @@ from gatv2.options import (
     check_backend,
     check_flow,
     check_flow_of_graph,
+    how_to_add_heads,
+    how_to_expand,
     shape_of_all_pairs,
 )
 from gatv2.torch_internals import is_inspectable
@@ -141,10 +143,17 @@ def _read(adj_mat: object, sizes: Sizes, flow: Flow, *, wants_graph: bool) -> Ad
 
 
 def _of_array(array: NumPyArray, sizes: Sizes, flow: Flow) -> Graph:
-    if array.ndim != 2 or array.dtype == np.bool_:
+    is_matrix = (
+        array.shape == by_role((sizes.n_queries, sizes.n_keys), flow) and array.shape[0] != 2
+    )
+    if array.ndim != 2 or array.dtype == np.bool_ or is_matrix:
+        mask = "adj_mat"
+        if is_matrix and array.dtype.kind in "iuf":
+            _check_numbers(torch.from_numpy(array.astype(np.float64)))
+            mask = "adj_mat != 0"
         raise TypeError(
             "`adj_mat` may be a NumPy array if it is an edge index, [2, n_edges] of integers; got "
-            f"{array.dtype} with shape {array.shape}: convert a mask with `torch.from_numpy(adj_mat)`"
+            f"{array.dtype} with shape {array.shape}: convert a mask with `torch.from_numpy({mask})`"
         )
     return Graph.from_edge_index(array, (sizes.n_queries, sizes.n_keys), flow=flow)
 
@@ -182,6 +191,7 @@ def _check_is_edge_index(tensor: Tensor, sizes: Sizes, flow: Flow) -> None:
     if 2 in tensor.shape:
         remedies.append(f"`adj_mat{remedy_for_edge_index(tensor)}` for an edge index")
     if tensor.shape == matrix_shape:
+        _check_numbers(tensor)  # `!= 0` would turn an additive mask into its opposite
         remedies.append("`adj_mat != 0` for a mask")
     raise ValueError(
         "a 2-D `adj_mat` must be an integer edge index of shape (2, n_edges) or a bool mask of shape "
@@ -203,7 +213,9 @@ def _as_mask(tensor: Tensor, sizes: Sizes, flow: Flow) -> Tensor:
         n, m = by_role(sides, flow)
         is_short = tensor.ndim > 2 and tuple(tensor.shape[-2:]) == (n, m)
         remedy = (
-            ": the last dimension is of heads, add it with `.unsqueeze(-1)`" if is_short else ""
+            f": the last dimension is of heads, {how_to_add_heads(tensor.shape, heads)}"
+            if is_short
+            else how_to_expand(tensor.shape, (n, m))
         )
         names = f"n={n}" if n == m else f"{sides[0]} queries and {sides[1]} keys"
         raise ValueError(

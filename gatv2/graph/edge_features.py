@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gatv2.graph.adjacency import Adjacency, Sizes
 from gatv2.graph.graph import Graph
-from gatv2.options import Flow, by_role
+from gatv2.options import Flow, by_role, how_to_expand
 
 _LAST = {"edge_features": "D", "score_bias": "1 or n_heads"}
 
@@ -113,6 +113,7 @@ def _from_mask(values: Tensor, adjacency: Adjacency, sizes: Sizes, flow: Flow, n
             f"`{name}` must have shape (*batch, {expected[0]}, {expected[1]}, "
             f"{_last(name, values)}), entry for entry as the mask (with a list of edges, the shape "
             f"is (*batch, n_edges, {_LAST[name]})); got {tuple(values.shape)}"
+            f"{how_to_expand(values.shape, expected)}"
         )
     if flow == "source_to_target":
         values = values.transpose(-3, -2)

@@ -81,8 +81,18 @@ def how_to_convert(graph: object, name: str) -> str:
     if hasattr(graph, "edge_index"):  # torch_geometric.data.Data, and what is like it
         return f"pass `{name}.edge_index` with flow='source_to_target'"
     if isinstance(graph, (list, tuple)):
-        return f"convert it with `torch.as_tensor({name})`"
+        return f"convert it with `{_stacked(graph, name)}`"
     return "convert it to `[2, n_edges]` with `torch.as_tensor`"
+
+
+def _stacked(rows: Sequence[object], name: str) -> str:
+    """What makes a tensor of a list of edges, or of the two rows of an edge index."""
+    if rows and all(isinstance(row, Tensor) for row in rows):
+        return f"torch.stack({name})"
+    # of two lists of two each it can't be said which they are; tuples are edges
+    are_edges = len(rows) != 2 or isinstance(rows[0], tuple)
+    has_ends = all(isinstance(row, (list, tuple)) and len(row) == 2 for row in rows)
+    return f"torch.as_tensor({name}){'.T' if rows and are_edges and has_ends else ''}"
 
 
 def _read_sizes(

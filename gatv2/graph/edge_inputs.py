@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gatv2.options import BOOL_BIAS, how_to_add_heads
+
 
 class EdgeInputs(NamedTuple):
     """What edge features add to the score of a pair: `projection @ features`, for each head."""
@@ -69,12 +71,19 @@ def check_score_bias(
     """
     if score_bias is None:
         return
+    refuse_bool_bias(score_bias)
     _check_fits(score_bias, "score_bias", nodes, name)
     if score_bias.ndim < 2 or score_bias.shape[-1] not in (1, n_heads):
         raise ValueError(
             f"the last dimension of `score_bias` must be of heads, 1 or {n_heads}; got shape "
-            f"{tuple(score_bias.shape)}: add it with `.unsqueeze(-1)` if the bias is for all heads"
+            f"{tuple(score_bias.shape)}: {how_to_add_heads(score_bias.shape, n_heads)}"
         )
+
+
+def refuse_bool_bias(score_bias: object) -> None:
+    """Raise a TypeError for a mask of bools, which would be added as 0 and 1 once it was converted."""
+    if isinstance(score_bias, Tensor) and score_bias.dtype == torch.bool:
+        raise TypeError(BOOL_BIAS)
 
 
 def check_tensor(tensor: object, name: str, nodes: Tensor, of: str) -> None:

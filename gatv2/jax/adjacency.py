@@ -26,6 +26,8 @@ from gatv2.options import (
     check_backend,
     check_flow,
     check_flow_of_graph,
+    how_to_add_heads,
+    how_to_expand,
     shape_of_all_pairs,
 )
 
@@ -156,7 +158,20 @@ def read_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow) -> Graph | Arra
     raise TypeError(
         "`adj_mat` must be an array (mask or edge index), a gatv2.jax.Graph, a BCOO, BCSR or "
         f"scipy.sparse matrix, or a graph of PyTorch; got {type(adj_mat).__name__}"
+        f"{_how_to_convert(adj_mat)}"
     )
+
+
+def _how_to_convert(graph: object) -> str:
+    """What makes a graph of an object that is none, in words."""
+    if type(graph).__module__.partition(".")[0] == "networkx":
+        return (
+            ": pass `networkx.to_scipy_sparse_array(adj_mat, weight=None)` with "
+            "flow='source_to_target'; its node i is the i-th of `nodes`"
+        )
+    if isinstance(graph, (list, tuple)):
+        return ": pass an array of integers of shape (2, n_edges), whose rows are queries and keys"
+    return ""
 
 
 def to_backend(adjacency: Graph | ArrayLike, sizes: Sizes, backend: Backend) -> Adjacency:
@@ -199,12 +214,21 @@ def _read_array(array: ArrayLike, sizes: Sizes, flow: Flow) -> Graph | ArrayLike
     pair = (sizes.n_queries, sizes.n_keys)
     if array.ndim == 2 and array.dtype != bool:
         expected = by_role(pair, flow)
-        if array.shape[0] != 2 or not jnp.issubdtype(array.dtype, jnp.integer):
+        is_whole = bool(jnp.issubdtype(array.dtype, jnp.integer))
+        if array.shape[0] != 2 or not is_whole:
+            remedies = []
+            if 2 in array.shape:
+                turned = "" if array.shape[0] == 2 else ".T"
+                whole = "" if is_whole else ".astype(int)"
+                remedies.append(f"`adj_mat{turned}{whole}` for an edge index")
+            if array.shape == expected:
+                if is_concrete(array):  # `!= 0` would turn an additive mask into its opposite
+                    _check_numbers(np.asarray(array))
+                remedies.append("`adj_mat != 0` for a mask")
             raise ValueError(
                 "a 2-D `adj_mat` must be an integer edge index of shape (2, n_edges) or a bool mask "
                 f"of shape {expected}; got {array.dtype} with shape {array.shape}, which is neither: "
-                "pass `Graph.from_edge_index(adj_mat, n_nodes)` for an edge index, "
-                "`(adj_mat != 0)[..., None]` for a mask"
+                f"pass {', '.join(remedies) or 'one of these'}"
             )
         return Graph.from_edge_index(array, pair, flow=flow)
     with computed_where(array):
@@ -223,11 +247,18 @@ def _as_mask(array: ArrayLike, sizes: Sizes, flow: Flow) -> ArrayLike:
     sides, heads = (sizes.n_queries, sizes.n_keys), sizes.n_heads
     if mask.ndim < 3 or mask.shape[-3:] not in ((*sides, 1), (*sides, heads)):
         n, m = by_role(sides, flow)
+        is_short = array.ndim > 2 and tuple(array.shape[-2:]) == (n, m)
+        remedy = (
+            f": the last dimension is of heads, {how_to_add_heads(array.shape, heads, 'jax')}"
+            if is_short
+            else how_to_expand(array.shape, (n, m), "jax")
+        )
         names = f"n={n}" if n == m else f"{sides[0]} queries and {sides[1]} keys"
         raise ValueError(
             f"`adj_mat` must have shape ({n}, {m}, 1) or ({n}, {m}, {heads}) with {names} and "
             f"{heads} heads, batch dimensions in front, or be a bool mask of shape ({n}, {m}) or an "
             f"integer edge index of shape (2, n_edges); got {array.dtype} with shape {array.shape}"
+            f"{remedy}"
         )
     if mask.ndim > 3:
         mask = xp.broadcast_to(mask, (*sizes.batch_shape, *mask.shape[-3:]))

@@ -14,7 +14,7 @@ from gatv2.jax.adjacency import Adjacency, Sizes, is_graph, is_mask
 from gatv2.jax.arrays import ArrayLike
 from gatv2.jax.checks import as_array
 from gatv2.jax.graph import Graph
-from gatv2.options import Flow, by_role
+from gatv2.options import BOOL_BIAS, Flow, by_role, how_to_add_heads, how_to_expand
 
 _LAST = {"edge_features": "D", "score_bias": "1 or n_heads"}
 
@@ -71,6 +71,12 @@ def as_edge_inputs(
     return edges
 
 
+def refuse_bool_bias(score_bias: jax.Array) -> None:
+    """Raise a TypeError for a mask of bools, which would be added as 0 and 1 once it was converted."""
+    if score_bias.dtype == bool:
+        raise TypeError(BOOL_BIAS)
+
+
 def as_score_bias(
     score_bias: ArrayLike | None, nodes: jax.Array, n_heads: int, name: str = "query"
 ) -> jax.Array | None:
@@ -83,6 +89,7 @@ def as_score_bias(
     if score_bias is None:
         return None
     array = as_array("score_bias", score_bias)
+    refuse_bool_bias(array)
     if array.dtype != nodes.dtype:
         raise TypeError(
             f"`score_bias` must have the dtype of `{name}`, {nodes.dtype}; got {array.dtype}: "
@@ -91,7 +98,7 @@ def as_score_bias(
     if array.ndim < 2 or array.shape[-1] not in (1, n_heads):
         raise ValueError(
             f"the last dimension of `score_bias` must be of heads, 1 or {n_heads}; got shape "
-            f"{array.shape}: add it with `[..., None]` if the bias is for all heads"
+            f"{array.shape}: {how_to_add_heads(array.shape, n_heads, 'jax')}"
         )
     return array
 
@@ -187,6 +194,7 @@ def _of_mask(
             f"`{name}` must have shape (*batch, {expected[0]}, {expected[1]}, "
             f"{_last(name, values)}), entry for entry as the mask (with a list of edges, the shape is "
             f"(*batch, n_edges, {_LAST[name]})); got {values.shape}"
+            f"{how_to_expand(values.shape, expected, 'jax')}"
         )
     if flow == "source_to_target":
         values = jnp.swapaxes(values, -3, -2)

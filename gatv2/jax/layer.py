@@ -336,6 +336,7 @@ def attention_scores(
 
 
 def _check_config(config: object) -> None:
+    check_static(config=config)
     if not isinstance(config, Config):
         raise TypeError(
             f"`config` must be a gatv2.jax.Config; got {type(config).__name__}: "

@@ -18,7 +18,7 @@ from gatv2.jax.arrays import ArrayLike, DType, check_width
 from gatv2.jax.blocks import lead
 from gatv2.jax.checks import as_array, check_params
 from gatv2.jax.config import LayerOptions
-from gatv2.jax.edge_features import as_score_bias
+from gatv2.jax.edge_features import as_score_bias, refuse_bool_bias
 from gatv2.jax.graph import Graph
 from gatv2.jax.interop import Params
 from gatv2.jax.self_loops import add_self_loops
@@ -177,9 +177,11 @@ def _checked_edge_features(
         return None
     array = as_array("edge_features", edge_features)
     if array.shape[-1:] != (config.edge_dim,):
+        is_short = config.edge_dim == 1 and array.ndim == 1
+        remedy = ": add it with `[..., None]`" if is_short else ""
         raise ValueError(
             f"`edge_features` must have edge_dim={config.edge_dim} as its last dimension; "
-            f"got {array.shape}"
+            f"got {array.shape}{remedy}"
         )
     return _of_dtype(config, "edge_features", array, dtype)
 
@@ -189,7 +191,9 @@ def _checked_score_bias(
 ) -> jax.Array | None:
     if score_bias is None:
         return None
-    array = _of_dtype(config, "score_bias", as_array("score_bias", score_bias), h.dtype)
+    given = as_array("score_bias", score_bias)
+    refuse_bool_bias(given)
+    array = _of_dtype(config, "score_bias", given, h.dtype)
     return as_score_bias(array, h, config.n_heads, "h")
 
 

@@ -189,6 +189,24 @@ def test_errors_say_what_was_expected_and_what_came() -> None:
         attend(np.array([[0, 1], [1, 3]]))
     with pytest.raises(ValueError, match=r"got float32 with shape \(2, 5\), which is neither"):
         attend(jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match=r"pass `adj_mat\.T` for an edge index$"):
+        attend(jnp.ones((5, 2), int))
+    with pytest.raises(ValueError, match=r"which is neither: pass `adj_mat != 0` for a mask$"):
+        attend(jnp.ones((3, 3)))
+    with pytest.raises(ValueError, match=r"for an additive mask of 0 and -inf pass `adj_mat == 0`"):
+        attend(jnp.full((3, 3), -jnp.inf))
+    with pytest.raises(
+        ValueError, match=r"add it with `\[\.\.\., None\]`.*`jnp\.moveaxis\(x, -3, -1\)`"
+    ):
+        attend(jnp.ones((2, 3, 3), bool))
+    with pytest.raises(ValueError, match=r"`jnp\.broadcast_to\(x, \(4, 3, 3, 1\)\)`"):
+        attend(jnp.ones((4, 1, 3, 1), bool))
+    with pytest.raises(
+        TypeError, match=r"got list: pass an array of integers of shape \(2, n_edges\)"
+    ):
+        attend([(0, 1), (1, 2)])
+    with pytest.raises(TypeError, match=r"to_scipy_sparse_array\(adj_mat, weight=None\)"):
+        attend(pytest.importorskip("networkx").path_graph(3))
     for added in (-1e4, float(np.finfo("f").min)):
         with pytest.raises(ValueError, match=r"as an additive mask has .*pass `adj_mat == 0`"):
             attend(jnp.full((3, 3, 1), added))

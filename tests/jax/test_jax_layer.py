@@ -269,6 +269,11 @@ def test_what_does_not_fit_the_options() -> None:
         gat.apply(config, wrong, h, mask)
     with pytest.raises(TypeError, match=r"`config` must be a gatv2.jax.Config; got dict"):
         gat.apply(params, h, mask, None)
+    with pytest.raises(TypeError, match=r"`config` must be known when.*static_argnames='config'"):
+        jax.jit(gat.apply)(config, params, h, mask)
+    brought = config.replace(dtype=jnp.float64)  # to which a bias is brought, but for a mask
+    with pytest.raises(TypeError, match=r"got a mask of bools: pass it in the place of the graph"):
+        gat.apply(brought, params, h, mask, score_bias=mask)
     with pytest.raises(ValueError, match=r"without `edge_dim`"):
         gat.apply(config, params, h, mask, edge_features=jnp.ones((5, 5, 2)))
     needs = gat.Config(3, 8, 2, edge_dim=4)

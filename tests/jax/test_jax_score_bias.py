@@ -456,6 +456,8 @@ def test_what_does_not_fit_is_an_error() -> None:
         (TypeError, r"graph is None: .*`score_bias`", None, None),
         (TypeError, r"`score_bias` must be an array .*got list", edge_index, [0.0] * 3),
         (TypeError, r"must have the dtype of `query`", edge_index, zeros((3, 1), "f4")),
+        (TypeError, r"a mask of bools: .* as `adj_mat`", edge_index, ones((3, 1), bool)),
+        (ValueError, r"repeat it for all pairs, `jnp", None, zeros((1, M, 1))),
         (ValueError, r"of heads, 1 or 3; got shape \(3, 2\)", edge_index, zeros((3, 2))),
         (ValueError, r"`score_bias` .*n_edges=3, 1 or n_heads\)", edge_index, zeros((4, 1))),
         (ValueError, r"`score_bias` .*, 6, 5, 1 or n_heads\)", mask, zeros((M, N, 1))),

@@ -54,6 +54,11 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "`edge_features` must have edge_dim=4 as its last dimension; got (3, 6)",
     ),
+    "of one number, without a dimension for it": (
+        lambda: layer(edge_dim=1)(H, EDGE_INDEX, edge_features=X[:, 0]),
+        ValueError,
+        "must have edge_dim=1 as its last dimension; got (3,): add it with `.unsqueeze(-1)`",
+    ),
     "integers for a layer": (
         lambda: layer(edge_dim=6)(H, EDGE_INDEX, edge_features=X.long()),
         TypeError,

@@ -324,6 +324,47 @@ CALLS: dict[str, Case] = {
         "got torch.float32 with shape (4, 5, 5): the last dimension is of heads, add it with "
         "`.unsqueeze(-1)`",
     ),
+    "masks with heads in front of the pairs": (
+        lambda: layer()(torch.zeros(4, 5, 3), torch.ones(4, 2, 5, 5)),
+        ValueError,
+        "add it with `.unsqueeze(-1)` for all heads, or move the one there is, `.movedim(-3, -1)`",
+    ),
+    "two-dimensional additive mask": (
+        lambda: layer()(H, torch.zeros(5, 5).fill_diagonal_(-torch.inf)),
+        ValueError,
+        "for an additive mask of 0 and -inf pass `adj_mat == 0`",
+    ),
+    "two-dimensional additive mask of NumPy": (
+        lambda: layer()(H, np.eye(5) * -1e9),
+        ValueError,
+        "pass `adj_mat == 0` for an additive mask",
+    ),
+    "mask of keys": (
+        lambda: layer()(torch.zeros(4, 5, 3), torch.ones(4, 1, 5, 1)),
+        ValueError,
+        "got torch.float32 with shape (4, 1, 5, 1): "
+        "repeat it for all pairs with `.expand(-1, 5, 5, -1)`",
+    ),
+    "a list of pairs": (
+        lambda: layer()(H, EDGE_INDEX.T.tolist()),
+        TypeError,
+        "got list: convert it with `torch.as_tensor(adj_mat).T`",
+    ),
+    "two pairs": (
+        lambda: layer()(H, [(0, 1), (1, 2)]),
+        TypeError,
+        "got list: convert it with `torch.as_tensor(adj_mat).T`",
+    ),
+    "rows of an edge index": (
+        lambda: layer()(H, tuple(EDGE_INDEX)),
+        TypeError,
+        "got tuple: convert it with `torch.stack(adj_mat)`",
+    ),
+    "nothing": (
+        lambda: layer()(H, []),
+        TypeError,
+        "got list: convert it with `torch.as_tensor(adj_mat)`",
+    ),
     "a list of edges": (
         lambda: layer()(H, EDGE_INDEX.tolist()),
         TypeError,
@@ -333,6 +374,11 @@ CALLS: dict[str, Case] = {
         lambda: layer()(H, np.eye(5, dtype=bool)),
         TypeError,
         "got bool with shape (5, 5): convert a mask with `torch.from_numpy(adj_mat)`",
+    ),
+    "a matrix of NumPy": (
+        lambda: layer()(H, np.eye(5)),
+        TypeError,
+        "got float64 with shape (5, 5): convert a mask with `torch.from_numpy(adj_mat != 0)`",
     ),
     "edge index of NumPy, of floats": (
         lambda: layer()(H, EDGE_INDEX.T.numpy().astype(float)),
@@ -373,6 +419,17 @@ CALLS: dict[str, Case] = {
         lambda: GATv2(3, 8, 2, n_heads=2)(H, EDGE_INDEX, edge_attr=H),  # type: ignore[call-overload]
         TypeError,
         "GATv2 has no argument 'edge_attr': here it is edge_features",
+    ),
+    "edge features by position, as PyTorch Geometric has them": (
+        lambda: GraphAttentionV2Layer(3, 8, 2, edge_dim=3)(H, EDGE_INDEX, H),  # type: ignore[call-overload]
+        TypeError,
+        "takes ('h', 'adj_mat') by position, and by name ('edge_features', 'score_bias', "
+        "'return_attention', 'seed'); got 3 by position",
+    ),
+    "too many by position where others are handed on": (
+        lambda: GATv2(3, 8, 2, 2, 2, 0.5),  # type: ignore[arg-type, call-arg]
+        TypeError,
+        "'n_layers', 'n_heads') by position, and by name ('out_heads',",
     ),
     "weights as graph convolutions name them": (
         lambda: GraphAttentionV2Layer(3, 8, 2)(H, EDGE_INDEX, edge_weight=H),  # type: ignore[call-overload]

@@ -140,6 +140,12 @@ def test_inference_in_blocks(form: str, loops: bool) -> None:
 H, BIAS = torch.randn(5, 3), torch.zeros(8, 1)
 LAYER = GraphAttentionV2Layer(3, 4, 2).eval()
 
+
+def in_bfloat16(bias: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return LAYER(H, EDGE_INDEX, score_bias=bias)
+
+
 CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "without heads": (
         lambda: LAYER(H, EDGE_INDEX, score_bias=BIAS[:, 0]),
@@ -151,6 +157,26 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: LAYER(H, EDGE_INDEX, score_bias=BIAS.expand(8, 3)),
         ValueError,
         "the last dimension of `score_bias` must be of heads, 1 or 2; got shape (8, 3)",
+    ),
+    "with heads in front of the pairs": (
+        lambda: LAYER(H, None, score_bias=torch.zeros(2, 5, 5)),
+        ValueError,
+        "add it with `.unsqueeze(-1)` for all heads, or move the one there is, `.movedim(-3, -1)`",
+    ),
+    "of the keys": (
+        lambda: LAYER(H, None, score_bias=torch.zeros(1, len(H), 1)),
+        ValueError,
+        "repeat it for all pairs with `.expand(",
+    ),
+    "a mask": (
+        lambda: LAYER(H, EDGE_INDEX, score_bias=BIAS > 0),
+        TypeError,
+        "got a mask of bools: pass it in the place of the graph",
+    ),
+    "a mask, under autocast": (
+        lambda: in_bfloat16(BIAS > 0),
+        TypeError,
+        "got a mask of bools: pass it in the place of the graph",
     ),
     "of another dtype": (
         lambda: LAYER(H, EDGE_INDEX, score_bias=BIAS.double()),
