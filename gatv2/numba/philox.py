@@ -100,7 +100,7 @@ def _write_counters(
         if key_id is None:
             counters[at] = key - place.drop_key
         else:
-            counters[at] = element(key_id, key)
+            counters[at] = key_id[key]
         counters[at + length] = multiplicity
         counters[at + 2 * length] = place.drop_query
 
