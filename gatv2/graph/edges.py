@@ -125,8 +125,7 @@ def of_sorted(make: type[Edges], edges: Sequence[Tensor], **further: object) -> 
         edge_id=edge_id,
         **further,
     )
-    graph.__dict__["_trusted"] = _as_it_is(graph)
-    return graph
+    return trusted(graph)
 
 
 def forget(graph: SortedEdges, *names: str) -> None:
