@@ -34,6 +34,16 @@ def is_from(module_name: str, name: str, candidate: object) -> bool:
     return recognise is not None and bool(recognise(candidate))
 
 
+def remedy_for_networkx(graph: object, name: str) -> str | None:
+    """What to pass in the place of a graph of NetworkX that is called `name`; None for any other."""
+    if type(graph).__module__.partition(".")[0] != "networkx":
+        return None
+    return (
+        f"pass `networkx.to_scipy_sparse_array({name}, weight=None)` with flow='source_to_target'; "
+        "its node i is the i-th of `nodes`"
+    )
+
+
 def check_scipy_matrix(matrix: Any, name: str) -> None:
     """Raise a ValueError for a matrix of SciPy with entries outside, where SciPy would read and write.
 

@@ -9,6 +9,7 @@ from gatv2.functional import KernelOptions, gatv2_attention
 from gatv2.graph import Graph
 from gatv2.graph.graph import graph_for_gradients
 from gatv2.numba.support import import_failure
+from gatv2.operator.products import project
 from gatv2.options import check_sizes
 
 BACKENDS = ("sparse", "dense")
@@ -75,6 +76,7 @@ def compile_kernels(
     graph = Graph.from_edge_index(graphs["sparse"], 2)
     _ = graph.by_key, graph.self_loops, Graph.batch([graph])
     _compile_for_many_edges()
+    _compile_products(dtype)
 
     def ones(*shape: int) -> Tensor:
         return torch.ones(shape, dtype=dtype, requires_grad=True)
@@ -101,3 +103,9 @@ def _compile_for_many_edges() -> None:
     graph = graph_for_gradients(edge_index, 1, 1, "target_to_source")
     key_order = tuple(x.numpy() for x in graph.by_key)
     cut(2, 2, graph.query_ptr.numpy(), key_order, torch.get_num_threads())
+
+
+def _compile_products(dtype: torch.dtype) -> None:
+    """Compile the products of projections, if they are not PyTorch's, for panels of each width."""
+    for n_outputs in (16, 32, 64):
+        project(torch.zeros(1 << 16, 1, dtype=dtype), torch.zeros(n_outputs, 1, dtype=dtype), None)

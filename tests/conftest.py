@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # modules that a first call imports, loaded now: poison is put into what is loaded
 _modules = ["dense.numba_kernel", "sparse.numba_kernel", "numba.counting_sort"]
 _modules += ["numba.self_loops", "numba.joined", "numba.sparse_product"]
+_modules += ["numba.dense_product"]
 if any(kernel.name == "triton" for kernel in RUNNABLE):
     _modules += ["dense.triton_kernel", "sparse.triton_kernel"]
 for _module in _modules:

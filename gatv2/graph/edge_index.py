@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gatv2.numba.memory import Array as NumPyArray
+from gatv2.optional import remedy_for_networkx
 from gatv2.options import Flow, by_role, check_flow
 
 _CHUNK = 1 << 22  # indices that are looked at in one go
@@ -70,13 +71,10 @@ def _is_whole(tensor: Tensor) -> bool:
 
 def how_to_convert(graph: object, name: str) -> str:
     """What makes an edge index of an object that is none, in words: one call, wherever there is one."""
-    module = type(graph).__module__.partition(".")[0]
-    if module == "networkx":
-        return (
-            f"pass `networkx.to_scipy_sparse_array({name}, weight=None)` with flow='source_to_target'; "
-            "its node i is the i-th of `nodes`"
-        )
-    if module == "dgl":
+    of_networkx = remedy_for_networkx(graph, name)
+    if of_networkx is not None:
+        return of_networkx
+    if type(graph).__module__.partition(".")[0] == "dgl":
         return f"pass `torch.stack({name}.edges())` with flow='source_to_target'"
     if hasattr(graph, "edge_index"):  # torch_geometric.data.Data, and what is like it
         return f"pass `{name}.edge_index` with flow='source_to_target'"

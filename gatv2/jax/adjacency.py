@@ -17,7 +17,7 @@ from gatv2.jax.arrays import ArrayLike, NumPyArray, computed_where, is_concrete
 from gatv2.jax.graph import Graph
 from gatv2.jax.graph.edges import require_unstacked
 from gatv2.jax.interop import as_jax
-from gatv2.optional import check_scipy_matrix, is_from
+from gatv2.optional import check_scipy_matrix, is_from, remedy_for_networkx
 from gatv2.options import (
     ADDED,
     Backend,
@@ -164,11 +164,9 @@ def read_adjacency(adj_mat: object, sizes: Sizes, *, flow: Flow) -> Graph | Arra
 
 def _how_to_convert(graph: object) -> str:
     """What makes a graph of an object that is none, in words."""
-    if type(graph).__module__.partition(".")[0] == "networkx":
-        return (
-            ": pass `networkx.to_scipy_sparse_array(adj_mat, weight=None)` with "
-            "flow='source_to_target'; its node i is the i-th of `nodes`"
-        )
+    of_networkx = remedy_for_networkx(graph, "adj_mat")
+    if of_networkx is not None:
+        return f": {of_networkx}"
     if isinstance(graph, (list, tuple)):
         return ": pass an array of integers of shape (2, n_edges), whose rows are queries and keys"
     return ""

@@ -9,7 +9,9 @@ All arrays are contiguous and of one dimension; comments tell what their element
 
 from typing import Any, NamedTuple, TypeAlias
 
-from gatv2.numba.compile import inline
+from numba import types
+
+from gatv2.numba.compile import inline, overload
 
 # Words for a reader. Numba finds out the types, and Python never sees the values.
 VectorClasses: TypeAlias = Any  # the vector types that a kernel is compiled for, by their names
@@ -290,25 +292,28 @@ def as_problem(problem: Plain) -> Problem:
     return Problem(Dropout(*problem[0]), Layout(*problem[1]), *problem[2:])
 
 
-@inline
 def as_edge_features(edges: Plain | None) -> EdgeFeatures | None:
     """Name the edge features, if there are any."""
-    if edges is None:
-        return None
-    return EdgeFeatures(*edges)
+    raise NotImplementedError("for Numba only")
 
 
-@inline
 def as_node_ids(node_ids: Plain | None) -> NodeIds | None:
     """Name the numbers of nodes, if they have any."""
-    if node_ids is None:
-        return None
-    return NodeIds(*node_ids)
+    raise NotImplementedError("for Numba only")
 
 
-@inline
-def key_ids(node_ids: NodeIds | None) -> Integers | None:
-    """The numbers of the keys, if they have any."""
-    if node_ids is None:
-        return None
-    return node_ids.key
+# by type, as a function that returns None or a tuple gives what Numba asks for None at every use
+
+
+@overload(as_edge_features)
+def _overload_as_edge_features(edges):  # type: ignore[no-untyped-def]
+    if isinstance(edges, types.NoneType):
+        return lambda edges: None
+    return lambda edges: EdgeFeatures(*edges)
+
+
+@overload(as_node_ids)
+def _overload_as_node_ids(node_ids):  # type: ignore[no-untyped-def]
+    if isinstance(node_ids, types.NoneType):
+        return lambda node_ids: None
+    return lambda node_ids: NodeIds(*node_ids)

@@ -183,7 +183,7 @@ _told_of: set[str] = set()
 
 
 def field_of(context: Context, builder: Builder, kind: Any, array: Value, name: str) -> Value:
-    """`data`, an array's address, or its `shape`, as a value.
+    """What is known of an array, as a value: `data`, its address, or its `shape`, `strides`, `itemsize`.
 
     Numba's own struct of an array is written to memory first, and read from there: as many times the
     code, for each element that is read.

@@ -12,7 +12,6 @@ from gatv2.numba.arguments import (
     Vector,
     VectorClass,
     Words,
-    key_ids,
 )
 from gatv2.numba.compile import inline
 from gatv2.numba.rows import part_of, place_in
@@ -54,7 +53,7 @@ def keep_factors(
     for k in range(strip.n_queries):
         place = place_in(strip, ptr, node_ids, k)
         part = part_of(block, place)
-        _write_counters(place, keys, key_ids(node_ids), part, counters, length)
+        _write_counters(place, keys, node_ids, part, counters, length)
     first_head = block.group * n_heads
     for e in range(0, n_edges, LANES):
         for head in range(0, n_heads, WORDS_PER_COUNTER):
@@ -81,7 +80,7 @@ def keep_factors(
 def _write_counters(
     place: Place,
     keys: Integers,
-    key_id: Integers | None,
+    node_ids: NodeIds | None,
     block: Block,
     counters: Words,
     length: Index,
@@ -97,10 +96,10 @@ def _write_counters(
         if e > begin:
             multiplicity = multiplicity + 1 if key == element(keys, e - 1) else 0
         at = e - block.first
-        if key_id is None:
+        if node_ids is None:
             counters[at] = key - place.drop_key
         else:
-            counters[at] = key_id[key]
+            counters[at] = element(node_ids.key, key)
         counters[at + length] = multiplicity
         counters[at + 2 * length] = place.drop_query
 

@@ -177,17 +177,18 @@ def row_of(_typing: Typing, rows: Plain, member: Index) -> Plain:
         return rows(rows, member), lambda _context, _builder, _sig, args: args[0]
 
     def lower(context: Context, builder: Builder, sig: Signature, args: Values) -> Value:
-        given = context.make_array(rows)(context, builder, args[0])
-        row = context.make_array(sig.return_type)(context, builder)
-        (_, width), (stride, step) = (
-            cgutils.unpack_tuple(builder, x, 2) for x in (given.shape, given.strides)
+        data, itemsize, shape, strides = (
+            field_of(context, builder, rows, args[0], name)
+            for name in ("data", "itemsize", "shape", "strides")
         )
+        row = context.make_array(sig.return_type)(context, builder)
+        (_, width), (stride, step) = (cgutils.unpack_tuple(builder, x, 2) for x in (shape, strides))
         populate_array(
             row,
-            data=cgutils.pointer_add(builder, given.data, builder.mul(args[1], stride)),
+            data=cgutils.pointer_add(builder, data, builder.mul(args[1], stride)),
             shape=[width],
             strides=[step],
-            itemsize=given.itemsize,
+            itemsize=itemsize,
             meminfo=None,
             parent=None,
         )

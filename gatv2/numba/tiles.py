@@ -68,7 +68,7 @@ class Tiles:
         A cache line (`line`), as many as may be summed at once (`lines`), and what of a tile may be
         summed four times at once (`piece`).
         """
-        scalar, n_sums = self.dtype.type, _sum_bytes() // self.dtype.itemsize
+        scalar, n_sums = self.dtype.type, sum_bytes() // self.dtype.itemsize
         return Vectors(
             tile=(scalar, self.lanes),
             heads=(scalar, self.group),
@@ -120,7 +120,8 @@ class Tiles:
         return reshaped(rows, *shape, memory=memory, n_threads=n_threads)[..., 0, :]
 
 
-def _sum_bytes() -> int:
+@lru_cache(maxsize=1)
+def sum_bytes() -> int:
     """Bytes of registers that sums may take: half of those of AVX-512, of AVX or of NEON."""
     features = cpu_target.target_context.codegen().magic_tuple()[2]
     return 1024 if "+avx512f" in features else 256

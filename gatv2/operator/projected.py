@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from gatv2.operator.arguments import Arguments, Cotangents
 from gatv2.operator.gradient import Gradients
+from gatv2.operator.products import gradient_of_h, gradient_of_weight, project
 from gatv2.operator.shortcut import Bound, FunctionBase, must_be_seen
 from gatv2.projection import Projections
 from gatv2.torch_internals import keeps_graph
@@ -44,9 +44,9 @@ def _arguments(
     """
     h_query, w_query, b_query, h_key, w_key, b_key, x, w_edge = projected
     heads = attn.shape
-    query = key = functional.linear(h_query, w_query, b_query).view(h_query.shape[0], *heads)
+    query = key = project(h_query, w_query, b_query).view(h_query.shape[0], *heads)
     if h_key is not None and w_key is not None:
-        key = functional.linear(h_key, w_key, b_key).view(h_key.shape[0], *heads)
+        key = project(h_key, w_key, b_key).view(h_key.shape[0], *heads)
     if w_edge is not None:
         w_edge = w_edge.view(*heads, w_edge.shape[1])
     return bound.call.arguments(bound.adjacency, query, key, attn, x, w_edge, None, seed)
@@ -91,6 +91,7 @@ class _Projected(FunctionBase):  # type: ignore[misc]
         lse, query, key, seed, attn, x, w_edge, memory = saved[:8]
         d_attn = d_x = d_edge = None
         is_shared = key is None
+        is_seen = must_be_seen((d_out, d_query, d_key), (query, key, attn, x, w_edge))
         if d_out is not None:
             projection = w_edge if torch.is_grad_enabled() else memory
             edge_projection = None if projection is None else projection.view(*attn.shape, -1)
@@ -101,7 +102,6 @@ class _Projected(FunctionBase):  # type: ignore[misc]
             if needs[_EDGE_FEATURES]:
                 arguments = arguments._replace(wants_rows=True)
             cotangents = Cotangents(d_out.reshape(query.shape), None, None, lse)
-            is_seen = must_be_seen((d_out,), (query, key, attn, x, w_edge))
             is_last = not keeps_graph()
             # nothing is called from here to the count of passes, so that no other thread comes between
             if ctx.is_overwritten:
@@ -124,8 +124,8 @@ class _Projected(FunctionBase):  # type: ignore[misc]
             d_query, d_key = _sum(d_query, d_key), None
         return (
             *(None, None, d_attn),
-            *_gradients(saved[8:11], needs[:3], d_query),
-            *_gradients(saved[11:14], needs[3:6], d_key),
+            *_gradients(saved[8:11], needs[:3], d_query, is_seen),
+            *_gradients(saved[11:14], needs[3:6], d_key, is_seen),
             d_x if needs[_EDGE_FEATURES] else None,
             None if memory is None or d_edge is None else d_edge.reshape(memory.shape),
         )
@@ -139,9 +139,9 @@ def _weight(weight: Tensor | None, is_read: bool) -> tuple[Tensor | None, Tensor
 
 
 def _gradients(
-    saved: Any, needs: tuple[bool, ...], d_heads: Tensor | None
+    saved: Any, needs: tuple[bool, ...], d_heads: Tensor | None, is_seen: bool
 ) -> tuple[Tensor | None, ...]:
-    """Of h, weight and bias, given that of the heads."""
+    """Of h, weight and bias, given that of the heads; by PyTorch's operations where that is seen."""
     if d_heads is None:
         return _NOTHING
     h, weight, memory = saved
@@ -149,11 +149,13 @@ def _gradients(
     n_nodes, n_heads, n_hidden = d_heads.shape
     # not `flatten`, over which `is_grads_batched` can't map
     d_projected = d_heads.reshape(n_nodes, n_heads * n_hidden)
-    return (
-        d_projected.mm(weight if torch.is_grad_enabled() else memory) if of_h else None,
-        d_projected.t().mm(h) if of_weight else None,
-        d_projected.sum(0) if of_bias else None,
-    )
+    d_h = d_weight = None
+    if of_h:
+        weight = weight if torch.is_grad_enabled() else memory
+        d_h = d_projected.mm(weight) if is_seen else gradient_of_h(d_projected, weight)
+    if of_weight:
+        d_weight = d_projected.t().mm(h) if is_seen else gradient_of_weight(d_projected, h)
+    return d_h, d_weight, d_projected.sum(0) if of_bias else None
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

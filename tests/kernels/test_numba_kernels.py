@@ -219,8 +219,8 @@ def test_same_bits_with_other_registers(backend: str, monkeypatch: pytest.Monkey
     features, mask, cotangent = random_inputs(4, 16, edge_dim=18)
     expected = outcome(FUSED[backend], features, mask, cotangent)
     pieces = tiles.tiles_of(4, 16, False).vectors
-    n_bytes = tiles._sum_bytes()
-    monkeypatch.setattr(tiles, "_sum_bytes", lambda: 256 if n_bytes == 1024 else 1024)
+    n_bytes = tiles.sum_bytes()
+    monkeypatch.setattr(tiles, "sum_bytes", lambda: 256 if n_bytes == 1024 else 1024)
     tiles.tiles_of.cache_clear()
     try:
         assert_same_bits(outcome(FUSED[backend], features, mask, cotangent), expected)
