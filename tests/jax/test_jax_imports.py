@@ -47,6 +47,15 @@ def test_both_kernels_attend_without_pytorch() -> None:
     assert result.stdout == "attended\n", result.stderr
 
 
+def test_without_compilation_plain_jax_attends() -> None:
+    """`NUMBA_DISABLE_JIT=1` leaves Numba's kernels nothing to run."""
+    switched_off = "import os; os.environ['NUMBA_DISABLE_JIT'] = '1'"
+    result = run(switched_off, ATTEND)
+    assert result.stdout == "attended\n", result.stderr
+    result = run(switched_off, ATTEND.replace('"auto", "jax"', '"numba",'))
+    assert "Numba can't be used: NUMBA_DISABLE_JIT is set" in result.stderr
+
+
 def test_the_check_sees_what_is_imported() -> None:
     """What the checks must reject."""
     assert run("import gatv2, jax, numba, torch", LOADED).stdout.split() == [
