@@ -111,6 +111,9 @@ def refusals(rank: int) -> dict[str, tuple[str, str]]:
         "one compiled graph": lambda: torch.compile(layer, fullgraph=True, backend="eager")(
             h, partition
         ),
+        "compiled": lambda: torch.compile(layer, backend="eager")(
+            h[:, 1:] if odd else h, partition
+        ),
     }
     messages = {name: message_of(call) for name, call in calls.items()}
     compiled = torch.compile(layer.eval(), backend="eager")
@@ -157,6 +160,7 @@ EXPECTED: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "forward mode": ("RuntimeError", NO_TRANSFORM, (0, 1, 2)),
     "dual tensors": ("NotImplementedError", "forward mode", (0, 1, 2)),
     "one compiled graph": ("Unsupported", "the function `disable`", (0, 1, 2)),
+    "compiled": ("ValueError", "in_features=3); got (4, 2)", (1,)),
 }
 
 
