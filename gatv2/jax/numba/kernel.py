@@ -3,7 +3,6 @@
 Nothing of `[E, H, F]` is made, forward or backward.
 """
 
-import os
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Literal
@@ -19,7 +18,6 @@ from gatv2.jax.mesh import vary_alike
 from gatv2.jax.numba.targets import FOR_BACKWARD, given, target
 from gatv2.jax.precision import computed_in
 from gatv2.jax.sparse.tangent import Features
-from gatv2.numba.support import import_failure
 
 Arrays = tuple[jax.Array, ...]
 
@@ -29,11 +27,8 @@ def unsupported(features: Features, adjacency: Adjacency) -> list[str]:
     reasons = []
     if features.query.dtype not in ("float16", "bfloat16", "float32", "float64"):
         reasons.append(f"it does not compute in {features.query.dtype}")
-    # Numba is not imported yet, which takes a while, unless it may have been switched off
     if not _is_numba_there():
-        reasons.append("Numba is not installed")
-    elif "NUMBA_DISABLE_JIT" in os.environ and (failure := import_failure()):
-        reasons.append(f"Numba can't be used: {failure}")
+        reasons.append("Numba is not installed")  # not imported yet: that takes a while
     return reasons
 
 
