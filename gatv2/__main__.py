@@ -175,7 +175,11 @@ def _jax_results(
     inputs: list[Tensor], graph: Graph, cotangent: Tensor
 ) -> Iterator[tuple[str, str | list[Tensor]]]:
     """For each kernel of `gatv2.jax`: value and gradients, or why it can't serve the call."""
-    import jax
+    try:
+        import jax
+    except ImportError as error:  # it may not go with another package
+        yield "JAX", str(error)
+        return
 
     from gatv2.jax import Graph as JaxGraph
     from gatv2.jax import as_jax, as_torch

@@ -63,6 +63,16 @@ def test_what_is_not_available_says_why(
     assert "not available: no such device" in capsys.readouterr().out
 
 
+def test_a_jax_that_cannot_be_imported_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setattr(report, "find_spec", lambda name: name)
+    monkeypatch.setattr(dispatch, "KERNELS", (PLAIN,))
+    assert report.main([]) == 0
+    assert re.search(r"^JAX +float32 +not available: ", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_an_option_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         report.main(["--nonsense"])
