@@ -259,8 +259,10 @@ def main(arguments: Sequence[str] | None = None) -> float:
     options = parser.parse_args(arguments)
     if options.dataset == "cora" and options.root is None:
         parser.error("--dataset cora needs --root")
-    if options.nodes < N_ATTRIBUTES:
-        parser.error(f"--nodes must be {N_ATTRIBUTES} or more; got {options.nodes}")
+    for name, least in {"nodes": N_ATTRIBUTES, "epochs": 1, "save_every": 1}.items():
+        number = getattr(options, name)
+        if number is not None and number < least:
+            parser.error(f"--{name.replace('_', '-')} must be {least} or more; got {number}")
 
     torch.set_default_dtype(getattr(torch, options.dtype))
     torch.manual_seed(options.seed)

@@ -166,6 +166,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of Adam (default: 300)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.steps < 1:
+        parser.error(f"--steps must be 1 or more; got {arguments.steps}")
     run(arguments.output, k=arguments.k, n_steps=arguments.steps, seed=arguments.seed)
 
 

@@ -162,6 +162,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of Adam (default: 300)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"--steps must be 1 or more; got {options.steps}")
     batches = draw_batches(options.seed, options.steps)
     training = LIBRARIES[options.library](batches, options.seed)
     steps = list(tqdm(training, options.library, options.steps, unit="step"))

@@ -102,9 +102,13 @@ def main() -> None:
     )
     parser.add_argument("--k", type=int, nargs="+", default=list(range(4, 21, 4)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max-steps", type=int, default=5000)
+    parser.add_argument(
+        "--max-steps", type=int, default=5000, help="of runs that RESULTS has no row of"
+    )
     parser.add_argument("--results", type=Path, default=Path("results/lookup.csv"))
     options = parser.parse_args()
+    if options.max_steps < 1:
+        parser.error(f"--max-steps must be 1 or more; got {options.max_steps}")
     runs = [
         {"layer": layer, "n_heads": n_heads, "k": k, "seed": seed}
         for seed, k, layer, n_heads in itertools.product(options.seeds, options.k, LAYERS, HEADS)

@@ -82,7 +82,9 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="folder of the data sets")
     parser.add_argument("--results", type=Path, default=Path("results/noise.csv"))
     parser.add_argument("--seeds", type=int, default=5, help="train for seeds 0 to SEEDS - 1")
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument(
+        "--epochs", type=int, default=200, help="of runs that RESULTS has no row of"
+    )
     options = parser.parse_args()
 
     cora = cache(lambda: load(options.root))

@@ -51,8 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     compiler = commands.add_parser(
         "compile",
         help="fill the cache of kernels",
-        description="Compile the kernels for this CPU, so that no first call waits for them. They are "
-        "kept beside the package's sources, or in NUMBA_CACHE_DIR, or in the user's cache directory.",
+        description="Compile the kernels for this CPU, so that first calls do not wait for them, but "
+        "for those with rare options such as score_bias. They are kept in NUMBA_CACHE_DIR, or beside "
+        "the package's sources, or in the user's cache directory.",
     )
     compiler.add_argument(
         "shapes",
@@ -78,7 +79,7 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 def compile_ahead(options: argparse.Namespace) -> int:
-    """Compile kernels, with a line for each; 1 if there are none here, else 0."""
+    """Compile kernels, with a line for each; 1 if there are none here or none is kept, else 0."""
     done = compile_kernels(
         options.shapes,
         dtype=getattr(torch, options.dtype),
@@ -174,7 +175,11 @@ def _jax_results(
     inputs: list[Tensor], graph: Graph, cotangent: Tensor
 ) -> Iterator[tuple[str, str | list[Tensor]]]:
     """For each kernel of `gatv2.jax`: value and gradients, or why it can't serve the call."""
-    import jax
+    try:
+        import jax
+    except ImportError as error:  # it may not go with another package
+        yield "JAX", str(error)
+        return
 
     from gatv2.jax import Graph as JaxGraph
     from gatv2.jax import as_jax, as_torch

@@ -11,7 +11,7 @@ from torch.nn.functional import elu
 from gatv2.base import GraphAttention, check_order
 from gatv2.graph.adjacency import Sizes, as_adjacency, common_batch_shape
 from gatv2.graph.edge_features import is_mask
-from gatv2.graph.part import Part
+from gatv2.graph.part import is_part
 from gatv2.graph.self_loops import FillValue
 from gatv2.inference import BLOCK_SIZE, apply_in_blocks
 from gatv2.layer import GraphAttentionV2Layer
@@ -265,21 +265,27 @@ class GATv2(nn.Module):
     ) -> tuple[Tensor, object]:
         """Features, and a list of edges as a `Graph`, once for all layers.
 
-        A mask or a part needs no preparation.
+        A mask or a part needs no preparation, and a part's other processes are told what is wrong.
         """
-        first = self._layers()[0]
+        if is_part(adj_mat):
+            return adj_mat.told(lambda: (self._checked(h, adj_mat, score_bias), adj_mat))
+        h = self._checked(h, adj_mat, score_bias)
+        if adj_mat is None or is_mask(adj_mat) or h.ndim < 2:
+            return h, adj_mat  # the first layer says what is wrong with `h`
+        first, n_nodes = self._layers()[0], h.shape[-2]
+        batch_shape = common_batch_shape(adj_mat, h.shape[:-2])
+        sizes = Sizes(n_nodes, n_nodes, first.n_heads, batch_shape, h.device)
+        return h, as_adjacency(adj_mat, sizes, flow=first.flow, backend="sparse")
+
+    def _checked(self, h: Features, adj_mat: object, score_bias: Tensor | None) -> Tensor:
+        """Features, if they and what is of heads can be what all layers take."""
         check_order(h, adj_mat)
         h = as_features(h)
         if is_mask(adj_mat):
             self._check_heads(cast(Tensor, adj_mat), "mask")
         if isinstance(score_bias, Tensor):
             self._check_heads(score_bias, "`score_bias`")
-        if adj_mat is None or isinstance(adj_mat, Part) or is_mask(adj_mat) or h.ndim < 2:
-            return h, adj_mat  # the first layer says what is wrong with `h`
-        n_nodes = h.shape[-2]
-        batch_shape = common_batch_shape(adj_mat, h.shape[:-2])
-        sizes = Sizes(n_nodes, n_nodes, first.n_heads, batch_shape, h.device)
-        return h, as_adjacency(adj_mat, sizes, flow=first.flow, backend="sparse")
+        return h
 
     def _check_heads(self, of_heads: Tensor, name: str) -> None:
         """Raise a ValueError for what is of heads that not all layers have."""

@@ -46,8 +46,9 @@ def compile_kernels(
     """Compile forward and backward, and say what is done when it is.
 
     Each is compiled when a loop over the result asks for it. What has been compiled is kept on disk, in
-    the directory of the sources, or in `NUMBA_CACHE_DIR`, or in the user's cache directory; what is
-    there already is only loaded.
+    `NUMBA_CACHE_DIR`, or in the directory of the sources, or in the user's cache directory; what is
+    there already is only loaded. Calls with a `score_bias`, a mask of each head, sparse features, a part
+    of a graph or an int32 edge index need some code of their own, which the first of them compiles.
 
     Args:
         shapes: (heads, features of a head); by default one of each kind, so that all are served.
@@ -56,7 +57,7 @@ def compile_kernels(
         has_edge_features: whether to compile the kernels for edge features, and not those without.
 
     Raises:
-        RuntimeError: Numba can't be imported.
+        RuntimeError: Numba can't be imported, or what it compiles can't be kept.
         TypeError: a size is not an int.
         ValueError: a size is not positive, or there is no such backend.
 
@@ -71,6 +72,8 @@ def compile_kernels(
         raise ValueError(f"`backends` must be a list of some of {BACKENDS}; got {backends!r}")
     if failure := import_failure():
         raise RuntimeError(f"there are no kernels to compile: {failure}")
+    from gatv2.numba.compile import not_kept
+
     mask = torch.eye(2, dtype=torch.bool).unsqueeze(-1)
     graphs = {"sparse": torch.tensor([[0, 1], [0, 1]]), "dense": mask}
     graph = Graph.from_edge_index(graphs["sparse"], 2)
@@ -91,6 +94,8 @@ def compile_kernels(
             query, key, attn = ones(2, *heads), ones(2, *heads), ones(*heads)
             out = gatv2_attention(query, key, attn, graphs[backend], **options)
             out.backward(torch.ones_like(out))
+            if not_kept:
+                raise RuntimeError(f"compiled kernels are not kept: {not_kept[0]}")
             yield heads, backend
 
 

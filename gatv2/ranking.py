@@ -118,7 +118,7 @@ def measure_ranking(
     Raises:
         TypeError: `layer` is none of ours, or `h` is a pair.
         ValueError: `h` or the graph has batch dimensions: each element has keys, and a ranking, of its
-            own.
+            own; or the layer has edge features.
 
     Example:
         >>> from gatv2 import GraphAttentionLayer, GraphAttentionV2Layer
@@ -143,6 +143,11 @@ def measure_ranking(
             f"`h` must be a torch.Tensor, the features of one set of nodes; got {type(h).__name__}: for "
             "a matrix of SciPy, or for a bipartite graph pass `layer.attention_scores(h, adj_mat)` to "
             "`measure_scores`"
+        )
+    if layer.edge_dim is not None:
+        raise ValueError(
+            f"the layer has edge_dim={layer.edge_dim}, and edges have no features here: pass "
+            "`layer.attention_scores(h, adj_mat, edge_features=...)` to `measure_scores`, and the edges"
         )
     batch_shape = common_batch_shape(adj_mat, h.shape[:-2])
     if h.ndim != 2 or batch_shape:

@@ -123,9 +123,9 @@ def to_dgl(layer: GraphAttentionV2Layer) -> dict[str, Tensor]:
 
     Raises:
         TypeError: `layer` is not a :class:`gatv2.GraphAttentionV2Layer`.
-        ValueError: DGL's layer can't compute what the layer does: heads that are averaged, added
-            self-loops, edge features, a bias of the output without a residual, or a residual that
-            is not the identity where DGL's is.
+        ValueError: DGL's layer can't compute what the layer does: methods of a subclass, heads that are
+            averaged, added self-loops, edge features, a bias of the output without a residual, or a
+            residual that is not the identity where DGL's is.
 
     Example:
         >>> sorted(to_dgl(GraphAttentionV2Layer(16, 32, n_heads=4)))

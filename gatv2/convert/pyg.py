@@ -20,7 +20,9 @@ def from_pyg(conv: "GATv2Conv") -> GraphAttentionV2Layer:
     """PyTorch Geometric's `GATv2Conv` as our layer.
 
     The layer is called as `conv` is: with `x`, or the pair of sources and targets, and `edge_index`;
-    `edge_attr`, which must be `[n_edges, edge_dim]`, by name as `edge_features`.
+    `edge_attr`, which must be `[n_edges, edge_dim]`, by name as `edge_features`. With
+    `flow="target_to_source"` our pairs have the order of the rows of the edge index, which is the other
+    one. What is frozen stays frozen.
 
     Args:
         conv: a `torch_geometric.nn.GATv2Conv`, with its sizes known.
@@ -67,18 +69,21 @@ def from_pyg(conv: "GATv2Conv") -> GraphAttentionV2Layer:
         flow=conv.flow,
         is_pair=not isinstance(conv.in_channels, int),
     )
+    for name, parameter in conv.named_parameters():
+        layer.get_parameter(our_name(name)).requires_grad_(parameter.requires_grad)
     return layer.train(conv.training)
 
 
 def to_pyg(layer: GraphAttentionV2Layer) -> "GATv2Conv":
     """Our layer as PyTorch Geometric's `GATv2Conv`, called as `layer` is, with an edge index.
 
-    Its `flow` is the layer's. What it does not know, `backend` and `kernel`, is left out.
+    Its `flow` is the layer's, and what is frozen stays frozen. What it does not know, `backend`,
+    `kernel` and `loop_bias`, is left out.
 
     Raises:
         TypeError: `layer` is not a :class:`gatv2.GraphAttentionV2Layer`.
-        ValueError: the layer's sizes are not known yet, or `GATv2Conv` has not what the layer has: a
-            bias of the projections alone, or our flow on a bipartite graph.
+        ValueError: the layer's sizes are not known yet, its class computes otherwise, or `GATv2Conv` has
+            not what the layer has: a bias of the projections alone, or our flow on a bipartite graph.
 
     Example:
         >>> layer = GraphAttentionV2Layer(16, 32, n_heads=4)
@@ -115,6 +120,8 @@ def to_pyg(layer: GraphAttentionV2Layer) -> "GATv2Conv":
     check_flow(conv)
     renamed = {name: state[our_name(name)] for name in conv.state_dict()}
     conv.load_state_dict(renamed | {"att": layer.attn.unsqueeze(0)})
+    for name, parameter in conv.named_parameters():
+        parameter.requires_grad_(layer.get_parameter(our_name(name)).requires_grad)
     return conv.train(layer.training)
 
 

@@ -29,6 +29,10 @@ _OURS: Shapes = {
 }
 
 
+_STEPS = ("as_pair", "attend", "join", "further_terms")
+"""The methods that make the result of a layer of its parameters."""
+
+
 def layer_of(
     state: State, *, flow: Flow = "target_to_source", is_pair: bool = False, **options: Any
 ) -> GraphAttentionV2Layer:
@@ -88,7 +92,7 @@ def read_state(
         KeyError: a parameter is missing.
         ValueError: a parameter is unknown, or a shape does not fit.
     """
-    if not isinstance(state_dict, Mapping):
+    if not (isinstance(state_dict, Mapping) and all(isinstance(name, str) for name in state_dict)):
         remedy = ": pass its `state_dict()`" if isinstance(state_dict, nn.Module) else ""
         raise TypeError(
             "`state_dict` must map the names of parameters to tensors; "
@@ -123,9 +127,20 @@ def check_together(state: State, prefix: str, names: tuple[str, ...]) -> None:
 
 
 def check_ours(layer: object) -> None:
-    """Raise a TypeError for what is not our layer."""
+    """Raise for what is not our layer: a TypeError, or a ValueError if its class computes otherwise."""
     if not isinstance(layer, GraphAttentionV2Layer):
         raise TypeError(f"`layer` must be a GraphAttentionV2Layer; got {type(layer).__name__}")
+    others = [
+        name
+        for name in _STEPS
+        if name in layer.__dict__
+        or getattr(type(layer), name) is not getattr(GraphAttentionV2Layer, name)
+    ]
+    if others:
+        raise ValueError(
+            f"{type(layer).__name__} has {others} of its own, of which other libraries know nothing: "
+            "convert a GraphAttentionV2Layer with its parameters"
+        )
 
 
 def _as_tensor(name: str, value: object) -> Tensor:

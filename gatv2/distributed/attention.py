@@ -150,6 +150,11 @@ def gatv2_attention(
     Source: the merge is that of Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018,
     section 3.1.
     """
+    if not isinstance(partition, PartData):
+        raise TypeError(
+            f"`partition` must be a gatv2.distributed.Partition; got {type(partition).__name__}: make "
+            "one with `Partition.from_graph(graph)`, or pass a graph to gatv2.functional.gatv2_attention"
+        )
     edges = partition.told(lambda: EdgeInputs.join(edge_features, edge_projection))
     out, alpha = attend(
         query,

@@ -241,7 +241,12 @@ def _join(digests: Sequence[bytes]) -> str:
 
 
 def _checked_bounds(bounds: Sequence[int], n_parts: int) -> tuple[int, ...]:
-    limits = tuple(map(operator.index, bounds))
+    try:
+        limits = tuple(map(operator.index, bounds))
+    except TypeError as error:
+        raise TypeError(
+            f"`bounds` must be n_parts + 1 = {n_parts + 1} integers; got {bounds!r}: {error}"
+        ) from None
     if len(limits) != n_parts + 1 or limits[0] != 0 or list(limits) != sorted(limits):
         raise ValueError(
             f"`bounds` must be n_parts + 1 = {n_parts + 1} numbers of nodes that do not descend, the "

@@ -85,13 +85,13 @@ class PartData:
 
     def told(self, call: Callable[[], T]) -> T:
         """What `call` returns; if it raises before it has met the other processes, they are told why."""
-        is_alone = self.n_parts == 1 or torch.compiler.is_compiling()
-        if is_alone or not (dist.is_available() and dist.is_initialized()):
+        if self.n_parts == 1 or not (dist.is_available() and dist.is_initialized()):
             return call()
-        is_group = (
-            dist.get_rank(self.group) >= 0 and dist.get_world_size(self.group) == self.n_parts
-        )
-        return told(call, self.group) if is_group else call()
+        # of an error while a call is traced, nobody could be told; called and not a decorator, which
+        # would load the compiler whenever this file is imported
+        is_traced = torch.compiler.is_compiling()
+        uncompiled = torch.compiler.disable(_told) if is_traced else _told
+        return uncompiled(call, self)
 
     def to(self, device: torch.device | str) -> Self:
         """The part on another device."""
@@ -108,6 +108,11 @@ class PartData:
             f"n_own={self.n_own}, n_edges={self.n_edges}, n_halo={len(self.halo)}, "
             f"n_sent={len(self.sent)})"
         )
+
+
+def _told(call: Callable[[], T], part: PartData) -> T:
+    is_group = dist.get_rank(part.group) >= 0 and dist.get_world_size(part.group) == part.n_parts
+    return told(call, part.group) if is_group else call()
 
 
 def _add_self_loops(part: Data) -> Loops[Data]:

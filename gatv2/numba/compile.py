@@ -72,6 +72,9 @@ def kernel(function: Function, *, nogil: bool = True) -> Function:
     try:
         compiled = njit(cache=True, **{**_OPTIONS, "nogil": nogil})(function)
     except RuntimeError:  # neither beside the source nor in the user's cache directory
+        if not not_kept:
+            not_kept.append(_NOWHERE)
+            _LOGGER.warning("compiling kernels in each process anew: %s", _NOWHERE)
         return _not_cached(function, nogil=nogil)
     try:
         cache = compiled._cache  # private, but there is no public way to a version
@@ -120,6 +123,7 @@ class _SharedCache:
                 self._cache.save_overload(signature, compiled)
         except Exception as error:
             self._warn("written", error)
+            not_kept.append(f"{self._cache.cache_path} can't be written: {error}")
         self._release(signature)
 
     def _load(self, signature: object, target: object) -> object:
@@ -180,6 +184,14 @@ class _SharedCache:
 
 
 _told_of: set[str] = set()
+
+not_kept: list[str] = []
+"""Why code that this process compiles is not there for the next one; empty if it is."""
+
+_NOWHERE = (
+    "no directory to keep them in can be written, neither that of the sources nor the user's cache: "
+    "set NUMBA_CACHE_DIR to one that can"
+)
 
 
 def field_of(context: Context, builder: Builder, kind: Any, array: Value, name: str) -> Value:

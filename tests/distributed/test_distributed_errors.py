@@ -53,6 +53,8 @@ def refusals(rank: int) -> dict[str, tuple[str, str]]:
     partition = from_edges(edge_index, bounds)
     torch.manual_seed(0)
     layer, h = GraphAttentionV2Layer(3, 4, 2), torch.randn(4, 3)
+    model = GATv2(3, 4, 2, n_heads=2)
+    array: Any = h.numpy()
     pair: Any = dist.new_group([0, 1])
     odd = rank == 1  # the process that passes something else
 
@@ -88,10 +90,14 @@ def refusals(rank: int) -> dict[str, tuple[str, str]]:
         "three rows": lambda: from_edges(edge_index.new_zeros(3, 4) if odd else edge_index, bounds),
         "unknown flow": lambda: from_edges(edge_index, bounds, flow="up"),  # type: ignore[arg-type]
         "fractional bounds": lambda: from_edges(edge_index, (0, 4.9, 8, 12)),  # type: ignore[arg-type]
+        "a number of nodes": lambda: from_edges(edge_index, 12),  # type: ignore[arg-type]
         "unknown kernel": lambda: attend(kernel="odd"),
         "unknown backend": lambda: attend(backend="odd"),
         "dropout": lambda: attend(dropout=1.5),
         "slope": lambda: attend(negative_slope=float("nan")),
+        "features of a model": lambda: model(array if odd else h, partition),
+        "a model's bias": lambda: model(h, partition, score_bias=torch.zeros(4, 2 if odd else 1)),
+        "features of an embedding": lambda: model.embed(array if odd else h, partition),
         "rows": lambda: layer(torch.randn(12, 3), partition),
         "edge rows": lambda: GraphAttentionV2Layer(3, 4, 2, edge_dim=2)(
             h, partition, edge_features=torch.randn(5, 2)
@@ -104,6 +110,9 @@ def refusals(rank: int) -> dict[str, tuple[str, str]]:
         "dual tensors": lambda: dual(layer, h, partition),
         "one compiled graph": lambda: torch.compile(layer, fullgraph=True, backend="eager")(
             h, partition
+        ),
+        "compiled": lambda: torch.compile(layer, backend="eager")(
+            h[:, 1:] if odd else h, partition
         ),
     }
     messages = {name: message_of(call) for name, call in calls.items()}
@@ -129,11 +138,19 @@ EXPECTED: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "unknown flow": ("ValueError", "`flow` must be one of", (0, 1, 2)),
     "a graph of other degrees": ("ValueError", "split different graphs", (0, 1, 2)),
     "nodes of other numbers": ("ValueError", "split different graphs", (0, 1, 2)),
-    "fractional bounds": ("TypeError", "cannot be interpreted as an integer", (0, 1, 2)),
+    "fractional bounds": ("TypeError", "`bounds` must be n_parts + 1 = 4 integers", (0, 1, 2)),
+    "a number of nodes": (
+        "TypeError",
+        "`bounds` must be n_parts + 1 = 4 integers; got 12",
+        (0, 1, 2),
+    ),
     "unknown kernel": ("ValueError", "`kernel` must be 'auto' or", (0, 1, 2)),
     "unknown backend": ("ValueError", "needs backend='sparse' or 'auto'; got 'odd'", (0, 1, 2)),
     "dropout": ("ValueError", "`dropout` must lie in [0, 1); got 1.5", (0, 1, 2)),
     "slope": ("ValueError", "`negative_slope` must be a finite number", (0, 1, 2)),
+    "features of a model": ("TypeError", "got ndarray", (1,)),
+    "a model's bias": ("ValueError", "came to layers with [2, 1] heads", (1,)),
+    "features of an embedding": ("TypeError", "got ndarray", (1,)),
     "rows": ("ValueError", "`query` must have a row for each of the 4 nodes", (0, 1, 2)),
     "edge rows": ("ValueError", "a row for each of the 4 edges", (0, 1, 2)),
     "another's part": ("ValueError", "but this process is rank", (0, 1, 2)),
@@ -143,6 +160,7 @@ EXPECTED: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "forward mode": ("RuntimeError", NO_TRANSFORM, (0, 1, 2)),
     "dual tensors": ("NotImplementedError", "forward mode", (0, 1, 2)),
     "one compiled graph": ("Unsupported", "the function `disable`", (0, 1, 2)),
+    "compiled": ("ValueError", "in_features=3); got (4, 2)", (1,)),
 }
 
 
@@ -183,6 +201,11 @@ def test_a_partition_is_no_graph() -> None:
 
 def test_it_takes_a_group_and_parts() -> None:
     graph = graph_of()
+    query = torch.randn(12, 2, 4)
+    no_parts: tuple[Any, ...] = graph, graph.edge_index
+    for other in no_parts:
+        with pytest.raises(TypeError, match=r"`partition` must be a .*Partition; got "):
+            attention_of_part(query, query, query[0], other)
     first, _ = Partition.split(graph, 2)
     for call in (
         lambda: Partition.from_graph(graph),

@@ -101,6 +101,13 @@ def assert_same_curve(actual: Path, expected: Path, n_epochs: int) -> None:
         assert line == pytest.approx(exact, rel=1e-9), f"epoch {epoch}"
 
 
+@pytest.mark.parametrize("option", ["--epochs", "--save-every"])
+def test_no_epochs_are_refused(option: str) -> None:
+    """As they would be read as if nothing had been said."""
+    told = run_example(EXAMPLE, option, "0", exit_code=2)
+    assert f"{option} must be 1 or more; got 0" in told
+
+
 def test_other_curves_are_noticed(tmp_path: Path) -> None:
     for name, loss in (("one", 0.5), ("other", 0.5 + 1e-8)):
         (tmp_path / name).mkdir()

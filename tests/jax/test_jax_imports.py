@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,24 @@ def test_both_kernels_attend_without_pytorch() -> None:
     """Graphs, masks, layers and gradients, in a process in which PyTorch can't be imported."""
     result = run(WITHOUT_TORCH, ATTEND)
     assert result.stdout == "attended\n", result.stderr
+
+
+def test_without_a_numba_that_works_plain_jax_attends(tmp_path: Path) -> None:
+    """One that is switched off, or does not go with another package, is seen when it is imported."""
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs another NumPy')")
+    switched_off = "import os; os.environ['NUMBA_DISABLE_JIT'] = '1'"
+    broken = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    for without, reason in {
+        switched_off: "NUMBA_DISABLE_JIT is set",
+        broken: "Numba needs another NumPy",
+    }.items():
+        result = run(without, ATTEND)
+        assert result.stdout == "attended\n", result.stderr
+        result = run(without, ATTEND.replace('"auto", "jax"', '"numba",'))
+        assert (
+            f"ValueError: kernel='numba' can't run, as Numba can't be used: {reason}"
+            in result.stderr
+        )
 
 
 def test_the_check_sees_what_is_imported() -> None:

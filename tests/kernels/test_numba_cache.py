@@ -153,8 +153,29 @@ def test_code_that_cannot_be_kept_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(caching.IndexDataCacheFile, "_save_index", full)
     monkeypatch.setattr(numba_compile, "_told_of", set())
+    monkeypatch.setattr(numba_compile, "not_kept", [])
     with pytest.warns(RuntimeWarning, match="can't be written .*No space left on device"):
         twice_of(path)
+    (reason,) = numba_compile.not_kept
+    assert "No space left on device" in reason
+
+
+def test_code_that_is_kept_nowhere_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a read-only installation without a home, where every process compiles."""
+
+    def nowhere(*_arguments: object) -> None:
+        raise RuntimeError("no locator available")
+
+    monkeypatch.setattr(caching.FunctionCache, "__init__", nowhere)
+    monkeypatch.setattr(numba_compile, "not_kept", [])
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}_of_a_test.py"
+        path.write_text(SOURCE)
+        twice_of(path)
+    (record,) = caplog.records
+    assert "set NUMBA_CACHE_DIR to one that can" in record.getMessage()
 
 
 def test_why_one_waits_is_said_once(

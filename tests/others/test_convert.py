@@ -141,6 +141,18 @@ class Wrapped(nn.Module):
         self.base = base
 
 
+class Doubled(GraphAttentionV2Layer):
+    """A layer with another result of the same parameters."""
+
+    def join(self, out: Tensor, h_query: Tensor) -> Tensor:
+        return 2 * super().join(out, h_query)
+
+
+def with_join_of_its_own(module: Any) -> Any:
+    module.join = Doubled.join.__get__(module)
+    return module
+
+
 def with_wrapped(module: Any, name: str) -> Any:
     setattr(module, name, Wrapped(getattr(module, name)))
     return module
@@ -158,6 +170,21 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: to_pyg(GraphAttentionLayer(3, 8, 2)),  # type: ignore[arg-type]
         TypeError,
         "`layer` must be a GraphAttentionV2Layer; got GraphAttentionLayer",
+    ),
+    "not a state dict": (
+        lambda: from_dgl({0: torch.zeros(1)}),  # type: ignore[dict-item]
+        TypeError,
+        "`state_dict` must map the names of parameters to tensors",
+    ),
+    "a class that computes otherwise, to PyG": (
+        lambda: to_pyg(Doubled(3, 8, 2)),
+        ValueError,
+        "Doubled has ['join'] of its own",
+    ),
+    "a layer that computes otherwise, to DGL": (
+        lambda: to_dgl(with_join_of_its_own(layer())),
+        ValueError,
+        "GraphAttentionV2Layer has ['join'] of its own",
     ),
     "another aggregation": (
         lambda: from_pyg(GATv2Conv(3, 4, aggr="max")),
@@ -419,3 +446,15 @@ def test_flags_of_theirs_may_be_numbers() -> None:
     conv, h = GATv2Conv(3, 4, 2, **flags).double(), torch.randn(5, 3).double()
     edges = torch.randint(5, (2, 9))
     assert_agrees(from_pyg(conv)(h, edges), conv(h, edges))
+
+
+@pytest.mark.parametrize("share_weights", [False, True])
+def test_what_is_frozen_stays_frozen(share_weights: bool) -> None:
+    conv = GATv2Conv(3, 4, heads=2, share_weights=share_weights)
+    conv.lin_l.weight.requires_grad_(False)
+    conv.att.requires_grad_(False)
+    layer = from_pyg(conv)
+    frozen = {name for name, x in layer.named_parameters() if not x.requires_grad}
+    assert frozen == {"attn", "linear_l.weight" if share_weights else "linear_r.weight"}
+    back = {name: x.requires_grad for name, x in to_pyg(layer).named_parameters()}
+    assert back == {name: x.requires_grad for name, x in conv.named_parameters()}

@@ -15,6 +15,7 @@ from runnable import RUNNABLE
 from gatv2 import __main__ as report
 from gatv2 import dispatch
 from gatv2.dispatch import KERNELS, Kernel
+from gatv2.numba import compile as numba_compile
 from gatv2.numba.tiles import tiles_of
 from gatv2.precompile import compile_kernels, shapes_to_compile
 
@@ -62,6 +63,16 @@ def test_what_is_not_available_says_why(
     assert "not available: no such device" in capsys.readouterr().out
 
 
+def test_a_jax_that_cannot_be_imported_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setattr(report, "find_spec", lambda name: name)
+    monkeypatch.setattr(dispatch, "KERNELS", (PLAIN,))
+    assert report.main([]) == 0
+    assert re.search(r"^JAX +float32 +not available: ", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_an_option_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         report.main(["--nonsense"])
@@ -92,6 +103,16 @@ def test_kernels_are_compiled_ahead(tmp_path: Path) -> None:
         )
         assert result.stdout == "sparse, 2 heads of 4, float32\n"
         assert ("compiling kernels" in result.stderr) is is_first
+
+
+def test_kernels_that_are_not_kept_are_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(numba_compile, "not_kept", ["the disk is full"])
+    assert report.main(["compile", "2x4", "--backend", "sparse"]) == 1
+    told = capsys.readouterr()
+    assert not told.out
+    assert "compiled kernels are not kept: the disk is full" in told.err
 
 
 @pytest.mark.parametrize("shape", ["8", "8x", "0x4", "8x-1", "axb"])

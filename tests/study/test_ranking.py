@@ -315,3 +315,12 @@ def test_a_batch_has_no_one_ranking() -> None:
     layer = GraphAttentionV2Layer(4, 4, 1)
     with pytest.raises(ValueError, match="one element of a batch at a time"):
         measure_ranking(layer, torch.randn(2, 3, 4), everyone(3))
+
+
+def test_a_layer_with_edge_features_is_measured_by_its_scores() -> None:
+    layer, h = GraphAttentionV2Layer(3, 4, 2, edge_dim=1), torch.randn(5, 3)
+    edge_index = everyone(5).squeeze(-1).nonzero().T
+    with pytest.raises(ValueError, match=r"edge_dim=1.* pass `layer.attention_scores"):
+        measure_ranking(layer, h, edge_index)
+    scores = layer.attention_scores(h, edge_index, edge_features=torch.randn(25, 1))
+    assert measure_scores(scores, edge_index).n_queries == 5

@@ -111,6 +111,17 @@ def test_rows(wrong: torch.Tensor, text: str) -> None:
         assert_rows_sum_to_one(wrong, MASK)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_long_rows_in_half_precision(dtype: torch.dtype) -> None:
+    """The roundings of many keys make up for one another, and must not excuse a row of zeros."""
+    mask = torch.ones(3, 1000, 1, dtype=torch.bool)
+    alpha = torch.randn(3, 1000, 1).softmax(-2).to(dtype)
+    assert_rows_sum_to_one(alpha, mask)
+    for wrong in (alpha * 0, alpha * 1.1):
+        with pytest.raises(AssertionError, match="off by"):
+            assert_rows_sum_to_one(wrong, mask)
+
+
 def test_strategies_reach_the_corners() -> None:
     """Empty and full masks, isolated nodes, parallel edges, batches, masks per head."""
     assert not find(masks(3, 4), lambda mask: not mask.any()).any()

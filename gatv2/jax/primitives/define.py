@@ -13,6 +13,7 @@ from gatv2.jax.mesh import is_all_manual
 from gatv2.jax.pallas.support import device_failure
 from gatv2.jax.primitives.call import Arrays, Call
 from gatv2.jax.primitives.mapped import Mapped, vmapped
+from gatv2.numba.support import import_failure
 
 if TYPE_CHECKING:
     from jax.extend.mlir import ir
@@ -115,12 +116,12 @@ def _lower_for(
     """The fused kernel of a platform, or plain JAX.
 
     "auto" is plain JAX where the kernel can't serve the call, in a program that is exported, or that XLA
-    cuts up for several devices, and on GPUs that are too old.
+    cuts up for several devices, on GPUs that are too old, and without a Numba that works.
     """
     module, call = context.module_context, params["call"]
     own = None if platform is None else KERNEL_OF[platform]
     kernel, is_of_one_device = call.kernel, is_all_manual(module.axis_context)
-    failure = None if platform is None else device_failure(platform)
+    failure = _failure_on(platform)
     if kernel not in ("auto", own):
         (*platforms,) = module.platforms
         raise ValueError(
@@ -139,6 +140,14 @@ def _lower_for(
     is_whole = is_of_one_device and not module.lowering_parameters.for_export
     is_fused = kernel != "auto" or (own in call.fused and is_whole and not failure)
     return _lower(fused if is_fused else plainly, context, *values, **params)
+
+
+def _failure_on(platform: str | None) -> str | None:
+    """Why the fused kernel of a platform can't run here, to be said after its name."""
+    if platform == "cpu":
+        failure = import_failure()  # imports Numba, which the program needs
+        return None if failure is None else f"can't run, as Numba can't be used: {failure}"
+    return None if platform is None else device_failure(platform)
 
 
 def _lower(
