@@ -184,13 +184,13 @@ def _of_torch(h: Tensor, name: str) -> Tensor:
     if h.layout != torch.sparse_coo:
         with _quietly():
             _check_entries(h, name)
-            csr: Tensor = h.to_sparse_coo().to_sparse_csr()
+            csr: Tensor = h.to_sparse_coo().to_sparse_csr().clone()  # may have the values' memory
         return csr
 
     def convert() -> Tensor:
         with _quietly():
             _check_entries(h, name)
-            matrix: Tensor = h.to_sparse_csr()
+            matrix: Tensor = h.to_sparse_csr().clone()  # likewise
         _ours[matrix] = _Order.of(matrix.crow_indices(), matrix.col_indices(), matrix.shape[1])
         return matrix
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from threading import Lock
 from typing import TypeAlias, TypeVar, cast
 from weakref import ReferenceType, ref
 
@@ -39,7 +38,6 @@ class _Source:
 
 
 _kept: dict[int, _Source] = {}  # by identity: PyTorch's dictionary of this kind is ten times slower
-_lock = Lock()
 
 
 def prepared_once(
@@ -94,26 +92,28 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 
 def _keep(source: object, reading: Hashable, kept: _Kept) -> None:
+    """Keep what was made of a source.
+
+    Without a lock. A forked child would wait for one that a thread of its parent held, and a finalizer
+    of what is dropped here, which may make a graph, for its own thread.
+    """
     key = id(source)
-    with _lock:
-        found = _kept.get(key)
-        if found is not None and found.reference() is source:
-            readings = found.readings
-            readings.pop(reading, None)
-            while len(readings) >= _MOST_READINGS:
-                del readings[next(iter(readings))]
-            readings[reading] = kept
-            return
-        if found is not None:
-            _kept.pop(key, None)  # so that the new one is the newest
-        _kept[key] = _Source(ref(source, partial(_forget, key)), reading, kept)
-        if len(_kept) > MOST_KEPT:
-            for oldest in list(_kept)[:-MOST_KEPT]:
-                _kept.pop(oldest, None)
+    found = _kept.get(key)
+    if found is not None and found.reference() is source:
+        others = [item for item in found.readings.items() if item[0] != reading]
+        # not written to, so that others may look at it meanwhile
+        found.readings = dict([*others[1 - _MOST_READINGS :], (reading, kept)])
+        return
+    if found is not None:
+        _kept.pop(key, None)  # so that the new one is the newest
+    _kept[key] = _Source(ref(source, partial(_forget, key)), reading, kept)
+    if len(_kept) > MOST_KEPT:
+        for oldest in list(_kept)[:-MOST_KEPT]:
+            _kept.pop(oldest, None)
 
 
 def _forget(key: int, reference: ReferenceType[object]) -> None:
-    """Called when a source is no more, by whoever has it last: without the lock, which may be held."""
+    """Called when a source is no more, by whoever has it last."""
     found = _kept.get(key)
     if found is not None and found.reference is reference:
         _kept.pop(key, None)

@@ -196,7 +196,7 @@ def _scatter_softmax(scores: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
     largest = largest.masked_fill(is_empty, 0.0)  # -inf - -inf would be NaN
     numerator = (scores - largest.index_select(-2, query_index)).exp()
     denominator = _scatter_sum(numerator, graph, dim=-2).masked_fill(is_empty, 1.0)
-    alpha = numerator / denominator.index_select(-2, query_index)
+    alpha = numerator / _gather(denominator.unsqueeze(-1), graph.query_index).squeeze(-1)
     return (largest + denominator.log()).masked_fill(is_empty, -math.inf), alpha
 
 

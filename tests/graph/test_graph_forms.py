@@ -1,5 +1,7 @@
 """Every form of one graph gives one answer, in both backends."""
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -232,6 +234,27 @@ class TestPreparedOnce:
             layer(torch.randn(n, 3), alive[-1])
         now = [len(source.readings) for source in _kept.values()]
         assert sum(n_nodes) <= sum(now) <= sum(n_nodes) + 4
+
+    def test_a_finalizer_of_what_is_dropped_may_make_a_graph(self) -> None:
+        layer, others = GraphAttentionV2Layer(3, 4, 2), []
+        edge_index, other = torch.tensor([[0], [1]]), torch.tensor([[1], [0]])
+
+        def finalize() -> None:
+            others.append(layer(torch.randn(3, 3), other))
+
+        def drop() -> None:
+            for n_nodes in range(2, 8):
+                layer(torch.randn(n_nodes, 3), edge_index)
+                if n_nodes == 2:
+                    ((_, graph),) = _kept[id(edge_index)].readings.values()
+                    weakref.finalize(graph, finalize)
+                    del graph
+
+        thread = threading.Thread(target=drop, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive()
+        assert len(others) == 1
 
     @pytest.mark.parametrize("form", MATRICES)
     def test_matrices(self, prepared: list[Tensor], form: str) -> None:

@@ -532,3 +532,22 @@ def test_a_compiled_layer_may_close_over_its_mask(
         adj_mat = None if form is None else kind(form)
         attend = partial(config.apply, params, adj_mat=adj_mat, score_bias=bias)
         np.testing.assert_allclose(jax.jit(attend)(h), attend(h), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["jax", "auto"])
+@pytest.mark.parametrize("sizes", [(3, 0), (0, 3), (0, 0)])
+def test_padding_where_one_side_has_no_nodes(sizes: tuple[int, int], kernel: str) -> None:
+    graph = gat.Graph.from_edge_index(np.zeros((2, 0), int), sizes).padded(4)
+    query, key = (jnp.ones((n, 2, 3)) for n in sizes)
+    arrays = query, key, jnp.ones((2, 3)), jnp.ones((4, 1))
+
+    def attend(query: Any, key: Any, attn: Any, bias: Any) -> Any:
+        options: dict[str, Any] = {"score_bias": bias, "kernel": kernel}
+        return gat.gatv2_attention(query, key, attn, graph, **options)
+
+    out, tangent = jax.jvp(attend, arrays, arrays)
+    gradients = jax.grad(lambda *arrays: attend(*arrays).sum(), (0, 1, 2, 3))(*arrays)
+    for result, like in zip((out, tangent, *gradients), (query, query, *arrays), strict=True):
+        assert result.shape == like.shape
+        assert not result.any()
+    assert gat.gatv2_scores(*arrays[:3], graph).shape == (4, 2)

@@ -178,6 +178,15 @@ def test_a_graph_made_by_hand_is_checked(change: dict[str, list[Any]], message: 
         jax.block_until_ready(gat.gatv2_attention(*features, graph, **edges, kernel="numba"))
 
 
+def test_what_padding_made_by_hand_has_is_checked() -> None:
+    graph = gat.Graph.from_edge_index(np.array([[1, 0], [1, 2]]), 4).padded(3)
+    graph = replace(graph, edge_id=graph.edge_id.at[2].set(10**9))
+    features = jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((1, 2))
+    options: dict[str, Any] = {"score_bias": jnp.ones((3, 1)), "kernel": "numba"}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="`edge_id` of the graph must lie in"):
+        jax.block_until_ready(gat.gatv2_attention(*features, graph, **options))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,4 +1,7 @@
-"""Half precision is computed in float32 or float64 and rounded once, for rows of up to 100,000 edges."""
+"""Half precision is computed in float32 or float64 and rounded once, for rows of up to 100,000 edges.
+
+Single precision is summed as carefully.
+"""
 
 from typing import Any
 
@@ -57,7 +60,7 @@ def results(
     return [x.detach() for x in (*outcome, *gradients)]
 
 
-@pytest.mark.parametrize("given", HALF, ids=str)
+@pytest.mark.parametrize("given", [*HALF, torch.float32], ids=str)
 @pytest.mark.parametrize("to_hub", [True, False])
 @pytest.mark.parametrize(("degree", "of_edges"), [(300, False), (3_000, True), (100_000, False)])
 @pytest.mark.many_edges

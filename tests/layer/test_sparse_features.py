@@ -178,6 +178,19 @@ def test_the_gradient_is_of_the_matrix_as_it_was() -> None:
         project(linear, h)
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csc, torch.sparse_bsr])
+def test_the_gradient_is_of_the_values_as_they_were(layout: torch.layout) -> None:
+    """Of those in CSR autograd sees that they have been written to."""
+    layer = GraphAttentionV2Layer(N_FEATURES, 8, 2, dropout=0.0, dtype=torch.float64)
+    expected = torch.autograd.grad(layer(features(), EDGES).sum(), list(layer.parameters()))
+    blocksize = (1, 1) if layout == torch.sparse_bsr else None
+    h = features().to_sparse(layout=layout, blocksize=blocksize)
+    out = layer(h, EDGES)
+    h.values().mul_(2.0)
+    gradients = torch.autograd.grad(out.sum(), list(layer.parameters()))
+    assert_same(list(gradients), list(expected), 1e-12)
+
+
 def test_another_matrix_is_told() -> None:
     layer = GraphAttentionV2Layer(N_FEATURES, 8, 2, dtype=torch.float64).eval()
     expected = result_and_gradients(layer, features(), EDGES)

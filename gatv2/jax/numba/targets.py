@@ -109,7 +109,7 @@ def _check(arrays: Arrays, n_keys: int) -> None:
     n_edges = _check_pointers("query_ptr", arrays["query_ptr"], n_listed)
     _check_index("key_index", arrays["key_index"][:n_edges], n_keys)
     if "edge_id" in arrays:
-        _check_index("edge_id", arrays["edge_id"][:n_edges], n_listed)
+        _check_index("edge_id", arrays["edge_id"], n_listed)  # also what padding has is looked up
     if "key_ptr" in arrays:
         n_edges = _check_pointers("key_ptr", arrays["key_ptr"], n_listed)
         _check_index("by_key.edge", arrays["edges_by_key"][:n_edges], n_listed)

@@ -263,11 +263,17 @@ def leaky_relu(values: jax.Array, negative_slope: float) -> jax.Array:
 
 def gather(values: jax.Array, index: jax.Array, axis: int, fill_value: float = 0) -> jax.Array:
     """Rows of `values`; padding reads `fill_value`."""
+    if values.shape[axis] == 0:  # of which `take` refuses to read padding
+        shape = list(values.shape)
+        shape[axis] = 1
+        values = jnp.full(shape, fill_value, values.dtype)
     return jnp.take(values, index, axis=axis, mode="fill", fill_value=fill_value)
 
 
 def add_to_queries(total: jax.Array, query: jax.Array, values: jax.Array, axis: int) -> jax.Array:
     """Add values of edges, along `axis`, to their queries; padding is dropped."""
+    if total.shape[axis] == 0:  # the derivative would read from nothing
+        return total
     behind = (slice(None),) * (-1 - axis)
     at = total.at[(..., query, *behind)]
     return at.add(values, mode="drop", indices_are_sorted=True)
