@@ -67,13 +67,16 @@ def dgl_table(rows: list[run_log.Row]) -> str:
 
 
 def everyday_table(rows: list[run_log.Row]) -> str:
-    """A row for each piece of work: times, and how many times as fast as PyTorch Geometric's layer."""
-    text = "| a training step | PyG | prepared | | fresh | |\n|---|---|---|---|---|---|\n"
-    for row in rows:
-        cells = report.cells(row, everyday.COLUMNS)
-        case, pyg, prepared, prepared_x, fresh, fresh_x = cells
-        ratios = f"{prepared} ms | {prepared_x}x | {fresh} ms | {fresh_x}x"
-        text += f"| {case} | {pyg} ms | {ratios} |\n"
+    """For each processor a row for each piece of work: times, and how many times PyTorch Geometric's."""
+    text = ""
+    for cpu in dict.fromkeys(row["cpu"] for row in rows):
+        text += f"| {cpu} | PyG | prepared | | fresh | |\n|---|---|---|---|---|---|\n"
+        for row in (row for row in rows if row["cpu"] == cpu):
+            cells = report.cells(row, everyday.COLUMNS)
+            case, pyg, prepared, prepared_x, fresh, fresh_x = cells
+            ratios = f"{prepared} ms | {prepared_x}x | {fresh} ms | {fresh_x}x"
+            text += f"| {case} | {pyg} ms | {ratios} |\n"
+        text += "\n"
     return text
 
 
