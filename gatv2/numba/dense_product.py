@@ -220,7 +220,7 @@ def _add_block(
         last_row: that there is.
         b: the second factor.
         panel: where the panel is in it.
-        start: what a sum starts with.
+        start: what the sum of these products starts with.
         shares: where the sums are.
         out: where the panel is in them, in row 0.
         width: columns of the sums.
@@ -229,15 +229,17 @@ def _add_block(
     out_0, out_1 = out + row * width, out + row_1 * width
     out_2, out_3 = out + row_2 * width, out + row_3 * width
     t0, t1, t2, t3 = start, start, start, start
-    if not block.is_start:
-        t0, t1 = load(vectors.panel, shares, out_0), load(vectors.panel, shares, out_1)
-        t2, t3 = load(vectors.panel, shares, out_2), load(vectors.panel, shares, out_3)
     for k in range(block.first, block.stop):
         factor, at = load(vectors.panel, b.elements, panel + k * b.step), k * a.step
         t0 = fma(broadcast(factor, a.elements, at + row * a.stride), factor, t0)
         t1 = fma(broadcast(factor, a.elements, at + row_1 * a.stride), factor, t1)
         t2 = fma(broadcast(factor, a.elements, at + row_2 * a.stride), factor, t2)
         t3 = fma(broadcast(factor, a.elements, at + row_3 * a.stride), factor, t3)
+    # not before: a sum of sums of some products each rounds less than one of all of them in a row
+    if not block.is_start:
+        # the last row again is read before it is written
+        t0, t1 = t0 + load(vectors.panel, shares, out_0), t1 + load(vectors.panel, shares, out_1)
+        t2, t3 = t2 + load(vectors.panel, shares, out_2), t3 + load(vectors.panel, shares, out_3)
     store(shares, out_0, t0)
     store(shares, out_1, t1)
     store(shares, out_2, t2)
