@@ -24,9 +24,8 @@ def project(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if (
         kernels is not None
         and kernels.can_multiply(*h.shape, weight.shape[0], h.itemsize)
-        and _is_readable(h)
-        and _is_readable(weight)
-        and (bias is None or (_is_readable(bias) and bias.shape == weight.shape[:1]))
+        and (bias is None or bias.shape == weight.shape[:1])
+        and _are_readable(h, weight, bias)
     ):
         added = None if bias is None else _memory_of(bias)
         product = kernels.project(_memory_of(h), _memory_of(weight), added, torch.get_num_threads())
@@ -40,8 +39,7 @@ def gradient_of_h(d_out: Tensor, weight: Tensor) -> Tensor:
     if (
         kernels is not None
         and kernels.can_multiply(*d_out.shape, weight.shape[1], weight.itemsize)
-        and _is_readable(d_out)
-        and _is_readable(weight)
+        and _are_readable(d_out, weight)
     ):
         factors = _memory_of(d_out), _memory_of(weight)
         return torch.from_numpy(kernels.gradient_of_h(*factors, torch.get_num_threads()))
@@ -54,8 +52,7 @@ def gradient_of_weight(d_out: Tensor, h: Tensor) -> Tensor:
     if (
         kernels is not None
         and kernels.can_multiply_columns(*d_out.shape, h.shape[1], h.itemsize)
-        and _is_readable(d_out)
-        and _is_readable(h)
+        and _are_readable(d_out, h)
     ):
         factors = _memory_of(d_out), _memory_of(h)
         return torch.from_numpy(kernels.gradient_of_weight(*factors, torch.get_num_threads()))
@@ -72,13 +69,18 @@ def _kernels() -> ModuleType | None:
     return dense_product if dense_product.is_faster() else None
 
 
-def _is_readable(factor: Tensor) -> bool:
-    """Whether a tensor's memory holds its numbers, row by row, in a dtype that the kernels know."""
-    return (
-        factor.dtype in _DTYPES
-        and factor.is_contiguous()
-        and not factor.is_neg()
-        and factor.data_ptr() != 0  # a tensor of nothing but zeros may have no memory
+def _are_readable(*tensors: Tensor | None) -> bool:
+    """Whether the CPU's memory holds their numbers, row by row, in one dtype that the kernels know."""
+    given = [x for x in tensors if x is not None]
+    dtype = given[0].dtype
+    return dtype in _DTYPES and all(
+        x.dtype is dtype
+        and x.is_cpu
+        and x.layout is torch.strided
+        and x.is_contiguous()
+        and not x.is_neg()
+        and x.data_ptr() != 0  # a tensor of nothing but zeros may have no memory
+        for x in given
     )
 
 
