@@ -98,9 +98,13 @@ def gradient_of_h(d_out: Array, weight: Array, n_threads: int) -> Array:
 
 def gradient_of_weight(d_out: Array, h: Array, n_threads: int) -> Array:
     """`d_out.T @ h`, the gradient of `weight` in :func:`project`."""
-    if _has_whole_panels(h.shape[1], h.itemsize):
-        return _multiply_columns(d_out, h, n_threads)
-    return np.ascontiguousarray(_multiply_columns(h, d_out, n_threads).T)
+    n_outputs, n_inputs = d_out.shape[1], h.shape[1]
+    # threads share rows of a result, and not columns: it has more of the former
+    if _has_whole_panels(n_outputs, h.itemsize) and (
+        n_inputs > n_outputs or not _has_whole_panels(n_inputs, h.itemsize)
+    ):
+        return np.ascontiguousarray(_multiply_columns(h, d_out, n_threads).T)
+    return _multiply_columns(d_out, h, n_threads)
 
 
 def _multiply_columns(a: Array, b: Array, n_threads: int) -> Array:
