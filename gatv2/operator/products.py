@@ -3,9 +3,8 @@
 For plain tensors in the CPU's memory, where no transform is at work.
 """
 
-import ctypes
 from functools import lru_cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional
 from gatv2.numba.memory import Array
 from gatv2.numba.support import import_failure
 
-_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+_DTYPES = {torch.float32: np.dtype("f4").str, torch.float64: np.dtype("f8").str}
 
 
 def project(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -86,5 +85,10 @@ def _are_readable(*tensors: Tensor | None) -> bool:
 
 def _memory_of(tensor: Tensor) -> Array:
     """The memory of a tensor, for as long as that lives; `Tensor.numpy` would fix its size for good."""
-    memory = memoryview((ctypes.c_byte * tensor.nbytes).from_address(tensor.data_ptr()))
-    return np.frombuffer(memory, _DTYPES[tensor.dtype]).reshape(tensor.shape)
+    interface = {
+        "shape": tensor.shape,
+        "typestr": _DTYPES[tensor.dtype],
+        "data": (tensor.data_ptr(), False),
+        "version": 3,
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
