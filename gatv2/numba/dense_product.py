@@ -48,7 +48,6 @@ class Range(NamedTuple):
     """Whether these are the first ones of a sum: what they give is written, not added."""
 
 
-@lru_cache(maxsize=1)
 def is_faster() -> bool:
     """Whether these products are faster than MKL's."""
     _, cpu, features = cpu_target.target_context.codegen().magic_tuple()
