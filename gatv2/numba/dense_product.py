@@ -48,7 +48,6 @@ class Range(NamedTuple):
     """Whether these are the first ones of a sum: what they give is written, not added."""
 
 
-@lru_cache(maxsize=1)
 def is_faster() -> bool:
     """Whether these products are faster than MKL's."""
     _, cpu, features = cpu_target.target_context.codegen().magic_tuple()
@@ -98,9 +97,13 @@ def gradient_of_h(d_out: Array, weight: Array, n_threads: int) -> Array:
 
 def gradient_of_weight(d_out: Array, h: Array, n_threads: int) -> Array:
     """`d_out.T @ h`, the gradient of `weight` in :func:`project`."""
-    if _has_whole_panels(h.shape[1], h.itemsize):
-        return _multiply_columns(d_out, h, n_threads)
-    return np.ascontiguousarray(_multiply_columns(h, d_out, n_threads).T)
+    n_outputs, n_inputs = d_out.shape[1], h.shape[1]
+    # threads share rows of a result, and not columns: it has more of the former
+    if _has_whole_panels(n_outputs, h.itemsize) and (
+        n_inputs > n_outputs or not _has_whole_panels(n_inputs, h.itemsize)
+    ):
+        return np.ascontiguousarray(_multiply_columns(h, d_out, n_threads).T)
+    return _multiply_columns(d_out, h, n_threads)
 
 
 def _multiply_columns(a: Array, b: Array, n_threads: int) -> Array:
@@ -220,7 +223,7 @@ def _add_block(
         last_row: that there is.
         b: the second factor.
         panel: where the panel is in it.
-        start: what a sum starts with.
+        start: what the sum of these products starts with.
         shares: where the sums are.
         out: where the panel is in them, in row 0.
         width: columns of the sums.
@@ -229,15 +232,17 @@ def _add_block(
     out_0, out_1 = out + row * width, out + row_1 * width
     out_2, out_3 = out + row_2 * width, out + row_3 * width
     t0, t1, t2, t3 = start, start, start, start
-    if not block.is_start:
-        t0, t1 = load(vectors.panel, shares, out_0), load(vectors.panel, shares, out_1)
-        t2, t3 = load(vectors.panel, shares, out_2), load(vectors.panel, shares, out_3)
     for k in range(block.first, block.stop):
         factor, at = load(vectors.panel, b.elements, panel + k * b.step), k * a.step
         t0 = fma(broadcast(factor, a.elements, at + row * a.stride), factor, t0)
         t1 = fma(broadcast(factor, a.elements, at + row_1 * a.stride), factor, t1)
         t2 = fma(broadcast(factor, a.elements, at + row_2 * a.stride), factor, t2)
         t3 = fma(broadcast(factor, a.elements, at + row_3 * a.stride), factor, t3)
+    # not before: a sum of sums of some products each rounds less than one of all of them in a row
+    if not block.is_start:
+        # the last row again is read before it is written
+        t0, t1 = t0 + load(vectors.panel, shares, out_0), t1 + load(vectors.panel, shares, out_1)
+        t2, t3 = t2 + load(vectors.panel, shares, out_2), t3 + load(vectors.panel, shares, out_3)
     store(shares, out_0, t0)
     store(shares, out_1, t1)
     store(shares, out_2, t2)

@@ -3,9 +3,8 @@
 For plain tensors in the CPU's memory, where no transform is at work.
 """
 
-import ctypes
 from functools import lru_cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional
 from gatv2.numba.memory import Array
 from gatv2.numba.support import import_failure
 
-_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+_DTYPES = {torch.float32: np.dtype("f4").str, torch.float64: np.dtype("f8").str}
 
 
 def project(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -24,9 +23,8 @@ def project(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if (
         kernels is not None
         and kernels.can_multiply(*h.shape, weight.shape[0], h.itemsize)
-        and _is_readable(h)
-        and _is_readable(weight)
-        and (bias is None or (_is_readable(bias) and bias.shape == weight.shape[:1]))
+        and (bias is None or bias.shape == weight.shape[:1])
+        and _are_readable(h, weight, bias)
     ):
         added = None if bias is None else _memory_of(bias)
         product = kernels.project(_memory_of(h), _memory_of(weight), added, torch.get_num_threads())
@@ -40,8 +38,7 @@ def gradient_of_h(d_out: Tensor, weight: Tensor) -> Tensor:
     if (
         kernels is not None
         and kernels.can_multiply(*d_out.shape, weight.shape[1], weight.itemsize)
-        and _is_readable(d_out)
-        and _is_readable(weight)
+        and _are_readable(d_out, weight)
     ):
         factors = _memory_of(d_out), _memory_of(weight)
         return torch.from_numpy(kernels.gradient_of_h(*factors, torch.get_num_threads()))
@@ -54,8 +51,7 @@ def gradient_of_weight(d_out: Tensor, h: Tensor) -> Tensor:
     if (
         kernels is not None
         and kernels.can_multiply_columns(*d_out.shape, h.shape[1], h.itemsize)
-        and _is_readable(d_out)
-        and _is_readable(h)
+        and _are_readable(d_out, h)
     ):
         factors = _memory_of(d_out), _memory_of(h)
         return torch.from_numpy(kernels.gradient_of_weight(*factors, torch.get_num_threads()))
@@ -72,17 +68,27 @@ def _kernels() -> ModuleType | None:
     return dense_product if dense_product.is_faster() else None
 
 
-def _is_readable(factor: Tensor) -> bool:
-    """Whether a tensor's memory holds its numbers, row by row, in a dtype that the kernels know."""
-    return (
-        factor.dtype in _DTYPES
-        and factor.is_contiguous()
-        and not factor.is_neg()
-        and factor.data_ptr() != 0  # a tensor of nothing but zeros may have no memory
+def _are_readable(*tensors: Tensor | None) -> bool:
+    """Whether the CPU's memory holds their numbers, row by row, in one dtype that the kernels know."""
+    given = [x for x in tensors if x is not None]
+    dtype = given[0].dtype
+    return dtype in _DTYPES and all(
+        x.dtype is dtype
+        and x.is_cpu
+        and x.layout is torch.strided
+        and x.is_contiguous()
+        and not x.is_neg()
+        and x.data_ptr() != 0  # a tensor of nothing but zeros may have no memory
+        for x in given
     )
 
 
 def _memory_of(tensor: Tensor) -> Array:
     """The memory of a tensor, for as long as that lives; `Tensor.numpy` would fix its size for good."""
-    memory = memoryview((ctypes.c_byte * tensor.nbytes).from_address(tensor.data_ptr()))
-    return np.frombuffer(memory, _DTYPES[tensor.dtype]).reshape(tensor.shape)
+    interface = {
+        "shape": tensor.shape,
+        "typestr": _DTYPES[tensor.dtype],
+        "data": (tensor.data_ptr(), False),
+        "version": 3,
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=interface))

@@ -74,13 +74,30 @@ def test_gradients_of_features(n_rows: int, n_outputs: int, n_panels: int, dtype
     assert_is_product(dense_product.gradient_of_h(d_out, weight, 1), d_out, weight)
 
 
-@given(n_rows=N_ROWS, other=st.sampled_from([1, 5, 66]), dtype=DTYPES, turned=st.booleans())
+@given(n_rows=N_ROWS, other=st.sampled_from([1, 5, 66, 128]), dtype=DTYPES, turned=st.booleans())
 def test_gradients_of_weights(n_rows: int, other: int, dtype: str, turned: bool) -> None:
     sizes = (other, 3 * LANES[dtype]) if turned else (3 * LANES[dtype], other)
     d_out, h = (random(n_rows, size, dtype=dtype) for size in sizes)
     actual = dense_product.gradient_of_weight(d_out, h, 1)
     assert_is_product(actual, d_out.T, h)
     assert actual.flags.c_contiguous
+
+
+@pytest.mark.parametrize("sizes", [(64, 1024), (1024, 64)])
+def test_threads_share_the_longer_side_of_a_gradient(
+    sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_chunks = []
+
+    def counting(loop: Any, n_threads: int, n: int, *arguments: Any, n_copies: int) -> None:
+        n_chunks.append(n)
+        run_chunks(loop, n_threads, n, *arguments, n_copies=n_copies)
+
+    run_chunks = dense_product.run_chunks
+    monkeypatch.setattr(dense_product, "run_chunks", counting)
+    d_out, h = (random(20, size) for size in sizes)
+    assert_is_product(dense_product.gradient_of_weight(d_out, h, 2), d_out.T, h)
+    assert n_chunks == [1024 // dense_product._CHUNK_ROWS]
 
 
 @pytest.mark.parametrize("n_rows", [700, 5_000])
@@ -95,6 +112,16 @@ def test_same_bits_on_any_number_of_threads(n_rows: int) -> None:
         np.testing.assert_array_equal(actual, expected)
         actual = dense_product.project(h, random(64, 96), random(64), n_threads)
         np.testing.assert_array_equal(actual, projected)
+
+
+def test_a_long_sum_rounds_as_one_of_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as one of all products in a row, which is off by 10 times as much."""
+    monkeypatch.setattr(dense_product, "_MOST_SHARES", 0)
+    depth, block = 1 << 17, dense_product._DEPTH
+    d_out, h = np.full((depth, 1), 0.1, "f4"), np.full((depth, LANES["f4"]), 0.1, "f4")
+    expected = depth * np.float64(h[0, 0]) ** 2
+    error = np.abs(dense_product.gradient_of_weight(d_out, h, 1) / expected - 1)
+    assert error.max() <= (block + depth // block) * np.finfo("f4").eps / 2
 
 
 def test_a_bias_is_added_once_to_shares() -> None:
@@ -223,6 +250,25 @@ def test_features_of_any_form(
     expected = by_pytorch(monkeypatch, lambda: outcome(layer, h, graph))
     tolerance = 0.0 if form == "half" else 1e-12
     torch.testing.assert_close(outcome(layer, h, graph), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_sparse_weight(
+    layer: GraphAttentionV2Layer, ours: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is PyTorch's to multiply by."""
+    weight = layer.linear_l.weight.detach().to_sparse_csr()
+    layer.linear_l.weight = torch.nn.Parameter(weight, requires_grad=False)
+    h, graph = _features(), Graph.from_edge_index(_edges(), N_NODES)
+    expected = by_pytorch(monkeypatch, lambda: outcome(layer, h, graph))
+    torch.testing.assert_close(outcome(layer, h, graph), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("ours")
+def test_a_bias_of_another_dtype_is_an_error_of_pytorchs() -> None:
+    layer = GraphAttentionV2Layer(32, 32, 4, bias=True, dtype=torch.float64)
+    layer.linear_l.bias = torch.nn.Parameter(torch.ones(32, dtype=torch.float32))
+    with pytest.raises(RuntimeError, match="must have the same dtype, but got Float and Double"):
+        layer(_features(), _edges())
 
 
 def test_derivatives_of_gradients(layer: GraphAttentionV2Layer, ours: Counted) -> None:
