@@ -80,7 +80,7 @@ def test_export() -> None:
     (n_edges,) = jax.export.symbolic_shape("n_edges")
     shape = jax.ShapeDtypeStruct((2, n_edges), jnp.int32)
     exported = jax.export.export(jax.jit(of_edges))(shape, *features())
-    for size in (3, 11):
+    for size in (3, 11, 1100):
         edge_index = np.random.default_rng(size).integers(0, N, (2, size), dtype=np.int32)
         actual = exported.call(edge_index, *features())
         assert np.allclose(actual, of_edges(edge_index, *features()), atol=1e-5)

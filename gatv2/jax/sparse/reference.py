@@ -31,11 +31,62 @@ from gatv2.jax.graph import Graph
 from gatv2.jax.precision import widened
 from gatv2.jax.random import keep_mask
 
+_PIECE = 512  # edges, of whose sum in float32 few digits are lost
+
+
+class Rows(NamedTuple):
+    """Rows of queries, none of so many edges that a sum over them loses digits.
+
+    A million terms of float32, added one after another, are off in the second digit. So the list of
+    edges is cut into pieces, and a query whose edges go on in another piece has a row there too, behind
+    the first rows of all queries. Edges read rows and add to them, and gradients go the same way back.
+    """
+
+    of_edge: jax.Array
+    """`[n_edges]`"""
+    owner: jax.Array
+    """The query that goes on in each piece, past the end if none does; empty for a short list."""
+
+    def read(self, values: jax.Array, axis: int, fill_value: float = 0) -> jax.Array:
+        """Values of queries, along `axis`, at their edges; padding reads `fill_value`."""
+        return gather(self.spread(values, axis, fill_value), self.of_edge, axis, fill_value)
+
+    def spread(self, values: jax.Array, axis: int, fill_value: float = 0) -> jax.Array:
+        """Values of queries, along `axis`, at their rows."""
+        if self.owner.shape[0] == 0:
+            return values
+        more = gather(values, self.owner, axis, fill_value)
+        return jnp.concatenate((values, more), axis)
+
+    def joined(self, sums: jax.Array, axis: int) -> jax.Array:
+        """Sums of rows, along `axis`, added up for their queries."""
+        if self.owner.shape[0] == 0:
+            return sums
+        first, more = jnp.split(sums, (sums.shape[axis] - self.owner.shape[0],), axis)
+        return add_to_rows(first, self.owner, more, axis)
+
+
+def rows_of_queries(graph: Graph) -> Rows:
+    """The rows of a graph's queries: a row has at most 512 edges, or as many as a query has rows."""
+    index, n_edges = graph.query_index, graph.n_edges
+    size = _PIECE
+    if isinstance(n_edges, int):  # and not of a program that is exported for any size
+        size = max(size, math.isqrt(n_edges))
+        if n_edges <= size:
+            return Rows(index, index[:0])
+    # the query of the edge before each piece; before the first there is none, and its row is padding's
+    before = index[size - 1 : -1 : size]
+    owner = jnp.concatenate((jnp.full(1, graph.n_queries, index.dtype), before))
+    row = graph.n_queries + jnp.arange(owner.shape[0], dtype=index.dtype)
+    owner_of_edge, row_of_edge = (jnp.repeat(x, size)[:n_edges] for x in (owner, row))
+    return Rows(jnp.where(index == owner_of_edge, row_of_edge, index), owner)
+
 
 class Block(NamedTuple):
     """A block of edges: indices `[n]`, of which those of padding are past the end."""
 
-    query: jax.Array
+    row: jax.Array
+    """Of the query, as in `Rows`."""
     key: jax.Array
     edge: jax.Array
     """The caller's number."""
@@ -123,12 +174,13 @@ def gatv2_scores(
     """e_ij for every edge, `[*B, E, H]`, of features in float32 or float64."""
 
     def scores_of(block: Block) -> jax.Array:
-        pair = gather(query, block.query, axis=-3) + gather(key, block.key, axis=-3)
+        pair = gather(queries, block.row, axis=-3) + gather(key, block.key, axis=-3)
         if edges is not None:
             pair = pair + edges.project(features_of(edges, block))
         return score(only_used(pair, block), attn, negative_slope)
 
-    blocks = edge_blocks(graph, query)
+    rows = rows_of_queries(graph)
+    queries, blocks = rows.spread(query, axis=-3), edge_blocks(graph, rows, query)
     return from_blocks(map_blocks(scores_of, blocks), -2, graph.n_edges)
 
 
@@ -144,10 +196,9 @@ def gat_scores(
     """e_ij of the static control, LeakyReLU(a_1 . g_l[i] + a_2 . g_r[j]): `[*B, E, H]`."""
     query_term = vector_dot(_used_rows(query, graph.query_index, graph), attn_query)
     key_term = vector_dot(_used_rows(key, graph.key_index, graph), attn_key)
-    pair = gather(query_term, graph.query_index, axis=-2) + gather(
-        key_term, graph.key_index, axis=-2
-    )
-    return leaky_relu(pair, negative_slope)
+    of_query = rows_of_queries(graph).read(query_term, axis=-2)
+    of_key = gather(key_term, graph.key_index, axis=-2)
+    return leaky_relu(of_query + of_key, negative_slope)
 
 
 def _used_rows(rows: jax.Array, index: jax.Array, graph: Graph) -> jax.Array:
@@ -169,6 +220,7 @@ def attend(
     is_used = None if graph.head_mask is None else lead(graph.head_mask, scores.ndim)
     if is_used is not None:
         scores = jnp.where(is_used, scores, lowest)
+    rows = rows_of_queries(graph)
     shape = (*scores.shape[:-2], graph.n_queries, scores.shape[-1])
     largest = (
         jnp.full(shape, lowest, scores.dtype)
@@ -179,45 +231,49 @@ def attend(
     numerator = jnp.exp(scores - gather(largest, graph.query_index, axis=-2, fill_value=math.inf))
     if is_used is not None:
         numerator = jnp.where(is_used, numerator, 0)
-    denominator = add_to_queries(
-        jnp.zeros(shape, scores.dtype), graph.query_index, numerator, axis=-2
-    )
+    nothing = rows.spread(jnp.zeros(shape, scores.dtype), axis=-2)
+    denominator = rows.joined(add_to_rows(nothing, rows.of_edge, numerator, axis=-2), axis=-2)
     divisor = jnp.where(denominator == 0, 1, denominator)
     lse = jnp.where(denominator == 0, -math.inf, largest + jnp.log(divisor))
-    total = _weighted_sum(numerator, value, graph, dropout, seed)
-    alpha = numerator / gather(divisor, graph.query_index, axis=-2, fill_value=1)
+    total = _weighted_sum(numerator, value, graph, rows, dropout, seed)
+    alpha = numerator / rows.read(divisor, axis=-2, fill_value=1)
     if is_used is not None:
         alpha = jnp.where(is_used, alpha, 0)  # not 0 / NaN, either
     return total / (divisor * (1 - dropout))[..., None], lse, alpha
 
 
 def _weighted_sum(
-    weight: jax.Array, value: jax.Array, graph: Graph, dropout: float, seed: jax.Array | None
+    weight: jax.Array,
+    value: jax.Array,
+    graph: Graph,
+    rows: Rows,
+    dropout: float,
+    seed: jax.Array | None,
 ) -> jax.Array:
     """The sum over each query's edges that are kept: `[*B, N, H, F]`."""
 
     def add(total: jax.Array, block: tuple[Block, jax.Array]) -> jax.Array:
         at, weights = block
         if seed is not None:  # of a block too: coefficients that are dropped are not held twice
-            weights = jnp.where(keep_of(graph, at, seed, dropout, weights), weights, 0)
+            weights = jnp.where(keep_of(graph, rows, at, seed, dropout, weights), weights, 0)
         values = gather(value, at.key, axis=-3)
         # without weight there may be NaN, or infinity
         message = weights[..., None] * jnp.where((weights != 0)[..., None], values, 0)
-        return add_to_queries(total, at.query, message, axis=-3)
+        return add_to_rows(total, at.row, message, axis=-3)
 
-    blocks = edge_blocks(graph, value)
-    weights = into_blocks(weight, -2, blocks.query.shape[0])
+    blocks = edge_blocks(graph, rows, value)
+    weights = into_blocks(weight, -2, blocks.row.shape[0])
     shape = (*value.shape[:-3], graph.n_queries, *value.shape[-2:])
-    total: jax.Array = sum_blocks(add, jnp.zeros(shape, weight.dtype), (blocks, weights))
-    return total
+    nothing = rows.spread(jnp.zeros(shape, weight.dtype), axis=-3)
+    return rows.joined(sum_blocks(add, nothing, (blocks, weights)), axis=-3)
 
 
-def edge_blocks(graph: Graph, features: jax.Array) -> Block:
+def edge_blocks(graph: Graph, rows: Rows, features: jax.Array) -> Block:
     """The indices of the edges in as many blocks as the features ask for."""
     elements = math.prod(features.shape[:-3]) * math.prod(features.shape[-2:])
     n_blocks = count_blocks(graph.n_edges, elements)
     return Block(
-        into_blocks(graph.query_index, -1, n_blocks, graph.n_queries),
+        into_blocks(rows.of_edge, -1, n_blocks, graph.n_queries),
         into_blocks(graph.key_index, -1, n_blocks, graph.n_keys),
         # an edge that was dropped has a number too, whose features are not read
         into_blocks(
@@ -270,29 +326,34 @@ def gather(values: jax.Array, index: jax.Array, axis: int, fill_value: float = 0
     return jnp.take(values, index, axis=axis, mode="fill", fill_value=fill_value)
 
 
-def add_to_queries(total: jax.Array, query: jax.Array, values: jax.Array, axis: int) -> jax.Array:
-    """Add values of edges, along `axis`, to their queries; padding is dropped."""
+def add_to_rows(total: jax.Array, row: jax.Array, values: jax.Array, axis: int) -> jax.Array:
+    """Add values, along `axis`, to their rows; padding is dropped."""
     if total.shape[axis] == 0:  # the derivative would read from nothing
         return total
     behind = (slice(None),) * (-1 - axis)
-    at = total.at[(..., query, *behind)]
-    return at.add(values, mode="drop", indices_are_sorted=True)
+    return total.at[(..., row, *behind)].add(values, mode="drop")
 
 
 def keep_of(
-    graph: Graph, block: Block, seed: jax.Array, dropout: float, weights: jax.Array
+    graph: Graph,
+    rows: Rows,
+    block: Block,
+    seed: jax.Array,
+    dropout: float,
+    weights: jax.Array,
 ) -> jax.Array:
     """Which coefficients of a block survive dropout, in the shape of `weights`, `[*B, n, H]`."""
     *batch_shape, _, n_heads = weights.shape
     block_queries, block_keys = graph.block_shape
-    query, key = block.query, block.key
+    query_of_row = rows.spread(jnp.arange(graph.n_queries, dtype=block.row.dtype), -1)
+    query, key = gather(query_of_row, block.row, axis=-1), block.key
     if graph.n_blocks > 1:
         batch = query // block_queries
         query, key = query % block_queries, key % block_keys
     else:
         batch = jnp.arange(math.prod(batch_shape)).reshape(*batch_shape, 1)
     if graph.query_id is not None:
-        query = gather(graph.query_id, block.query, axis=0)
+        query = gather(graph.query_id, query, axis=0)
     if graph.key_id is not None:
         key = gather(graph.key_id, block.key, axis=0)
     return keep_mask(seed, dropout, query, key, n_heads, multiplicity=block.repeat, batch=batch)
