@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gatv2.convert.state import Shapes, check_ours, known_state, layer_of
+from gatv2.convert.state import Shapes, check_ours, known_state, layer_of, overridden_among
 from gatv2.graph.self_loops import FillValue, check_fill_value
 from gatv2.layer import GraphAttentionV2Layer
 
@@ -175,11 +175,7 @@ def overridden(conv: "GATv2Conv") -> list[str]:
     """The methods by which a `GATv2Conv` or its class makes other messages, or joins them otherwise."""
     from torch_geometric.nn.conv.gatv2_conv import GATv2Conv
 
-    own = [
-        name
-        for name in _MESSAGES
-        if name in conv.__dict__ or getattr(type(conv), name) is not getattr(GATv2Conv, name)
-    ]
+    own = overridden_among(_MESSAGES, conv, GATv2Conv)
     for name in _CALLERS:
         path = getattr(getattr(conv, name), "__qualname__", None)
         if path not in (name, f"MessagePassing.{name}"):

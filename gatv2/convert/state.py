@@ -130,17 +130,21 @@ def check_ours(layer: object) -> None:
     """Raise for what is not our layer: a TypeError, or a ValueError if its class computes otherwise."""
     if not isinstance(layer, GraphAttentionV2Layer):
         raise TypeError(f"`layer` must be a GraphAttentionV2Layer; got {type(layer).__name__}")
-    others = [
-        name
-        for name in _STEPS
-        if name in layer.__dict__
-        or getattr(type(layer), name) is not getattr(GraphAttentionV2Layer, name)
-    ]
+    others = overridden_among(_STEPS, layer, GraphAttentionV2Layer)
     if others:
         raise ValueError(
             f"{type(layer).__name__} has {others} of its own, of which other libraries know nothing: "
             "convert a GraphAttentionV2Layer with its parameters"
         )
+
+
+def overridden_among(names: tuple[str, ...], module: nn.Module, made: type[nn.Module]) -> list[str]:
+    """Those of some methods that a module or its class has not from the class that it was made as."""
+    return [
+        name
+        for name in names
+        if name in module.__dict__ or getattr(type(module), name) is not getattr(made, name)
+    ]
 
 
 def _as_tensor(name: str, value: object) -> Tensor:

@@ -3,6 +3,7 @@
 For plain tensors in the CPU's memory, where no transform is at work.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType, SimpleNamespace
 
@@ -26,9 +27,7 @@ def project(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and (bias is None or bias.shape == weight.shape[:1])
         and _are_readable(h, weight, bias)
     ):
-        added = None if bias is None else _memory_of(bias)
-        product = kernels.project(_memory_of(h), _memory_of(weight), added, torch.get_num_threads())
-        return torch.from_numpy(product)
+        return _product(kernels.project, h, weight, bias)
     return functional.linear(h, weight, bias)
 
 
@@ -40,8 +39,7 @@ def gradient_of_h(d_out: Tensor, weight: Tensor) -> Tensor:
         and kernels.can_multiply(*d_out.shape, weight.shape[1], weight.itemsize)
         and _are_readable(d_out, weight)
     ):
-        factors = _memory_of(d_out), _memory_of(weight)
-        return torch.from_numpy(kernels.gradient_of_h(*factors, torch.get_num_threads()))
+        return _product(kernels.gradient_of_h, d_out, weight)
     return d_out.mm(weight)
 
 
@@ -53,8 +51,7 @@ def gradient_of_weight(d_out: Tensor, h: Tensor) -> Tensor:
         and kernels.can_multiply_columns(*d_out.shape, h.shape[1], h.itemsize)
         and _are_readable(d_out, h)
     ):
-        factors = _memory_of(d_out), _memory_of(h)
-        return torch.from_numpy(kernels.gradient_of_weight(*factors, torch.get_num_threads()))
+        return _product(kernels.gradient_of_weight, d_out, h)
     return d_out.t().mm(h)
 
 
@@ -81,6 +78,12 @@ def _are_readable(*tensors: Tensor | None) -> bool:
         and x.data_ptr() != 0  # a tensor of nothing but zeros may have no memory
         for x in given
     )
+
+
+def _product(kernel: Callable[..., Array], *factors: Tensor | None) -> Tensor:
+    """What one of our kernels makes of tensors that it can read."""
+    arrays = [None if x is None else _memory_of(x) for x in factors]
+    return torch.from_numpy(kernel(*arrays, torch.get_num_threads()))
 
 
 def _memory_of(tensor: Tensor) -> Array:
