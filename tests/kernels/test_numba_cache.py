@@ -23,6 +23,12 @@ def twice(x):
 """
 
 
+@pytest.fixture(autouse=True)
+def _forget_what_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests can't keep is nothing to `compile_kernels`, which this process may call later."""
+    monkeypatch.setattr(numba_compile, "not_kept", [])
+
+
 def twice_of(path: Path) -> Any:
     """The kernel of a file, as a new process would get it."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -153,7 +159,6 @@ def test_code_that_cannot_be_kept_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(caching.IndexDataCacheFile, "_save_index", full)
     monkeypatch.setattr(numba_compile, "_told_of", set())
-    monkeypatch.setattr(numba_compile, "not_kept", [])
     with pytest.warns(RuntimeWarning, match="can't be written .*No space left on device"):
         twice_of(path)
     (reason,) = numba_compile.not_kept
